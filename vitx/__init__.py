@@ -1,0 +1,36 @@
+"""vitx: a compact Vision Transformer, checked equal to timm's, timed in pairs.
+
+`import vitx` loads torch and einops only; the heavier parts load where they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vitx.config import ModelConfig, override, size
+from vitx.model import Block, Vit, build, functionalize
+
+if TYPE_CHECKING:
+    from vitx.interop.timm import from_timm
+
+__version__ = "0.1.0"
+__all__ = [
+    "Block",
+    "ModelConfig",
+    "Vit",
+    "build",
+    "from_timm",
+    "functionalize",
+    "override",
+    "size",
+]
+
+_LAZY = {"from_timm": "vitx.interop.timm"}
+_MODULES = ("compare", "cost", "data", "evaluate", "optim", "stats", "timing", "tracking", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"vitx.{name}")
+    raise AttributeError(f"module 'vitx' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Pure tensor functions, a noun a file; each is usable alone."""

@@ -1,0 +1,41 @@
+"""Attention cores: queries, keys and values in, mixed values out. A mask is (b, j), True = visible.
+
+Every image must have at least one visible token. `drop` is the dropout rate on the weights; it
+draws from the device's global generator, since the fused kernel takes no other.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+
+from vitx.axes import Keys, Mask, Queries, Weights
+from vitx.registry import table
+
+
+def weights(q: Queries, k: Keys, *, mask: Mask | None = None) -> Weights:
+    """softmax_j(q·k / √e): how much query i reads of key j.
+
+    Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+    """
+    scores = einsum(q, k, "b heads i e, b heads j e -> b heads i j") * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(rearrange(~mask, "b j -> b 1 1 j"), -torch.inf)
+    return scores.softmax(dim=-1)
+
+
+def sdpa(q: Queries, k: Keys, v: Keys, *, mask: Mask | None = None, drop: float = 0.0) -> Queries:
+    """softmax(q·k / √e)·v by PyTorch's fused kernel."""
+    visible = None if mask is None else rearrange(mask, "b j -> b 1 1 j")
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=drop)
+
+
+def math(q: Queries, k: Keys, v: Keys, *, mask: Mask | None = None, drop: float = 0.0) -> Queries:
+    """softmax(q·k / √e)·v in two lines: the readable twin of `sdpa`."""
+    attention = F.dropout(weights(q, k, mask=mask), drop)
+    return einsum(attention, v, "b heads i j, b heads j e -> b heads i e")
+
+
+ATTENTION = table("model.attention", sdpa, math, given=("mask", "drop"))
+
+WEIGHTS = {sdpa: weights, math: weights}
+"""The function that gives a core's attention maps from the same queries and keys."""

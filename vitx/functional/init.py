@@ -1,0 +1,67 @@
+"""Initial values by scheme: (name, shape, fan-in, generator) to a float32 CPU tensor.
+
+The generator is keyed by (seed, name), so a new parameter moves no other draw. The fan-in of a bias
+is that of the weight beside it. Layer scale starts at its configured value and is in no scheme.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vitx.registry import table
+
+Shape = tuple[int, ...]
+
+
+def keyed_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator whose state depends on nothing but (seed, name)."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def timm(name: str, shape: Shape, fan_in: int, generator: torch.Generator) -> Tensor:
+    """timm's default: linear maps truncated normal(0.02), the patch kernel PyTorch's default."""
+    value = torch.empty(shape)
+    if name.startswith("patch_embed."):
+        bound = 1 / math.sqrt(fan_in)
+        return nn.init.uniform_(value, -bound, bound, generator=generator)
+    if len(shape) == 2 and name.endswith("weight"):
+        return nn.init.trunc_normal_(value, std=0.02, generator=generator)
+    return _others(name, value, generator)
+
+
+def xavier(name: str, shape: Shape, fan_in: int, generator: torch.Generator) -> Tensor:
+    """The original ViT's: Xavier uniform, MLP biases normal(1e-6), LeCun patch kernel, zero head.
+
+    The scheme of Google's JAX code, which timm spells `weight_init='jax'`.
+    """
+    value = torch.empty(shape)
+    if name.startswith("head."):
+        return value.zero_()
+    if len(shape) == 2 and name.endswith("weight"):
+        return nn.init.xavier_uniform_(value, generator=generator)
+    if name.startswith("patch_embed.") and name.endswith("weight"):
+        # 0.8796 is the standard deviation of a standard normal truncated at ±2.
+        std = math.sqrt(1 / fan_in) / 0.87962566103423978
+        return nn.init.trunc_normal_(value, 0.0, std, -2 * std, 2 * std, generator=generator)
+    if ".mlp." in name and name.endswith("bias"):
+        return nn.init.normal_(value, std=1e-6, generator=generator)
+    return _others(name, value, generator)
+
+
+def _others(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
+    """What both schemes share: positions, tokens, norms, biases."""
+    if name == "pos_embed":
+        return nn.init.trunc_normal_(value, std=0.02, generator=generator)
+    if name in ("cls_token", "reg_token"):
+        return nn.init.normal_(value, std=1e-6, generator=generator)
+    if name.endswith("bias"):
+        return value.zero_()
+    if name.endswith("weight") and value.ndim == 1:
+        return value.fill_(1.0)
+    raise ValueError(f"this init scheme has no rule for the parameter {name!r} {tuple(value.shape)}")
+
+
+INIT = table("model.init", timm, xavier)

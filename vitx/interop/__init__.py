@@ -1,0 +1,1 @@
+"""Conversions from and to other projects' models, a file a project."""

@@ -1,0 +1,166 @@
+"""timm's `VisionTransformer` as a `Vit`: read off the live model, or refused by timm's option.
+
+The names and shapes of both state dicts are the same, so weights need no renaming.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitx.config import ModelConfig
+from vitx.model import Vit, build
+
+
+def from_timm(model_or_name: Any, **timm_kwargs: Any) -> Vit:
+    """The `Vit` that computes what a timm `VisionTransformer` computes, with a copy of its weights.
+
+    `model_or_name` is a live model, or a name for `timm.create_model(name, **timm_kwargs)`. Weights,
+    dtype, device, frozen parameters and train or eval state are taken over. A model with
+    `dynamic_img_size` is taken at its own image size. Raises ValueError that names the timm option
+    which can't be expressed.
+    """
+    model = _live_model(model_or_name, timm_kwargs)
+    config = read_config(model)
+    some = next(model.parameters())
+    vit = build(config, device=some.device, dtype=some.dtype)
+    vit.load_state_dict(model.state_dict(), strict=True)
+    wants_grad = {name: p.requires_grad for name, p in model.named_parameters()}
+    for name, parameter in vit.named_parameters():
+        parameter.requires_grad_(wants_grad[name])
+    for name, module in vit.named_modules():
+        module.training = _training(model, name)
+    return vit
+
+
+def read_config(model: nn.Module) -> ModelConfig:
+    """The configuration of a live timm `VisionTransformer`; ValueError names what has no field."""
+    _refuse_inexpressible(model)
+    m: Any = model
+    blocks, embed = list(m.blocks), m.patch_embed
+    first = blocks[0]
+    rates, eps = [_drop_path_rate(block) for block in blocks], first.norm1.eps
+    return ModelConfig(
+        image=tuple(embed.img_size),
+        patch=tuple(embed.patch_size),
+        channels=embed.proj.in_channels,
+        classes=m.head.out_features if isinstance(m.head, nn.Linear) else 0,
+        width=m.embed_dim,
+        depth=len(blocks),
+        heads=first.attn.num_heads,
+        mlp_ratio=first.mlp.fc1.out_features / m.embed_dim,
+        class_token=m.cls_token is not None,
+        registers=m.num_reg_tokens,
+        position="none" if m.pos_embed is None else "learned",
+        position_tokens="patches" if m.no_embed_class else "all",
+        qkv_bias="none" if first.attn.qkv.bias is None else "qkv",
+        norm="layernorm" if eps == 1e-6 else f"layernorm(eps={eps!r})",
+        pool={"token": "cls", "avg": "mean"}[m.global_pool],
+        layer_scale=_layer_scale(first),
+        final_norm=not isinstance(m.norm, nn.Identity),
+        fc_norm=not isinstance(m.fc_norm, nn.Identity),
+        drop=first.attn.proj_drop.p,
+        attention_drop=first.attn.attn_drop.p,
+        position_drop=0.0 if m.pos_embed is None else m.pos_drop.p,
+        head_drop=m.head_drop.p,
+        drop_path=rates[-1],
+        init="xavier" if m.weight_init_mode == "jax" else "timm",
+    )
+
+
+def _live_model(model_or_name: Any, timm_kwargs: dict[str, Any]) -> nn.Module:
+    if isinstance(model_or_name, str):
+        import timm
+
+        if not timm.is_model(model_or_name) and ":" not in model_or_name:
+            from vitx.registry import nearest
+
+            names = timm.list_models("vit_*") + timm.list_models("deit*")
+            hint = nearest(model_or_name, names).partition(" Choices")[0][:80]
+            raise ValueError(f"timm has no model {model_or_name!r}; {hint}")
+        return timm.create_model(model_or_name, **timm_kwargs)
+    if timm_kwargs:
+        raise ValueError(f"timm_kwargs {sorted(timm_kwargs)} go with a name, not with a live model")
+    if not isinstance(model_or_name, nn.Module):
+        raise ValueError(f"from_timm takes a timm model or its name, not {type(model_or_name)}")
+    return model_or_name
+
+
+def _refuse_inexpressible(model: nn.Module) -> None:
+    """Every check is one row: (holds, the timm option, what was found)."""
+    from timm.layers import Attention, DropPath, LayerNorm, LayerScale, Mlp, PatchEmbed
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    if type(model) is not VisionTransformer:
+        raise ValueError(
+            f"from_timm takes timm's VisionTransformer; {type(model).__name__} is another class"
+        )
+    m: Any = model
+    _check(type(m.patch_embed) is PatchEmbed, "embed_layer", type(m.patch_embed).__name__)
+    _check(isinstance(m.patch_embed.norm, nn.Identity), "embed_norm_layer", m.patch_embed.norm)
+    _check(not m.patch_embed.dynamic_img_pad, "dynamic_img_pad", True)
+    _check(isinstance(m.norm_pre, nn.Identity), "pre_norm", True)
+    _check(m.patch_embed.proj.bias is not None, "pre_norm", "patch embedding without bias")
+    _check(isinstance(m.patch_drop, nn.Identity), "patch_drop_rate", getattr(m.patch_drop, "prob", 0))
+    _check(m.global_pool in ("token", "avg"), "global_pool", m.global_pool)
+    _check(not m.pool_include_prefix, "pool_include_prefix", True)
+    _check(not m.grad_checkpointing, "grad_checkpointing", True)
+    _check(not m.fix_init, "fix_init", True)
+    _check(m.weight_init_mode in ("", "jax"), "weight_init", m.weight_init_mode)
+    blocks = list(m.blocks)
+    _check(len(blocks) > 0, "depth", 0)
+    norms = [module for module in m.modules() if "Norm" in type(module).__name__]
+    for block in blocks:
+        _check(type(block) is Block, "block_fn", type(block).__name__)
+        _check(type(block.attn) is Attention, "attn_layer", type(block.attn).__name__)
+        _check(isinstance(block.attn.q_norm, nn.Identity), "qk_norm", True)
+        _check(isinstance(block.attn.norm, nn.Identity), "scale_attn_norm", True)
+        _check(block.attn.gate is None, "attn_layer", "gated attention")
+        _check(block.attn.head_dim * block.attn.num_heads == m.embed_dim, "attn_layer", "head_dim")
+        _check(type(block.mlp) is Mlp, "mlp_layer", type(block.mlp).__name__)
+        _check(isinstance(block.mlp.norm, nn.Identity), "scale_mlp_norm", True)
+        _check(block.attn.proj.bias is not None, "proj_bias", False)
+        _check(block.mlp.fc1.bias is not None, "proj_bias", False)
+        exact = isinstance(block.mlp.act, nn.GELU) and block.mlp.act.approximate == "none"
+        _check(exact, "act_layer", block.mlp.act)
+        _check(isinstance(block.ls1, nn.Identity | LayerScale), "init_values", block.ls1)
+        _check(isinstance(block.drop_path1, nn.Identity | DropPath), "drop_path_rate", "custom")
+        _check(_shape(block) == _shape(blocks[0]), "block_fn", "blocks that differ from each other")
+    for norm in norms:
+        _check(type(norm) in (LayerNorm, nn.LayerNorm), "norm_layer", type(norm).__name__)
+        same = norm.eps == blocks[0].norm1.eps and norm.elementwise_affine
+        _check(same and norm.bias is not None, "norm_layer", norm)
+    rates = [_drop_path_rate(block) for block in blocks]
+    linear = torch.linspace(0, rates[-1], len(rates), dtype=torch.float64).tolist()
+    close = all(abs(a - b) < 1e-6 for a, b in zip(rates, linear, strict=True))
+    _check(close, "drop_path_rate", rates)
+    hooked = [name for name, module in m.named_modules() if module._forward_hooks]
+    _check(not hooked, "forward hooks on", ", ".join(hooked))
+
+
+def _check(holds: bool, option: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"timm's {option} = {value} can't be expressed in vitx")
+
+
+def _shape(block: Any) -> tuple:
+    drops = (block.attn.proj_drop.p, block.attn.attn_drop.p, block.mlp.drop1.p, block.mlp.drop2.p)
+    shapes = tuple((name, tuple(value.shape)) for name, value in block.state_dict().items())
+    return block.attn.num_heads, drops, _layer_scale(block), shapes
+
+
+def _layer_scale(block: Any) -> float:
+    return getattr(block.ls1, "init_values", 0.0)
+
+
+def _drop_path_rate(block: Any) -> float:
+    return float(getattr(block.drop_path1, "drop_prob", 0.0) or 0.0)
+
+
+def _training(model: nn.Module, name: str) -> bool:
+    """The train or eval state of timm's module of that name, or of its nearest parent."""
+    while True:
+        try:
+            return model.get_submodule(name).training
+        except AttributeError:
+            name = name.rpartition(".")[0]

@@ -1,0 +1,127 @@
+"""Modules that own parameters. They take ints and functions; their names are timm's."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitx.axes import Image, Mask, Read, Tokens, Weights
+from vitx.functional.attention import WEIGHTS
+from vitx.functional.drop import drop_path
+
+
+class PatchEmbed(nn.Module):
+    """Image to patch tokens: one linear map a patch, evaluated by `patchify`."""
+
+    def __init__(self, channels: int, width: int, patch: tuple[int, int], *, patchify: Callable):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+        self.patchify = patchify
+
+    def forward(self, image: Image) -> Tokens:
+        return self.patchify(image, self.proj.weight, self.proj.bias)
+
+
+class Norm(nn.Module):
+    """A gain and a bias over the width, applied by `norm`."""
+
+    def __init__(self, width: int, *, norm: Callable):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.norm = norm
+
+    def forward(self, x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
+        return self.norm(x, self.weight, self.bias)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; `core` mixes the values. Only the first `queries` tokens ask."""
+
+    def __init__(
+        self, width: int, heads: int, *, core: Callable, bias: bool, drop: float, core_drop: float
+    ):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.proj = nn.Linear(width, width)
+        self.drop = nn.Dropout(drop)
+        self.core, self.core_drop = core, core_drop
+
+    def forward(
+        self, tokens: Tokens, *, queries: int | None = None, mask: Mask | None = None
+    ) -> Read:
+        q, k, v = self.split(tokens, queries)
+        mixed = self.core(q, k, v, mask=mask, drop=self.core_drop if self.training else 0.0)
+        return self.drop(self.proj(rearrange(mixed, "b heads i e -> b i (heads e)")))
+
+    def split(self, tokens: Tokens, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the first `queries` tokens (all: None), keys and values of all tokens."""
+        if queries is None:
+            qkv = self.qkv(tokens)
+            q, k, v = rearrange(
+                qkv, "b n (three heads e) -> three b heads n e", three=3, heads=self.heads
+            )
+            return q, k, v
+        weight, bias, d = self.qkv.weight, self.qkv.bias, tokens.shape[-1]
+        q = F.linear(tokens[:, :queries], weight[:d], None if bias is None else bias[:d])
+        kv = F.linear(tokens, weight[d:], None if bias is None else bias[d:])
+        q = rearrange(q, "b i (heads e) -> b heads i e", heads=self.heads)
+        k, v = rearrange(kv, "b n (two heads e) -> two b heads n e", two=2, heads=self.heads)
+        return q, k, v
+
+    def weights(self, tokens: Tokens, *, mask: Mask | None = None) -> Weights:
+        """The attention map, recomputed from the queries and keys that `core` receives."""
+        function = WEIGHTS.get(getattr(self.core, "func", self.core))
+        if function is None:
+            raise ValueError(
+                f"model.attention = {self.core!r} has no attention maps: "
+                "add its function to vitx.functional.attention.WEIGHTS"
+            )
+        q, k, _ = self.split(tokens, None)
+        return function(q, k, mask=mask)
+
+
+class Mlp(nn.Module):
+    """Two linear maps with `act` between them."""
+
+    def __init__(self, width: int, hidden: int, *, act: Callable, drop: float):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.act = act
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(tokens)))))
+
+
+class LayerScale(nn.Module):
+    """A gain a channel on a residual branch (Touvron et al. 2021, arXiv:2103.17239, eq. 2)."""
+
+    def __init__(self, width: int, value: float):
+        super().__init__()
+        self.value = value
+        self.gamma = nn.Parameter(torch.full((width,), value))
+
+    def forward(self, branch: Tokens) -> Tokens:
+        return branch * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth in training. The rate is a tensor, so one compiled block serves all."""
+
+    rate: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("rate", torch.zeros(()), persistent=False)
+
+    def forward(self, branch: Tokens) -> Tokens:
+        if not self.training:
+            return branch
+        uniform = torch.rand(branch.shape[0], 1, 1, device=branch.device, dtype=branch.dtype)
+        return drop_path(branch, uniform, self.rate)

@@ -1,0 +1,204 @@
+"""The Vision Transformer: `Block`, `Vit`, `build(config)` and the pure `functionalize`."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitx.axes import Image, Mask, Read, Tokens
+from vitx.config import ModelConfig
+from vitx.functional.attention import ATTENTION
+from vitx.functional.init import INIT, keyed_generator
+from vitx.functional.mlp import MLP
+from vitx.functional.norm import NORM
+from vitx.functional.patches import PATCHIFY
+from vitx.functional.pool import POOL, READS
+from vitx.functional.position import POSITION
+from vitx.layers import Attention, DropPath, LayerScale, Mlp, Norm, PatchEmbed
+from vitx.registry import resolve
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then MLP, each added to what it read."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        c = config
+        norm = resolve(c.norm, NORM)
+        self.norm1 = Norm(c.width, norm=norm)
+        self.attn = Attention(
+            c.width,
+            c.heads,
+            core=resolve(c.attention, ATTENTION),
+            bias=c.qkv_bias == "qkv",
+            drop=c.drop,
+            core_drop=c.attention_drop,
+        )
+        self.ls1 = LayerScale(c.width, c.layer_scale) if c.layer_scale else nn.Identity()
+        self.drop_path1 = DropPath() if c.drop_path else nn.Identity()
+        self.norm2 = Norm(c.width, norm=norm)
+        self.mlp = Mlp(c.width, c.hidden, act=resolve(c.mlp, MLP), drop=c.drop)
+        self.ls2 = LayerScale(c.width, c.layer_scale) if c.layer_scale else nn.Identity()
+        self.drop_path2 = DropPath() if c.drop_path else nn.Identity()
+
+    def forward(
+        self, tokens: Tokens, *, queries: int | None = None, mask: Mask | None = None
+    ) -> Read:
+        x = tokens[:, :queries]
+        attended = self.attn(self.norm1(tokens), queries=queries, mask=mask)
+        x = x + self.drop_path1(self.ls1(attended))
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return x
+
+
+class Vit(nn.Module):
+    """A Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929).
+
+    Its state dict has the names and shapes of timm's `VisionTransformer`. Make one with `build`.
+    """
+
+    pos_embed: Tensor | None
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        c = self.config = config
+        norm = resolve(c.norm, NORM)
+        self.patch_embed = PatchEmbed(
+            c.channels, c.width, c.patch_size, patchify=resolve(c.patchify, PATCHIFY)
+        )
+        self.cls_token = nn.Parameter(torch.empty(1, 1, c.width)) if c.class_token else None
+        self.reg_token = (
+            nn.Parameter(torch.empty(1, c.registers, c.width)) if c.registers else None
+        )
+        positions = self.positions()
+        if isinstance(positions, nn.Parameter):
+            self.pos_embed = positions
+        else:
+            self.register_buffer("pos_embed", positions, persistent=False)
+        self.pos_drop = nn.Dropout(c.position_drop)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.norm = Norm(c.width, norm=norm) if c.final_norm else nn.Identity()
+        self.pool = resolve(c.pool, POOL)
+        self.fc_norm = Norm(c.width, norm=norm) if c.fc_norm else nn.Identity()
+        self.head_drop = nn.Dropout(c.head_drop)
+        self.head = nn.Linear(c.width, c.classes) if c.classes else nn.Identity()
+
+    def forward(
+        self, image: Image, *, mask: Mask | None = None
+    ) -> Float[Tensor, "b out"]:
+        """Logits (b, classes), or pooled features (b, d) without a head; mask is over all tokens."""
+        tokens = self.encode(image, read=READS.get(self.pool), mask=mask)
+        pooled = self.pool(tokens, prefix=self.config.prefix)
+        return self.head(self.head_drop(self.fc_norm(pooled)))
+
+    def encode(self, image: Image, read: int | None = None, *, mask: Mask | None = None) -> Read:
+        """The first `read` tokens after the last block and the final norm; all of them if None.
+
+        The last block computes only the queries that are read, which changes no value.
+        """
+        x = self.embed(image)
+        *body, last = self.blocks
+        for block in body:
+            x = block(x, mask=mask)
+        return self.norm(last(x, queries=read, mask=mask))
+
+    def embed(self, image: Image) -> Tokens:
+        """Class token, registers and patches, with their positions."""
+        c = self.config
+        if image.shape[1:] != (c.channels, *c.size):
+            raise ValueError(
+                f"image is {tuple(image.shape)}, the model takes "
+                f"(batch, {c.channels}, {c.size[0]}, {c.size[1]})"
+            )
+        x = self.patch_embed(image)
+        prefix = [
+            repeat(token, "1 r d -> b r d", b=x.shape[0])
+            for token in (self.cls_token, self.reg_token)
+            if token is not None
+        ]
+        if self.pos_embed is None:
+            x = torch.cat([*prefix, x], dim=1)
+        elif c.position_tokens == "patches":
+            x = torch.cat([*prefix, x + self.pos_embed], dim=1)
+        else:
+            x = torch.cat([*prefix, x], dim=1) + self.pos_embed
+        return self.pos_drop(x)
+
+    def attention_maps(
+        self, image: Image, *, mask: Mask | None = None
+    ) -> Float[Tensor, "depth b heads i j"]:
+        """Attention weights of every block, from the queries and keys of the fused path."""
+        maps, x = [], self.embed(image)
+        for block in self.blocks:
+            maps.append(block.attn.weights(block.norm1(x), mask=mask))
+            x = block(x, mask=mask)
+        return torch.stack(maps)
+
+    def positions(self) -> Tensor | None:
+        """A fresh table of positions (1, n, d): a parameter if it is learned."""
+        c = self.config
+        prefix = c.prefix if c.position_tokens == "all" else 0
+        return resolve(c.position, POSITION)(c.grid, c.width, prefix=prefix)
+
+    @torch.no_grad()
+    def reset_buffers(self) -> None:
+        """Refill what is not in the state dict: fixed positions and drop-path rates."""
+        if self.pos_embed is not None and not isinstance(self.pos_embed, nn.Parameter):
+            self.pos_embed.copy_(self.positions())  # type: ignore[arg-type]
+        for rate, block in zip(_rates(self.config), self.blocks, strict=True):
+            for module in block.modules():
+                if isinstance(module, DropPath):
+                    module.rate.fill_(rate)
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        """Draw every parameter by the configured init, keyed by (seed, its name)."""
+        scheme = resolve(self.config.init, INIT)
+        for name, parameter in self.named_parameters():
+            module, _, leaf = name.rpartition(".")
+            if leaf == "gamma":
+                parameter.fill_(self.config.layer_scale)
+                continue
+            weight = self.get_parameter(f"{module}.weight") if leaf == "bias" else parameter
+            fan_in = math.prod(weight.shape[1:])
+            draw = scheme(name, tuple(parameter.shape), fan_in, keyed_generator(seed, name))
+            parameter.copy_(draw)
+
+
+def build(
+    config: ModelConfig,
+    *,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Vit:
+    """A `Vit` in training mode, its parameters drawn from `seed` on the CPU whatever the device."""
+    with torch.device("meta"):
+        vit = Vit(config)
+    vit = vit.to(dtype or torch.get_default_dtype())
+    vit = vit.to_empty(device=device or torch.get_default_device())
+    vit.reset_parameters(seed)
+    vit.reset_buffers()
+    return vit
+
+
+def functionalize(vit: nn.Module) -> tuple[dict[str, Tensor], Callable[..., Any]]:
+    """`params, apply`: `apply(params, image)` is pure and bit-equal to `vit(image)`.
+
+    `params` are detached copies of the parameters by name; buffers are those of `vit` at the call.
+    """
+    params = {name: value.detach().clone() for name, value in vit.named_parameters()}
+
+    def apply(params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        return torch.func.functional_call(vit, params, args, kwargs)
+
+    return params, apply
+
+
+def _rates(config: ModelConfig) -> list[float]:
+    """Drop-path rates of the blocks, linear from 0 to the configured one."""
+    return torch.linspace(0, config.drop_path, config.depth, dtype=torch.float64).tolist()

@@ -1,0 +1,87 @@
+"""Tables of variants, each named after its function, and the call-strings that select them."""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+
+class Table(dict[str, Callable[..., Any]]):
+    """Variants of one slot by name. `given` are the keywords that the model passes itself."""
+
+    def __init__(self, slot: str, entries: Iterable[Callable[..., Any]], given: tuple[str, ...]):
+        super().__init__({entry.__name__: entry for entry in entries})
+        self.slot = slot
+        self.given = given
+
+
+def table(slot: str, *entries: Callable[..., Any], given: tuple[str, ...] = ()) -> Table:
+    """The table of a slot; an entry's name is its function's name."""
+    return Table(slot, entries, given)
+
+
+def nearest(word: object, choices: Iterable[object]) -> str:
+    """A short hint: the closest of the choices, or all of them."""
+    names = [str(choice) for choice in choices]
+    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}? Choices: {', '.join(names)}"
+    return f"choices: {', '.join(names)}"
+
+
+def resolve(call: str | Callable[..., Any], entries: Table) -> Callable[..., Any]:
+    """`resolve("window(size=7)", TABLE)` is `partial(window, size=7)`; a callable is returned as is.
+
+    Raises ValueError naming the slot, the value, the rule and the nearest choice.
+    """
+    if not isinstance(call, str):
+        if callable(call):
+            return call
+        raise ValueError(f"{entries.slot} = {call!r} is neither a name nor a callable")
+    name, knobs = _parse(call, entries.slot)
+    if name not in entries:
+        raise ValueError(f"{entries.slot} = {name!r} is not known; {nearest(name, entries)}")
+    entry = entries[name]
+    allowed = {
+        key: parameter
+        for key, parameter in inspect.signature(entry).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and key not in entries.given
+    }
+    for key, value in knobs.items():
+        if key not in allowed:
+            hint = nearest(key, allowed) if allowed else "it has none"
+            raise ValueError(f"{entries.slot} = {call!r}: {name} has no knob {key!r}; {hint}")
+        _check_type(entries.slot, call, key, value, allowed[key].annotation)
+    return partial(entry, **knobs) if knobs else entry
+
+
+def _check_type(slot: str, call: str, key: str, value: object, annotation: object) -> None:
+    wanted = (int, float) if annotation is float else annotation
+    if not isinstance(wanted, type | tuple):
+        return
+    if not isinstance(value, wanted) or (isinstance(value, bool) and annotation is not bool):
+        kind = annotation.__name__ if isinstance(annotation, type) else annotation
+        raise ValueError(f"{slot} = {call!r}: {key} must be {kind}, not {value!r}")
+
+
+def _parse(call: str, slot: str) -> tuple[str, dict[str, Any]]:
+    rule = "write a name or a call with keywords, such as name or name(knob=1)"
+    try:
+        node = ast.parse(call.strip(), mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"{slot} = {call!r} can't be read; {rule}") from None
+    if isinstance(node, ast.Name):
+        return node.id, {}
+    if isinstance(node, ast.Constant) and node.value is None:
+        return "None", {}
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.args:
+        raise ValueError(f"{slot} = {call!r} can't be read; {rule}")
+    knobs: dict[str, Any] = {}
+    for keyword in node.keywords:
+        try:
+            knobs[keyword.arg or "**"] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise ValueError(f"{slot} = {call!r}: a knob must be a plain value; {rule}") from None
+    return node.func.id, knobs
