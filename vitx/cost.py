@@ -1,0 +1,54 @@
+"""What a model costs before it runs: parameters and multiply-accumulates, counted on `meta`."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitx.config import ModelConfig
+from vitx.model import Vit
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and multiply-accumulates of one image's forward pass."""
+
+    parameters: int
+    macs: int
+
+
+def cost(config: ModelConfig) -> Cost:
+    """The cost of a configuration; nothing is allocated and no data is needed."""
+    with torch.device("meta"):
+        vit = Vit(config)
+    image = torch.empty(1, config.channels, *config.size, device="meta")
+    return Cost(sum(p.numel() for p in vit.parameters()), forward_macs(vit, image))
+
+
+def forward_macs(model: nn.Module, image: torch.Tensor) -> int:
+    """Multiply-accumulates of `model(image)`: half of PyTorch's FLOP count, on the meta device.
+
+    The model is not changed. On the CPU PyTorch counts nothing for fused attention; on `meta` it
+    counts both of its products.
+    """
+    from copy import deepcopy
+
+    twin = model if image.is_meta else deepcopy(model).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        twin.eval()(image.to("meta"))
+    return counter.get_total_flops() // 2
+
+
+def plain_macs(config: ModelConfig) -> int:
+    """Closed form of a plain ViT that reads the class token only, for the test of the count.
+
+    A block of n tokens and width d: 3nd² (qkv) + nd² (proj) + 2ndf (MLP) + 2n²d (attention).
+    """
+    c = config
+    d, f, n = c.width, c.hidden, c.prefix + c.grid[0] * c.grid[1]
+    (p, q), patches = c.patch_size, c.grid[0] * c.grid[1]
+    embed = patches * d * c.channels * p * q
+    block = n * (4 * d * d + 2 * d * f) + 2 * n * n * d
+    last = (2 * n * d * d) + (2 * d * d + 2 * d * f) + 2 * n * d
+    return embed + (c.depth - 1) * block + last + d * c.classes

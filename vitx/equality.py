@@ -1,0 +1,283 @@
+"""Do two modules compute the same function? Every parameter is randomised first, in float64.
+
+Default initial values hide bugs (a zero bias can be dropped, a unit gain skipped), and weights that
+make attention one-hot hide others; `randomise` does neither.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+TOLERANCE = 1e-10
+"""Largest relative difference of outputs and gradients in float64."""
+
+ENTROPY_RANGE = (0.20, 0.98)
+"""Mean attention entropy as a share of log n: outside it the check would be blind."""
+
+TIMED_LIMIT = 2.0
+"""Largest error of the candidate in the timed dtype, in errors of the reference."""
+
+LEAST_VALUES = 1000
+"""Output values that the error in the timed dtype is taken over."""
+
+_FUSED_QKV = re.compile(r"(^|[._])(qkv|in_proj)([._]|$)")
+_QUERY_KEY = re.compile(r"(^|[._])(q|k|query|key|w_q|w_k|q_proj|k_proj)([._]|$)")
+
+
+@dataclass(frozen=True)
+class Equality:
+    """What was compared, the errors, and whether they lie within the tolerance."""
+
+    passed: bool
+    reason: str
+    output_error: float
+    gradient_error: float
+    worst_gradient: str
+    gradients: int
+    entropy: float | None
+    """Mean attention entropy of the reference over log n; None if it used no fused attention."""
+    parameters_reference: int
+    parameters_candidate: int
+
+    def __str__(self) -> str:
+        entropy = "not seen" if self.entropy is None else f"{self.entropy:.0%} of log n"
+        verdict = "equal" if self.passed else f"NOT EQUAL: {self.reason}"
+        return (
+            f"{verdict}; float64 outputs differ by {self.output_error:.1e}, {self.gradients} "
+            f"gradients by {self.gradient_error:.1e} (relative); attention entropy {entropy}; "
+            f"parameters {self.parameters_reference:,} and {self.parameters_candidate:,}"
+        )
+
+
+def equality(
+    reference: nn.Module,
+    candidate: nn.Module,
+    example: Tensor,
+    *,
+    keys: Mapping[str, str] | None = None,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+) -> Equality:
+    """Compare outputs and all parameter gradients of two modules in float64 on `example`.
+
+    Copies in evaluation mode are compared; the originals are untouched. `keys` maps a state-dict
+    name of the reference to the candidate's where they differ. The error of a tensor is
+    max|Δ| / max(max|ref|, 1e-6 · the largest max|ref| among all gradients), and an output's is
+    max|Δ| / max|ref|. Raises ValueError when the state dicts can't be matched.
+    """
+    a, b = (deepcopy(model).double().eval().requires_grad_(True) for model in (reference, candidate))
+    randomise(a, seed=seed)
+    names = copy_weights(a, b, keys or {})
+    image = example.detach().double()
+    with _Entropy() as seen:
+        out_a, grads_a = _outputs_and_gradients(a, image, seed)
+    out_b, grads_b = _outputs_and_gradients(b, image, seed)
+    entropy = seen.mean()
+    output_error = _largest(out_b - out_a) / max(_largest(out_a), 1e-300)
+    floor = 1e-6 * max(map(_largest, grads_a.values()))
+    errors = {
+        name: _largest(grads_b[names[name]] - grad) / max(_largest(grad), floor, 1e-300)
+        for name, grad in grads_a.items()
+    }
+    worst = max(errors, key=lambda name: _nan_first(errors[name]))
+    reason = _reason(output_error, errors[worst], worst, entropy, tolerance)
+    return Equality(
+        passed=not reason,
+        reason=reason,
+        output_error=output_error,
+        gradient_error=errors[worst],
+        worst_gradient=worst,
+        gradients=len(errors),
+        entropy=entropy,
+        parameters_reference=sum(p.numel() for p in a.parameters()),
+        parameters_candidate=sum(p.numel() for p in b.parameters()),
+    )
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, *, seed: int = 0) -> None:
+    """Fill every parameter in place so that each one matters and attention stays spread.
+
+    Matrices and kernels N(0, 1/fan_in), query and key rows N(0, 2/fan_in), gains 1 + 0.3 N(0, 1),
+    biases, tokens, positions and layer scale 0.3 N(0, 1).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        shape = tuple(parameter.shape)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        leaf = name.rpartition(".")[2]
+        if leaf.endswith("weight") and len(shape) >= 2:
+            noise /= math.sqrt(math.prod(shape[1:]))
+            if _FUSED_QKV.search(name):
+                noise[: 2 * shape[0] // 3] *= math.sqrt(2)
+            elif _QUERY_KEY.search(name):
+                noise *= math.sqrt(2)
+        elif leaf == "weight":
+            noise = 1 + 0.3 * noise
+        else:
+            noise *= 0.3
+        parameter.copy_(noise)
+
+
+def copy_weights(
+    reference: nn.Module, candidate: nn.Module, keys: Mapping[str, str]
+) -> dict[str, str]:
+    """Load the reference's state dict into the candidate, strictly; the full map of names."""
+    state = reference.state_dict()
+    names = {name: keys.get(name, name) for name in state}
+    missing = sorted(set(candidate.state_dict()) - set(names.values()))
+    unknown = sorted(set(names.values()) - set(candidate.state_dict()))
+    strangers = sorted(set(keys) - set(state))
+    if missing or unknown or strangers:
+        said = [
+            f"{what} {', '.join(found[:3])}{' …' if len(found) > 3 else ''}"
+            for what, found in (
+                ("the candidate lacks", unknown),
+                ("the reference lacks", missing),
+                ("keys names what the reference has not:", strangers),
+            )
+            if found
+        ]
+        raise ValueError(f"the state dicts do not match: {'; '.join(said)}")
+    shapes = candidate.state_dict()
+    for name, value in state.items():
+        if value.shape != shapes[names[name]].shape:
+            raise ValueError(
+                f"the state dicts do not match: {name} is {tuple(value.shape)} in the reference, "
+                f"{tuple(shapes[names[name]].shape)} in the candidate"
+            )
+    candidate.load_state_dict({names[name]: value for name, value in state.items()})
+    return names
+
+
+def timed_errors(
+    reference: nn.Module,
+    candidate: nn.Module,
+    example: Tensor,
+    *,
+    training: bool,
+    prepare: Callable[[nn.Module], Callable[[Tensor], Any]],
+    keys: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Root-mean-square error to float64, relative, of both modules as they are timed.
+
+    `prepare` compiles or leaves a module as the timing does. In inference the error is over at
+    least 1,000 output values (of further random images where the example gives fewer); in training
+    over all gradients together. Both start from the same randomised weights.
+    """
+    a, b = deepcopy(reference).requires_grad_(True), deepcopy(candidate).requires_grad_(True)
+    randomise(a, seed=seed)
+    names = copy_weights(a, b, keys or {})
+    exact = deepcopy(a).double()
+    for model in (a, b, exact):
+        model.train(training)
+    errors = []
+    images = _enough_images(exact, example, training, seed)
+    wanted = [_values(exact, exact, image.double(), training, seed) for image in images]
+    for model, order in ((a, list(names)), (b, list(names.values()))):
+        run = prepare(model)
+        found = [_values(run, model, image, training, seed, order) for image in images]
+        errors.append(_relative_rms(found, wanted))
+    return errors[0], errors[1]
+
+
+def _enough_images(
+    exact: nn.Module, example: Tensor, training: bool, seed: int
+) -> list[Tensor]:
+    if training:
+        return [example]
+    with torch.no_grad():
+        values = exact(example.double()).numel()
+    generator = torch.Generator().manual_seed(seed)
+    more = [
+        torch.randn(example.shape, generator=generator).to(example)
+        for _ in range(math.ceil(LEAST_VALUES / values) - 1)
+    ]
+    return [example, *more]
+
+
+def _values(
+    run: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    image: Tensor,
+    training: bool,
+    seed: int,
+    order: list[str] | None = None,
+) -> Tensor:
+    if not training:
+        with torch.inference_mode():
+            return run(image).double().flatten()
+    _, grads = _outputs_and_gradients(model, image, seed, run)
+    wanted = [name for name in (order or grads) if name in grads]
+    return torch.cat([grads[name].double().flatten() for name in wanted])
+
+
+def _relative_rms(found: list[Tensor], wanted: list[Tensor]) -> float:
+    difference = torch.cat(found) - torch.cat(wanted)
+    return (difference.square().mean() / torch.cat(wanted).square().mean()).sqrt().item()
+
+
+def _outputs_and_gradients(
+    model: nn.Module, image: Tensor, seed: int, run: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Outputs, and the gradients of a random linear function of them."""
+    out = (run or model)(image)
+    generator = torch.Generator().manual_seed(seed + 1)
+    cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    grads = torch.autograd.grad(out, parameters, cotangent, allow_unused=True)
+    filled = (
+        torch.zeros_like(p) if grad is None else grad
+        for p, grad in zip(parameters, grads, strict=True)
+    )
+    return out.detach(), dict(zip(names, filled, strict=True))
+
+
+def _reason(output: float, gradient: float, worst: str, entropy: float | None, limit: float) -> str:
+    # Written with `not <=` so that NaN fails.
+    if not output <= limit:
+        return f"outputs differ by {output:.1e}, more than {limit:.0e}"
+    if not gradient <= limit:
+        return f"the gradient of {worst} differs by {gradient:.1e}, more than {limit:.0e}"
+    low, high = ENTROPY_RANGE
+    if entropy is not None and not low <= entropy <= high:
+        return f"attention entropy {entropy:.0%} of log n is outside {low:.0%} to {high:.0%}"
+    return ""
+
+
+def _largest(value: Tensor) -> float:
+    return value.abs().max().item() if value.numel() else 0.0
+
+
+def _nan_first(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+class _Entropy(TorchFunctionMode):
+    """Records the entropy of every fused attention call, as a share of the log of its keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.shares: list[float] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+                q, k = args[0].detach(), args[1].detach()
+                log = (q @ k.mT * q.shape[-1] ** -0.5).log_softmax(dim=-1)
+                entropy = -(log.exp() * log).sum(dim=-1).mean().item()
+                if k.shape[-2] > 1:
+                    self.shares.append(entropy / math.log(k.shape[-2]))
+        return func(*args, **(kwargs or {}))
+
+    def mean(self) -> float | None:
+        return sum(self.shares) / len(self.shares) if self.shares else None
