@@ -93,7 +93,7 @@ class ModelConfig:
             _check_rate(f"model.{name}", getattr(self, name))
         _check_choice("model.position_tokens", self.position_tokens, ("all", "patches"))
         _check_choice("model.qkv_bias", self.qkv_bias, ("qkv", "none"))
-        for axis, image, patch in zip("height width".split(), self.size, self.patch_size):
+        for axis, image, patch in zip(("height", "width"), self.size, self.patch_size, strict=True):
             if image % patch:
                 raise ValueError(
                     f"model.patch = {patch} does not divide the image {axis} {image}; "
@@ -247,7 +247,9 @@ def override(config: Config, **changes: Any) -> Config:
         inner = getattr(config, part, None)
         if not dataclasses.is_dataclass(inner):
             names = [f.name for f in dataclasses.fields(config)]
-            raise ValueError(f"{type(config).__name__} has no part {part!r}; {nearest(part, names)}")
+            raise ValueError(
+                f"{type(config).__name__} has no part {part!r}; {nearest(part, names)}"
+            )
         nested = {k.partition(".")[2]: v for k, v in changes.items() if k.startswith(f"{part}.")}
         direct[part] = override(inner, **nested)  # type: ignore[type-var]
     kept = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}

@@ -1,7 +1,8 @@
 """Data sets in memory: uint8 images with labels, split by a fixed seed, varied on the device."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -41,8 +42,8 @@ class Dataset:
     std: float
 
     def to(self, device: torch.device | str) -> "Dataset":
-        splits = (split.to(device) for split in (self.train, self.val, self.test))
-        return Dataset(*splits, self.classes, self.mean, self.std)
+        train, val, test = (split.to(device) for split in (self.train, self.val, self.test))
+        return replace(self, train=train, val=val, test=test)
 
     def normalise(self, image: Tensor) -> Tensor:
         """Stored values to mean 0 and standard deviation 1 over the training split."""
@@ -77,12 +78,15 @@ def digits(config: DataConfig) -> Dataset:
         rest, test_size=DIGITS_SIZES["val"], stratify=labels[rest], random_state=config.split_seed
     )
     pixels = image[train].float()
-    splits = (
-        Split(rearrange(image[rows], "n h w -> n 1 h w"), target[rows])
-        for rows in (train, val, test)
-    )
     classes = tuple(str(name) for name in scans.target_names)  # type: ignore[attr-defined]
-    return Dataset(*splits, classes, pixels.mean().item(), pixels.std().item())
+    return Dataset(
+        train=_rows(image, target, train),
+        val=_rows(image, target, val),
+        test=_rows(image, target, test),
+        classes=classes,
+        mean=pixels.mean().item(),
+        std=pixels.std().item(),
+    )
 
 
 LOADERS = {"digits": digits}
@@ -122,6 +126,10 @@ def batches(
                 image = affine(image, draws[rows].to(device), **knobs)
             yield dataset.normalise(image), split.target[rows.to(device)]
         epoch, offset = epoch + 1, 0
+
+
+def _rows(image: Tensor, target: Tensor, rows: Any) -> Split:
+    return Split(rearrange(image[rows], "n h w -> n 1 h w"), target[rows])
 
 
 def _generator(seed: int, epoch: int, *, stream: int) -> torch.Generator:

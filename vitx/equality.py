@@ -73,7 +73,9 @@ def equality(
     max|Δ| / max(max|ref|, 1e-6 · the largest max|ref| among all gradients), and an output's is
     max|Δ| / max|ref|. Raises ValueError when the state dicts can't be matched.
     """
-    a, b = (deepcopy(model).double().eval().requires_grad_(True) for model in (reference, candidate))
+    a, b = (
+        deepcopy(model).double().eval().requires_grad_(True) for model in (reference, candidate)
+    )
     randomise(a, seed=seed)
     names = copy_weights(a, b, keys or {})
     image = example.detach().double()
@@ -190,9 +192,7 @@ def timed_errors(
     return errors[0], errors[1]
 
 
-def _enough_images(
-    exact: nn.Module, example: Tensor, training: bool, seed: int
-) -> list[Tensor]:
+def _enough_images(exact: nn.Module, example: Tensor, training: bool, seed: int) -> list[Tensor]:
     if training:
         return [example]
     with torch.no_grad():
@@ -230,7 +230,7 @@ def _outputs_and_gradients(
     model: nn.Module, image: Tensor, seed: int, run: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Outputs, and the gradients of a random linear function of them."""
-    out = (run or model)(image)
+    out = model(image) if run is None else run(image)
     generator = torch.Generator().manual_seed(seed + 1)
     cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
     names, parameters = zip(*model.named_parameters(), strict=True)

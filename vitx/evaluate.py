@@ -25,9 +25,7 @@ def predict(model: nn.Module, dataset: Dataset, split: Split, *, batch: int = 51
     was_training = model.training
     model.eval()
     dtype = next(model.parameters()).dtype
-    logits = [
-        model(dataset.normalise(image.to(dtype))) for image in split.image.split(batch)
-    ]
+    logits = [model(dataset.normalise(image.to(dtype))) for image in split.image.split(batch)]
     model.train(was_training)
     return torch.cat(logits)
 
@@ -58,5 +56,6 @@ def svm_accuracy(dataset: Dataset, *, gamma: float = 0.001, c: float = 10.0) -> 
     def rows(split: Split) -> np.ndarray:
         return split.image.flatten(1).cpu().numpy().astype(np.float64)
 
-    machine = SVC(gamma=gamma, C=c).fit(rows(dataset.train), dataset.train.target.cpu().numpy())
+    machine = SVC(gamma=gamma, C=c)  # type: ignore[arg-type]
+    machine.fit(rows(dataset.train), dataset.train.target.cpu().numpy())
     return float(machine.score(rows(dataset.test), dataset.test.target.cpu().numpy()))

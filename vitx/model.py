@@ -71,9 +71,7 @@ class Vit(nn.Module):
             c.channels, c.width, c.patch_size, patchify=resolve(c.patchify, PATCHIFY)
         )
         self.cls_token = nn.Parameter(torch.empty(1, 1, c.width)) if c.class_token else None
-        self.reg_token = (
-            nn.Parameter(torch.empty(1, c.registers, c.width)) if c.registers else None
-        )
+        self.reg_token = nn.Parameter(torch.empty(1, c.registers, c.width)) if c.registers else None
         positions = self.positions()
         if isinstance(positions, nn.Parameter):
             self.pos_embed = positions
@@ -87,10 +85,8 @@ class Vit(nn.Module):
         self.head_drop = nn.Dropout(c.head_drop)
         self.head = nn.Linear(c.width, c.classes) if c.classes else nn.Identity()
 
-    def forward(
-        self, image: Image, *, mask: Mask | None = None
-    ) -> Float[Tensor, "b out"]:
-        """Logits (b, classes), or pooled features (b, d) without a head; mask is over all tokens."""
+    def forward(self, image: Image, *, mask: Mask | None = None) -> Float[Tensor, "b out"]:
+        """Logits (b, classes), or pooled features (b, d) without a head; mask is over tokens."""
         tokens = self.encode(image, read=READS.get(self.pool), mask=mask)
         pooled = self.pool(tokens, prefix=self.config.prefix)
         return self.head(self.head_drop(self.fc_norm(pooled)))
@@ -134,6 +130,7 @@ class Vit(nn.Module):
         """Attention weights of every block, from the queries and keys of the fused path."""
         maps, x = [], self.embed(image)
         for block in self.blocks:
+            assert isinstance(block, Block)
             maps.append(block.attn.weights(block.norm1(x), mask=mask))
             x = block(x, mask=mask)
         return torch.stack(maps)

@@ -32,7 +32,7 @@ def nearest(word: object, choices: Iterable[object]) -> str:
 
 
 def resolve(call: str | Callable[..., Any], entries: Table) -> Callable[..., Any]:
-    """`resolve("window(size=7)", TABLE)` is `partial(window, size=7)`; a callable is returned as is.
+    """`resolve("window(size=7)", TABLE)` is `partial(window, size=7)`; a callable stays as it is.
 
     Raises ValueError naming the slot, the value, the rule and the nearest choice.
     """

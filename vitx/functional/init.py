@@ -61,7 +61,9 @@ def _others(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
         return value.zero_()
     if name.endswith("weight") and value.ndim == 1:
         return value.fill_(1.0)
-    raise ValueError(f"this init scheme has no rule for the parameter {name!r} {tuple(value.shape)}")
+    raise ValueError(
+        f"this init scheme has no rule for the parameter {name!r} {tuple(value.shape)}"
+    )
 
 
 INIT = table("model.init", timm, xavier)

@@ -8,7 +8,7 @@ from vitx.registry import table
 
 
 def gelu(hidden: Float[Tensor, "*shape f"]) -> Float[Tensor, "*shape f"]:
-    """x·Φ(x) with the exact normal distribution function (Hendrycks and Gimpel, arXiv:1606.08415)."""
+    """x·Φ(x), exact normal distribution function (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
     return F.gelu(hidden)
 
 

@@ -15,8 +15,8 @@ from vitx.model import Vit, build
 def from_timm(model_or_name: Any, **timm_kwargs: Any) -> Vit:
     """The `Vit` that computes what a timm `VisionTransformer` computes, with a copy of its weights.
 
-    `model_or_name` is a live model, or a name for `timm.create_model(name, **timm_kwargs)`. Weights,
-    dtype, device, frozen parameters and train or eval state are taken over. A model with
+    `model_or_name` is a live model, or a name for `timm.create_model(name, **timm_kwargs)`.
+    Weights, dtype, device, frozen parameters and train or eval state are taken over. A model with
     `dynamic_img_size` is taken at its own image size. Raises ValueError that names the timm option
     which can't be expressed.
     """
@@ -88,7 +88,12 @@ def _live_model(model_or_name: Any, timm_kwargs: dict[str, Any]) -> nn.Module:
 
 def _refuse_inexpressible(model: nn.Module) -> None:
     """Every check is one row: (holds, the timm option, what was found)."""
-    from timm.layers import Attention, DropPath, LayerNorm, LayerScale, Mlp, PatchEmbed
+    from timm.layers.attention import Attention
+    from timm.layers.drop import DropPath
+    from timm.layers.layer_scale import LayerScale
+    from timm.layers.mlp import Mlp
+    from timm.layers.norm import LayerNorm
+    from timm.layers.patch_embed import PatchEmbed
     from timm.models.vision_transformer import Block, VisionTransformer
 
     if type(model) is not VisionTransformer:
@@ -101,7 +106,9 @@ def _refuse_inexpressible(model: nn.Module) -> None:
     _check(not m.patch_embed.dynamic_img_pad, "dynamic_img_pad", True)
     _check(isinstance(m.norm_pre, nn.Identity), "pre_norm", True)
     _check(m.patch_embed.proj.bias is not None, "pre_norm", "patch embedding without bias")
-    _check(isinstance(m.patch_drop, nn.Identity), "patch_drop_rate", getattr(m.patch_drop, "prob", 0))
+    _check(
+        isinstance(m.patch_drop, nn.Identity), "patch_drop_rate", getattr(m.patch_drop, "prob", 0)
+    )
     _check(m.global_pool in ("token", "avg"), "global_pool", m.global_pool)
     _check(not m.pool_include_prefix, "pool_include_prefix", True)
     _check(not m.grad_checkpointing, "grad_checkpointing", True)

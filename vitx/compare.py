@@ -1,0 +1,245 @@
+"""Two modules side by side: equality first, then paired timing in fresh processes.
+
+`compare(a, b, example)` is the whole of it in one call; `python -m benchmarks` runs it for ViTs.
+"""
+
+import math
+import pickle
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitx import stats, timing
+from vitx.cost import forward_macs
+from vitx.equality import TIMED_LIMIT, Equality, equality, randomise
+from vitx.timing import Plan
+
+__all__ = ["Comparison", "Plan", "compare", "equality", "randomise"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found. Ratios are the candidate's images/s over the reference's."""
+
+    plan: Plan
+    equality: Equality
+    verdict: str
+    """A word of `stats.speed_verdict`, `not timed`, `failed`, or `one process, no verdict`."""
+    reason: str = ""
+    ratio: stats.Interval | None = None
+    floor: float | None = None
+    images_per_s: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Median, 10 % and 90 % quantile of each side over all blocks."""
+    timed_error: dict[str, float] = field(default_factory=dict)
+    """Relative root-mean-square error to float64 of each side, as timed."""
+    resources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    macs: dict[str, int] = field(default_factory=dict)
+    batch: int = 0
+    dtype: str = ""
+    device: str = ""
+    processes: list[dict] = field(default_factory=list)
+    """The raw record of each process: times, order, machine state."""
+
+    def fields(self) -> dict[str, Any]:
+        """The comparison as the fields of a row, without the raw times."""
+        ratio = self.ratio
+        return {
+            "mode": self.plan.mode,
+            "compile": self.plan.compile,
+            "dtype": self.dtype,
+            "batch": self.batch,
+            "device": self.device,
+            "ratio": ratio and ratio.value,
+            "ratio_low": ratio and ratio.low,
+            "ratio_high": ratio and ratio.high,
+            "noise_floor": self.floor,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "images_per_s": self.images_per_s,
+            "processes": len(self.processes),
+            "order": [[r["order"] for r in p["rounds"]] for p in self.processes],
+            "macs": self.macs,
+            "peak_mib": {side: found.get("peak_mib") for side, found in self.resources.items()},
+            "compile_s": {side: found.get("compile_s") for side, found in self.resources.items()},
+            "equality": asdict(self.equality) | {"timed_error": self.timed_error},
+            "plan": asdict(self.plan),
+            "log_ratios": [p["log_ratio"] for p in self.processes],
+            "log_ratios_again": [p["log_ratio_again"] for p in self.processes],
+            "warm_up": [p["warm_up"]["ended"] for p in self.processes],
+            "rounds_disturbed": [p["rounds_disturbed"] for p in self.processes],
+            "rounds_used": [p["rounds_used"] for p in self.processes],
+        }
+
+    def __str__(self) -> str:
+        """A short table for people."""
+        lines = [f"equality   {self.equality}"]
+        if self.timed_error:
+            a, b = self.timed_error["reference"], self.timed_error["candidate"]
+            lines.append(f"as timed   error to float64: reference {a:.1e}, candidate {b:.1e}")
+        if self.ratio is not None:
+            r = self.ratio
+            floor = "" if self.floor is None else f"; floor ±{self.floor:.1%}"
+            lines.append(
+                f"speed      {r.value:.3f}× the reference's images/s "
+                f"(95 % {r.low:.3f} to {r.high:.3f}{floor})"
+            )
+        for side, rate in self.images_per_s.items():
+            found = self.resources.get(side, {})
+            extra = [f"{self.macs[side] / 1e9:.3f} GMAC an image"] if side in self.macs else []
+            if found.get("peak_mib") is not None:
+                extra.append(f"peak {found['peak_mib']:.0f} MiB")
+            if found.get("compile_s"):
+                seconds = found["compile_s"]
+                extra.append(f"compile {seconds['cold']:.1f} s cold, {seconds['warm']:.1f} s warm")
+            lines.append(f"{side:<10} {rate['median']:.2f} images/s; {'; '.join(extra)}")
+        what = f"{self.plan.mode}, compile {self.plan.compile}"
+        lines.append(
+            f"verdict    {self.verdict} ({what})" + (f": {self.reason}" * bool(self.reason))
+        )
+        return "\n".join(lines)
+
+
+def compare(
+    reference: nn.Module,
+    candidate: nn.Module,
+    example: Tensor,
+    *,
+    keys: Mapping[str, str] | None = None,
+    plan: Plan | None = None,
+    folder: Path | None = None,
+    cache: Path | None = None,
+    checked: Equality | None = None,
+    say: Say = lambda line: None,
+) -> Comparison:
+    """Check that two modules compute the same function, then time them in pairs.
+
+    `example` is the timed batch (b, c, h, w) on the device of both modules; `keys` maps state-dict
+    names as in `equality`. Fresh processes rebuild both modules by pickle; where that fails, one
+    process times them and the verdict is `one process, no verdict`. Modules that are not equal are
+    not timed. `checked` takes an equality result that was found before. `folder` keeps the job's
+    files, `cache` its compiled code; both are temporary if not given. A training step ends in a
+    cross-entropy, so the output must be (b, classes) there.
+    """
+    plan = plan or Plan()
+    if not len(example):
+        raise ValueError("example holds no image")
+    result = checked or equality(reference, candidate, example[:2], keys=keys)
+    base = Comparison(
+        plan,
+        result,
+        "not timed",
+        reason=result.reason,
+        batch=len(example),
+        dtype=str(example.dtype).removeprefix("torch."),
+        device=str(example.device),
+    )
+    if not result.passed:
+        return base
+    with tempfile.TemporaryDirectory(prefix="vitx-") as temporary:
+        job = folder or Path(temporary, "job")
+        compiled = cache or Path(temporary, "compiled")
+        try:
+            timing.write_job(job, plan, reference, candidate, example, keys or {})
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            return _one_process(base, reference, candidate, example, str(error))
+        found = _in_processes(base, job, compiled, say)
+        if "Can't get attribute" in found.reason or "No module named" in found.reason:
+            return _one_process(base, reference, candidate, example, found.reason)
+    macs = {
+        "reference": forward_macs(reference, example[:1]),
+        "candidate": forward_macs(candidate, example[:1]),
+    }
+    return replace(found, macs=macs)
+
+
+def _in_processes(base: Comparison, job: Path, cache: Path, say: Say) -> Comparison:
+    plan = base.plan
+    errors = timing.run_task(job, plan, "check", cache=cache)
+    if "failure" in errors:
+        return replace(base, verdict="failed", reason=errors["failure"])
+    if not errors["candidate"] <= TIMED_LIMIT * errors["reference"]:
+        reason = (
+            f"as timed, the candidate's error {errors['candidate']:.1e} is more than "
+            f"{TIMED_LIMIT:.0f}× the reference's {errors['reference']:.1e}"
+        )
+        return replace(base, reason=reason, timed_error=errors)
+    checked = replace(base, timed_error=errors)
+    say(f"as timed, error to float64: {errors['reference']:.1e} and {errors['candidate']:.1e}")
+    resources = {}
+    for side in ("reference", "candidate"):
+        resources[side] = _resources(job, plan, side, cache)
+        if "failure" in resources[side]:
+            return replace(checked, verdict="failed", reason=resources[side]["failure"])
+    records = []
+    for process in range(plan.processes):
+        record = timing.run_task(job, plan, "pair", str(process), cache=cache)
+        if "failure" in record:
+            reason = f"process {process + 1}: {record['failure']}"
+            return replace(checked, verdict="failed", reason=reason, processes=records)
+        records.append(record)
+        say(
+            f"process {process + 1} of {plan.processes}: ratio "
+            f"{math.exp(record['log_ratio']):.3f}, reference against itself "
+            f"{math.exp(record['log_ratio_again']):.3f}, warm-up ended by "
+            f"{record['warm_up']['ended']}, {record['rounds_disturbed']} disturbed rounds"
+        )
+    return summarise(replace(checked, resources=resources, processes=records))
+
+
+def summarise(found: Comparison) -> Comparison:
+    """Ratio, floor, rates and verdict from the raw records of the processes."""
+    rates = {
+        side: _rates(found, arms)
+        for side, arms in (("reference", ("reference", "again")), ("candidate", ("candidate",)))
+    }
+    logs = [record["log_ratio"] for record in found.processes]
+    again = [record["log_ratio_again"] for record in found.processes]
+    if len(logs) < 2:
+        value = math.exp(logs[0])
+        ratio, verdict = stats.Interval(value, value, value), "one process, no verdict"
+        return replace(found, verdict=verdict, ratio=ratio, images_per_s=rates)
+    ratio, floor = stats.paired_ratio(logs), stats.noise_floor(again)
+    verdict = stats.speed_verdict(ratio, floor)
+    return replace(found, verdict=verdict, ratio=ratio, floor=floor, images_per_s=rates)
+
+
+def _resources(job: Path, plan: Plan, side: str, cache: Path) -> dict:
+    """Peak memory, and for compiled code the seconds with an empty and with a filled cache."""
+    if plan.compile == "none":
+        return timing.run_task(job, plan, "resource", side, cache=cache) | {"compile_s": None}
+    own = cache.parent / f"{cache.name}-{side}"
+    shutil.rmtree(own, ignore_errors=True)
+    cold = timing.run_task(job, plan, "resource", side, cache=own)
+    warm = timing.run_task(job, plan, "resource", side, cache=own)
+    shutil.rmtree(own, ignore_errors=True)
+    if "failure" in cold or "failure" in warm:
+        return cold if "failure" in cold else warm
+    return warm | {"compile_s": {"cold": cold["compile_s"], "warm": warm["compile_s"]}}
+
+
+def _one_process(
+    base: Comparison, reference: nn.Module, candidate: nn.Module, example: Tensor, why: str
+) -> Comparison:
+    models = {"reference": reference, "again": reference, "candidate": candidate}
+    twins = {arm: deepcopy(model) for arm, model in models.items()}
+    record = timing.pair(twins, example, base.plan, 0)
+    torch.compiler.set_stance("default")
+    found = summarise(replace(base, processes=[record]))
+    return replace(found, reason=f"no fresh process could rebuild both modules ({why[:160]})")
+
+
+def _rates(found: Comparison, arms: tuple[str, ...]) -> dict[str, float]:
+    seconds = [t for record in found.processes for arm in arms for t in record["seconds"][arm]]
+    rates = sorted(found.batch / t for t in seconds)
+    low, high = (rates[min(int(share * len(rates)), len(rates) - 1)] for share in (0.1, 0.9))
+    return {"median": statistics.median(rates), "low": low, "high": high}

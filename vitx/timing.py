@@ -1,0 +1,384 @@
+"""Paired timing in fresh processes: `python -m vitx.timing` does one task of a job.
+
+A job is a folder with `job.json` (a `Plan`) and three pickles: reference, candidate, example. The
+tasks are `check` (error in the timed dtype), `pair` (three arms in one process: reference, the same
+reference again, candidate) and `resource` (peak memory and compile seconds of one model).
+"""
+
+import itertools
+import json
+import math
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitx.equality import timed_errors
+
+MODES = ("inference", "training")
+COMPILES = ("none", "default")
+FOREIGN_LIMIT = 0.10
+"""Share of the machine's time that others may use during a block."""
+STEAL_LIMIT = 0.05
+"""Share of the machine's time that the hypervisor may take during a block."""
+CLOCK_LIMIT = 0.90
+"""Lowest clock of a block, as a share of the highest that was read."""
+ARMS = ("reference", "again", "candidate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How one comparison is timed."""
+
+    mode: str = "inference"
+    compile: str = "none"
+    processes: int = 5
+    rounds: int = 12
+    """Blocks of each arm in a process; a multiple of 6 balances the order."""
+    block_s: float = 0.3
+    warm_up_s: float = 20.0
+    limit_s: float = 600.0
+    """A process that takes longer is killed and reported."""
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, choices in (("mode", MODES), ("compile", COMPILES)):
+            if getattr(self, name) not in choices:
+                value = getattr(self, name)
+                raise ValueError(f"{name} = {value!r} is not known; choices: {', '.join(choices)}")
+        for name in ("processes", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Readings around a block, as shares of all cores' time; None where they can't be read."""
+
+    foreign: float | None
+    steal: float | None
+    clock_mhz: float | None
+    load: float | None
+
+    def disturbed(self, highest_clock_mhz: float | None) -> bool:
+        """Whether others used the machine; judged from these readings, never from a time."""
+        slow_clock = (
+            self.clock_mhz is not None
+            and highest_clock_mhz is not None
+            and self.clock_mhz < CLOCK_LIMIT * highest_clock_mhz
+        )
+        return (self.foreign or 0) > FOREIGN_LIMIT or (self.steal or 0) > STEAL_LIMIT or slow_clock
+
+
+class Watch:
+    """Reads the machine's state over a stretch of time."""
+
+    def __init__(self):
+        self._start = (time.perf_counter(), _own_seconds(), _cpu_seconds())
+
+    def read(self) -> Machine:
+        wall, own, cpu = self._start
+        elapsed = (time.perf_counter() - wall) * (os.cpu_count() or 1)
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        now = _cpu_seconds()
+        if cpu is None or now is None:
+            return Machine(None, None, _clock_mhz(), load)
+        foreign = (now["busy"] - cpu["busy"]) - (_own_seconds() - own)
+        steal = now["steal"] - cpu["steal"]
+        return Machine(max(foreign / elapsed, 0.0), steal / elapsed, _clock_mhz(), load)
+
+
+def prepare(model: nn.Module, plan: Plan) -> Callable[[Tensor], Tensor]:
+    """The module as it is timed: itself, or compiled whole without a graph break."""
+    if plan.compile == "none":
+        return model
+    return torch.compile(model, fullgraph=True)
+
+
+def make_step(model: nn.Module, example: Tensor, plan: Plan) -> Callable[[], Any]:
+    """One inference call, or one whole training step (forward, loss, backward, AdamW)."""
+    run = prepare(model, plan)
+    if plan.mode == "inference":
+        model.eval()
+
+        def infer() -> None:
+            with torch.inference_mode():
+                run(example)
+
+        return infer
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    with torch.no_grad():
+        shape = model(example[:2]).shape
+    generator = torch.Generator().manual_seed(plan.seed)
+    target = torch.randint(shape[-1], (len(example),), generator=generator).to(example.device)
+
+    def train() -> None:
+        loss = F.cross_entropy(run(example), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return train
+
+
+def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: int) -> dict:
+    """Block times of three arms in random balanced order, with the machine's state around each.
+
+    Returns raw times in seconds an iteration, the order, and the median log ratio over block pairs
+    of the candidate (`log_ratio`) and of the reference against itself (`log_ratio_again`); a
+    positive one means that the second of the pair is faster.
+    """
+    steps = {arm: make_step(models[arm], example, plan) for arm in ARMS}
+    warm = warm_up(steps, plan)
+    iterations = max(1, math.ceil(plan.block_s / min(warm["block_s"].values())))
+    torch.compiler.set_stance("fail_on_recompile")
+    rng = random.Random(plan.seed * 1000 + process)
+    rounds, kept, clock = [], 0, None
+    for order in _orders(rng):
+        if kept == plan.rounds or len(rounds) == plan.rounds + max(plan.rounds // 2, 1):
+            break
+        blocks = {}
+        for arm in order:
+            watch, started = Watch(), time.time()
+            seconds = _block(steps[arm], iterations, example.device)
+            state = watch.read()
+            clock = max(filter(None, (clock, state.clock_mhz)), default=None)
+            blocks[arm] = {"started": started, "seconds": seconds / iterations, **asdict(state)}
+            blocks[arm]["disturbed"] = state.disturbed(clock)
+        disturbed = any(block["disturbed"] for block in blocks.values())
+        kept += not disturbed
+        rounds.append({"order": order, "disturbed": disturbed, "blocks": blocks})
+    clean = [entry for entry in rounds if not entry["disturbed"]]
+    # Where the machine was never quiet, the disturbed rounds are all there is; the row says so.
+    used = clean if len(clean) >= max(plan.rounds // 2, 1) else rounds
+    times = {arm: [entry["blocks"][arm]["seconds"] for entry in used] for arm in ARMS}
+    both = [*_logs(times, "reference", "candidate"), *_logs(times, "again", "candidate")]
+    return {
+        "log_ratio": statistics.median(both),
+        "log_ratio_again": statistics.median(_logs(times, "reference", "again")),
+        "seconds": times,
+        "rounds": rounds,
+        "rounds_used": len(used),
+        "rounds_disturbed": len(rounds) - len(clean),
+        "iterations": iterations,
+        "warm_up": warm,
+    }
+
+
+def warm_up(steps: Mapping[str, Callable[[], Any]], plan: Plan) -> dict:
+    """Blocks of every arm until each arm's last three lie within 3 %, at most `warm_up_s`."""
+    first = {arm: _block(step, 1, None) for arm, step in steps.items()}
+    start = time.perf_counter()
+    blocks: dict[str, list[float]] = {arm: [] for arm in steps}
+    length = min(plan.block_s, 0.3) / 3
+    steady = False
+    while not steady and time.perf_counter() - start < plan.warm_up_s:
+        for arm, step in steps.items():
+            seconds = _block(step, 1, None)
+            count = math.ceil(length / seconds)
+            blocks[arm].append(_block(step, count, None) / count)
+        steady = all(len(b) >= 3 and max(b[-3:]) <= 1.03 * min(b[-3:]) for b in blocks.values())
+    return {
+        "ended": "steady" if steady else "time",
+        "seconds": time.perf_counter() - start,
+        "first_s": first,
+        "block_s": {arm: statistics.median(b[-3:]) for arm, b in blocks.items()},
+    }
+
+
+def measure_resources(model: nn.Module, example: Tensor, plan: Plan, before_mib: float) -> dict:
+    """Peak memory in MiB, of the process above `before_mib`; compile seconds of the first call.
+
+    On a GPU the memory is the allocator's peak. Compiling takes memory too, and is counted.
+    """
+    step = make_step(model, example, plan)
+    if example.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    first = _block(step, 1, example.device)
+    later = statistics.median(_block(step, 1, example.device) for _ in range(3))
+    peak = (
+        torch.cuda.max_memory_allocated() / 2**20 if example.is_cuda else _peak_mib() - before_mib
+    )
+    return {"peak_mib": peak, "first_s": first, "compile_s": max(first - later, 0.0)}
+
+
+def run_task(folder: Path, plan: Plan, task: str, *args: str, cache: Path) -> dict:
+    """One task in a fresh process. A failure is {"failure": its last words}, never an exception.
+
+    `cache` is the private folder of compiled code. Ctrl-C ends the process first.
+    """
+    private_folder(cache)
+    result = folder / f"result-{task}-{'-'.join(args) or 'all'}.json"
+    result.unlink(missing_ok=True)
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache.resolve())}
+    command = [sys.executable, "-m", "vitx.timing", str(folder), str(result), task, *args]
+    child = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        _, errors = child.communicate(timeout=plan.limit_s)
+    except subprocess.TimeoutExpired:
+        return {"failure": f"the process took longer than {plan.limit_s:.0f} s and was ended"}
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+    if child.returncode == 0 and result.exists():
+        return json.loads(result.read_text())
+    return {"failure": _last_words(errors, child.returncode), "stderr": errors[-4000:]}
+
+
+def write_job(
+    folder: Path,
+    plan: Plan,
+    reference: nn.Module,
+    candidate: nn.Module,
+    example: Tensor,
+    keys: Mapping[str, str],
+) -> None:
+    """Write what the processes of a job need; raises what pickle raises."""
+    private_folder(folder)
+    (folder / "job.json").write_text(json.dumps({"plan": asdict(plan), "keys": dict(keys)}))
+    for name, value in (("reference", reference), ("candidate", candidate), ("example", example)):
+        torch.save(value, folder / f"{name}.pt")
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that no other user can write to: compiled code and pickles are run from it."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch.compile finds on this machine for the CPU, or None."""
+    import shutil
+
+    from torch._inductor import config
+
+    choices = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else [config.cpp.cxx]
+    return next(filter(None, (shutil.which(name) for name in choices if name)), None)
+
+
+def _logs(times: Mapping[str, list[float]], slow: str, fast: str) -> list[float]:
+    return [math.log(a / b) for a, b in zip(times[slow], times[fast], strict=True)]
+
+
+def _orders(rng: random.Random):
+    """Endless orders of the arms: each run of six holds every permutation once."""
+    while True:
+        permutations = list(itertools.permutations(ARMS))
+        rng.shuffle(permutations)
+        yield from permutations
+
+
+def _block(step: Callable[[], Any], iterations: int, device: torch.device | None) -> float:
+    _synchronise(device)
+    start = time.perf_counter()
+    for _ in range(iterations):
+        step()
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def _synchronise(device: torch.device | None) -> None:
+    if torch.accelerator.is_available() and (device is None or device.type != "cpu"):
+        torch.accelerator.synchronize()
+
+
+def _own_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _cpu_seconds() -> dict[str, float] | None:
+    """Seconds since boot that all cores were busy, and that were stolen; Linux only."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return None
+    ticks = [int(word) for word in path.read_text().split("\n", 1)[0].split()[1:9]]
+    user, nice, system, _, _, irq, softirq, steal = ticks
+    hertz = os.sysconf("SC_CLK_TCK")
+    return {"busy": (user + nice + system + irq + softirq) / hertz, "steal": steal / hertz}
+
+
+def _clock_mhz() -> float | None:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return None
+    clocks = [
+        float(line.split(":")[1])
+        for line in path.read_text().splitlines()
+        if line.startswith("cpu MHz")
+    ]
+    return sum(clocks) / len(clocks) if clocks else None
+
+
+def _peak_mib() -> float:
+    """Highest resident memory of this process so far."""
+    path = Path("/proc/self/status")
+    if path.exists():
+        # getrusage's figure starts at the parent's memory on Linux; VmHWM is this process's own.
+        line = next(row for row in path.read_text().splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _last_words(errors: str, code: int) -> str:
+    if code < 0:
+        return f"the process was ended by signal {-code}" + (
+            " (out of memory?)" if code == -9 else ""
+        )
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line.split(":")[0] or "Exception:" in line]
+    return (named or lines or [f"exit code {code} without a word"])[-1][:300]
+
+
+def _main(folder: Path, result: Path, task: str, *args: str) -> None:
+    job = json.loads((folder / "job.json").read_text())
+    plan = Plan(**job["plan"])
+
+    # The pickles are this project's own, in a folder that only this user can write to.
+    def load(name: str, device: str | None = None) -> Any:
+        return torch.load(folder / f"{name}.pt", weights_only=False, map_location=device)
+
+    example = load("example")
+    if plan.compile != "none" and example.device.type == "cpu" and not cpp_compiler():
+        raise RuntimeError("torch.compile needs a C++ compiler on the CPU, and none was found")
+    torch.manual_seed(plan.seed)
+    if task == "check":
+        reference, candidate = timed_errors(
+            load("reference"),
+            load("candidate"),
+            example,
+            training=plan.mode == "training",
+            prepare=lambda model: prepare(model, plan),
+            keys=job["keys"],
+        )
+        found = {"reference": reference, "candidate": candidate}
+    elif task == "pair":
+        sources = {"reference": "reference", "again": "reference", "candidate": "candidate"}
+        models = {arm: load(name) for arm, name in sources.items()}
+        found = pair(models, example, plan, int(args[0]))
+    else:
+        # Both are first read without their weights, so that each carries the same imports.
+        _ = load("reference", "meta"), load("candidate", "meta")
+        before_mib = _peak_mib()
+        found = measure_resources(load(args[0]), example, plan, before_mib)
+    result.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

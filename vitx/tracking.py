@@ -1,0 +1,239 @@
+"""The run folder, the environment of a run, and Weights & Biases (the only file that imports it).
+
+`metrics.jsonl` in the run folder is the truth; W&B gets the same events. W&B never blocks or fails
+a run: what it raises is said once and the run goes on without it.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PROJECT = "vitx"
+MODES = ("online", "offline", "disabled")
+PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scikit-learn", "wandb")
+
+TRAIN_LOSS = "train/loss"
+TRAIN_ACCURACY = "train/accuracy"
+VAL_LOSS = "val/loss"
+VAL_ACCURACY = "val/accuracy"
+TEST_LOSS = "test/loss"
+TEST_ACCURACY = "test/accuracy"
+LEARNING_RATE = "lr"
+STEP = "step"
+IMAGES_PER_S = "images_per_s"
+
+
+def wandb_mode(flag: str | None = None) -> tuple[str, str]:
+    """The mode and why: the flag, else WANDB_MODE, else online within a sweep, else offline."""
+    named = os.environ.get("WANDB_MODE", "")
+    if flag:
+        mode, why = flag, "asked for"
+    elif named:
+        mode, why = named, "WANDB_MODE says so"
+    elif os.environ.get("WANDB_SWEEP_ID"):
+        mode, why = "online", "WANDB_SWEEP_ID is set"
+    else:
+        mode, why = "offline", "the default"
+    if mode not in MODES:
+        raise ValueError(f"W&B mode {mode!r} ({why}) is not known; choices: {', '.join(MODES)}")
+    return mode, why
+
+
+class Run:
+    """A run's folder `root/group/name-id` and its W&B run. Use it as a context manager."""
+
+    def __init__(
+        self,
+        root: Path,
+        group: str,
+        name: str,
+        config: Mapping[str, Any],
+        *,
+        mode: str | None = None,
+        folder: Path | None = None,
+    ):
+        self.id = uuid.uuid4().hex[:8]
+        self.folder = folder or Path(root, group, f"{name}-{self.id}")
+        self.figures = self.folder / "figures"
+        self.figures.mkdir(parents=True, exist_ok=True)
+        self.mode, self.why = wandb_mode(mode)
+        self._events = (self.folder / "metrics.jsonl").open("a", encoding="utf8")
+        self.write("config.json", dict(config))
+        self.write("environment.json", environment())
+        self._wandb = self._start_wandb(group, name, config)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish(exit_code=0 if kind is None else 1)
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """One event: a flushed line of metrics.jsonl and a point of the W&B curves."""
+        self._events.write(json.dumps(dict(event)) + "\n")
+        self._events.flush()
+        self._tell(lambda run: run.log(dict(event)))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table in W&B."""
+
+        def tell(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+        self._tell(tell)
+
+    def figure(self, name: str, path: Path) -> None:
+        """A picture file in W&B."""
+
+        def tell(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Image(str(path))})
+
+        self._tell(tell)
+
+    def summarise(self, values: Mapping[str, Any]) -> None:
+        """The run's final values: summary.json and the W&B summary."""
+        self.write("summary.json", dict(values))
+        self._tell(lambda run: run.summary.update(dict(values)))
+
+    def write(self, name: str, value: Any) -> None:
+        """A JSON file in the run folder."""
+        (self.folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf8")
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Close the files and the W&B run."""
+        self._events.close()
+        self._tell(lambda run: run.finish(exit_code=exit_code))
+
+    @property
+    def where(self) -> str:
+        """One line: the W&B mode, why, and how to see or upload the run."""
+        if self._wandb is None:
+            return f"W&B: {self.mode} ({self.why})"
+        if self.mode == "offline":
+            return f"W&B: offline ({self.why}); upload with: wandb sync {self.wandb_folder}"
+        return f"W&B: {self.mode} ({self.why}); {getattr(self._wandb, 'url', '')}"
+
+    @property
+    def wandb_folder(self) -> Path | None:
+        """The folder of the W&B run, which `wandb leet` and `wandb sync` take."""
+        return None if self._wandb is None else Path(self._wandb.dir).parent
+
+    def _start_wandb(self, group: str, name: str, config: Mapping[str, Any]) -> Any:
+        if self.mode == "disabled":
+            return None
+        import wandb
+
+        # A kill loses at most this many seconds of the offline file.
+        os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
+        try:
+            run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", PROJECT),
+                group=group,
+                name=name,
+                id=os.environ.get("WANDB_RUN_ID") or self.id,
+                dir=self.folder,
+                config=dict(config),
+                mode=self.mode,  # type: ignore[arg-type]
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+            run.define_metric(STEP)
+            run.define_metric("*", step_metric=STEP)
+        except (wandb.Error, OSError, ValueError) as error:
+            self._give_up(error)
+            return None
+        return run
+
+    def _tell(self, act: Any) -> None:
+        if self._wandb is None:
+            return
+        import wandb
+
+        try:
+            act(self._wandb)
+        except (wandb.Error, OSError, ValueError, TypeError) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        self._wandb = None
+        self.mode, self.why = "disabled", f"W&B raised {type(error).__name__}: {error}"
+        print(f"W&B is left out from here on: {self.why}", file=sys.stderr)
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on besides its configuration: code, versions, machine, settings."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": " ".join(["python", *_command()]),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "device": _device_name(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def device() -> torch.device:
+    """The accelerator of this machine (CUDA, MPS, XPU), or the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def _command() -> list[str]:
+    """The command line as a person types it, without the folders of this machine."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    module = spec.name.removesuffix(".__main__") if spec else None
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return ["-m", module, *words] if module else [Path(sys.argv[0]).name, *words]
+
+
+def _git(*words: str) -> str | None:
+    folder = Path(__file__).resolve().parent.parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else device().type
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
