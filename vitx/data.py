@@ -13,7 +13,8 @@ from vitx.axes import Image
 from vitx.config import DataConfig
 from vitx.functional.augment import AFFINE_DRAWS, affine
 
-DIGITS_SIZES = {"train": 1257, "val": 180, "test": 360}
+SIZES = {"digits": {"train": 1257, "val": 180, "test": 360}}
+"""Images in each split of a data set, known without reading it."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,15 @@ def digits(config: DataConfig) -> Dataset:
     labels = target.numpy()
     rest, test = train_test_split(
         range(len(labels)),
-        test_size=DIGITS_SIZES["test"],
+        test_size=SIZES["digits"]["test"],
         stratify=labels,
         random_state=config.split_seed,
     )
     train, val = train_test_split(
-        rest, test_size=DIGITS_SIZES["val"], stratify=labels[rest], random_state=config.split_seed
+        rest,
+        test_size=SIZES["digits"]["val"],
+        stratify=labels[rest],
+        random_state=config.split_seed,
     )
     pixels = image[train].float()
     classes = tuple(str(name) for name in scans.target_names)  # type: ignore[attr-defined]

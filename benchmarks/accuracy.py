@@ -1,0 +1,169 @@
+"""Accuracy of vitx and timm on digits, in both senses: the same trajectory, and equivalence.
+
+Trajectory: the same initial weights and batches give the same losses in float64, step for step.
+Equivalence: each side draws its own initial weights with its own library's code (the scheme that
+timm calls `jax` and vitx `xavier`) and has its own data seeds; two one-sided tests and a margin.
+
+`python -m benchmarks.accuracy SIDE SEED FILE` trains one model and writes its result.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from experiments.recipes import DIGITS
+from vitx import data, stats
+from vitx.config import ModelConfig, TrainConfig, override
+from vitx.evaluate import confusion
+from vitx.interop.timm import from_timm
+from vitx.model import build
+from vitx.train import State, init, step, train
+
+MARGIN = 0.01
+"""Largest difference of mean test accuracy that counts as the same: one point, fixed beforehand."""
+
+TIMM_SEEDS_FROM = 10_000
+"""timm's seeds are vitx's plus this, so that no draw is shared."""
+
+
+def timm_model(config: ModelConfig, seed: int) -> nn.Module:
+    """timm's own `VisionTransformer` of that shape, its weights drawn by timm's own code."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(seed)
+    return VisionTransformer(
+        img_size=config.size,
+        patch_size=config.patch_size,  # type: ignore[arg-type]
+        in_chans=config.channels,
+        num_classes=config.classes,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
+        weight_init="jax",
+    )
+
+
+def trajectory(config: TrainConfig, steps: int) -> float:
+    """Largest relative difference of the losses over `steps` steps of both models in float64."""
+    reference = timm_model(config.model, config.seed).double()
+    models = {"timm": reference, "vitx": from_timm(deepcopy(reference))}
+    dataset = data.load(config.data)
+    losses = {}
+    for side, model in models.items():
+        state = init(config, model=model)
+        stream = data.batches(dataset, config.data, batch=config.batch, seed=config.seed)
+        losses[side] = [_double_step(state, next(stream), config) for _ in range(steps)]
+    return max(abs(a - b) / abs(a) for a, b in zip(losses["timm"], losses["vitx"], strict=True))
+
+
+def train_side(side: str, seed: int, config: TrainConfig) -> dict:
+    """Train vitx or timm on digits from its own draws; the values that a row needs."""
+    config = override(config, seed=seed)
+    model = timm_model(config.model, seed) if side == "timm" else build(config.model, seed=seed)
+    state, result = train(config, model=model)
+    dataset = data.load(config.data)
+    found = {
+        "side": side,
+        "seed": seed,
+        "accuracy": result.test.accuracy,
+        "loss": result.test.loss,
+        "val_accuracy": result.val.accuracy,
+        "standard_error": result.test.standard_error,
+        "seconds": result.seconds,
+        "curve": result.curve,
+        "confusion": confusion(
+            result.test_logits, dataset.test.target, len(dataset.classes)
+        ).tolist(),
+    }
+    found["wrong"] = int(sum(map(sum, found["confusion"])) * (1 - result.test.accuracy) + 0.5)
+    return found | {"weights": state.model.state_dict()}
+
+
+def train_all(
+    seeds: list[int], folder: Path, *, steps: int, say: Callable[[str], None]
+) -> list[dict]:
+    """Both sides for every seed, two at a time on one thread each, a fresh process each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(side, seed + from_) for seed in seeds for side, from_ in _SIDES.items()]
+    results = []
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for found in pool.map(lambda job: _train_process(*job, folder, steps), jobs):
+            results.append(found)
+            say(
+                f"{found['side']} seed {found['seed']}: test accuracy {found['accuracy']:.2%}, "
+                f"{found['seconds']:.0f} s"
+            )
+    return results
+
+
+def row_fields(results: list[dict], margin: float = MARGIN) -> dict:
+    """The accuracy fields of a row: values a seed, the tests, and what they say."""
+    values = {
+        side: [found["accuracy"] for found in results if found["side"] == side] for side in _SIDES
+    }
+    losses = {
+        side: [found["loss"] for found in results if found["side"] == side] for side in _SIDES
+    }
+    test = stats.equivalence(values["timm"], values["vitx"], margin=margin)
+    return {
+        "seeds": len(values["vitx"]),
+        "reference_values": values["timm"],
+        "candidate_values": values["vitx"],
+        "reference_losses": losses["timm"],
+        "candidate_losses": losses["vitx"],
+        "margin": margin,
+        "difference": test.difference,
+        "low": test.low,
+        "high": test.high,
+        "p_equivalence": test.p_equivalence,
+        "verdict": "equivalent" if test.equivalent else "equivalence not shown",
+        "standard_error": statistics.mean(found["standard_error"] for found in results),
+        "seconds": statistics.mean(found["seconds"] for found in results),
+    }
+
+
+_SIDES = {"timm": TIMM_SEEDS_FROM, "vitx": 0}
+
+
+def _double_step(state: State, batch: tuple, config: TrainConfig) -> float:
+    image, target = batch
+    return step(state, (image.double(), target), config)["loss"].item()
+
+
+def _train_process(side: str, seed: int, folder: Path, steps: int) -> dict:
+    path = folder / f"{side}-{seed}.json"
+    command = [sys.executable, "-m", "benchmarks.accuracy", side, str(seed), str(path), str(steps)]
+    child = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if child.returncode:
+        last = (child.stderr.strip().splitlines() or ["no word"])[-1]
+        raise RuntimeError(f"training {side} seed {seed} failed: {last}")
+    return json.loads(path.read_text())
+
+
+def _main(side: str, seed: str, path: str, steps: str) -> None:
+    torch.set_num_threads(1)
+    config = override(DIGITS, steps=int(steps))
+    found = train_side(side, int(seed), config)
+    torch.save(found.pop("weights"), Path(path).with_suffix(".pt"))
+    Path(path).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,341 @@
+"""How good is the equality check? Thirty one-token bugs are planted in the source, one by one.
+
+Each row names a file, a text that stands there once, and its replacement. The mutated package is
+imported beside the real one, built with the same configuration, given the reference's weights and
+compared with timm by the same check. A weaker check that is common (default initial weights, logits
+only, float32, 1e-4) is scored beside it.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vitx
+from vitx.equality import equality
+from vitx.interop.timm import read_config
+
+SOURCE = Path(vitx.__file__).parent
+COMMON_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted bug: `before` stands once in the file and becomes `after`."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+
+
+MUTANTS = (
+    Mutant(
+        "attention scale 1/e",
+        "functional/attention.py",
+        "dropout_p=drop",
+        "scale=1 / q.shape[-1]",
+    ),
+    Mutant(
+        "no attention scale",
+        "functional/attention.py",
+        "dropout_p=drop",
+        "scale=1.0",
+    ),
+    Mutant(
+        "causal attention",
+        "functional/attention.py",
+        "dropout_p=drop",
+        "is_causal=True",
+    ),
+    Mutant(
+        "q and k swapped",
+        "layers.py",
+        "            q, k, v = rearrange(",
+        "            k, q, v = rearrange(",
+    ),
+    Mutant(
+        "k and v swapped",
+        "layers.py",
+        "            q, k, v = rearrange(",
+        "            q, v, k = rearrange(",
+    ),
+    Mutant(
+        "no gradient to k",
+        "functional/attention.py",
+        "attention(q, k, v,",
+        "attention(q, k.detach(), v,",
+    ),
+    Mutant(
+        "eps 1e-5 for 1e-6",
+        "functional/norm.py",
+        "gain, bias, eps",
+        "gain, bias, 1e-5",
+    ),
+    Mutant(
+        "norm bias dropped",
+        "functional/norm.py",
+        "gain, bias, eps",
+        "gain, None, eps",
+    ),
+    Mutant(
+        "norm gain dropped",
+        "functional/norm.py",
+        "gain, bias, eps",
+        "None, bias, eps",
+    ),
+    Mutant(
+        "tanh for erf in GELU",
+        "functional/mlp.py",
+        "F.gelu(hidden)",
+        'F.gelu(hidden, approximate="tanh")',
+    ),
+    Mutant(
+        "sigmoid for erf in GELU",
+        "functional/mlp.py",
+        "F.gelu(hidden)",
+        "hidden * (1.702 * hidden).sigmoid()",
+    ),
+    Mutant(
+        "y and x swapped",
+        "functional/patches.py",
+        '"b d y x -> b (y x) d"',
+        '"b d y x -> b (x y) d"',
+    ),
+    Mutant(
+        "p and q swapped",
+        "functional/patches.py",
+        "F.conv2d(image, kernel, bias",
+        "F.conv2d(image, kernel.mT, bias",
+    ),
+    Mutant(
+        "channels reversed",
+        "functional/patches.py",
+        "F.conv2d(image,",
+        "F.conv2d(image.flip(1),",
+    ),
+    Mutant(
+        "patch bias dropped",
+        "functional/patches.py",
+        "kernel, bias, stride",
+        "kernel, None, stride",
+    ),
+    Mutant(
+        "heads and e swapped in the split",
+        "layers.py",
+        '"b n (three heads e) ->',
+        '"b n (three e heads) ->',
+    ),
+    Mutant(
+        "heads and e swapped in the merge",
+        "layers.py",
+        '-> b i (heads e)"',
+        '-> b i (e heads)"',
+    ),
+    Mutant(
+        "query bias dropped for read tokens",
+        "layers.py",
+        "None if bias is None else bias[:d])",
+        "None)",
+    ),
+    Mutant(
+        "value bias dropped for read tokens",
+        "layers.py",
+        "None if bias is None else bias[d:])",
+        "None)",
+    ),
+    Mutant(
+        "layer scale skipped",
+        "layers.py",
+        "branch * self.gamma",
+        "branch * 1.0",
+    ),
+    Mutant(
+        "ls1 and ls2 swapped",
+        "model.py",
+        "self.drop_path1(self.ls1(",
+        "self.drop_path1(self.ls2(",
+    ),
+    Mutant(
+        "norm2 skipped",
+        "model.py",
+        "self.mlp(self.norm2(x))",
+        "self.mlp(x)",
+    ),
+    Mutant(
+        "norm1 in place of norm2",
+        "model.py",
+        "self.mlp(self.norm2(x))",
+        "self.mlp(self.norm1(x))",
+    ),
+    Mutant(
+        "MLP beside attention",
+        "model.py",
+        "self.mlp(self.norm2(x))",
+        "self.mlp(self.norm2(tokens[:, :queries]))",
+    ),
+    Mutant(
+        "residual dropped",
+        "model.py",
+        "x = x + self.drop_path1(",
+        "x = self.drop_path1(",
+    ),
+    Mutant(
+        "final norm skipped",
+        "model.py",
+        "self.norm(last(",
+        "(last(",
+    ),
+    Mutant(
+        "one block skipped",
+        "model.py",
+        "*body, last =",
+        "_, *body, last =",
+    ),
+    Mutant(
+        "registers before the class token",
+        "model.py",
+        "(self.cls_token, self.reg_token)",
+        "(self.reg_token, self.cls_token)",
+    ),
+    Mutant(
+        "mean over prefix tokens too",
+        "functional/pool.py",
+        "tokens[:, prefix:]",
+        "tokens[:, 0:]",
+    ),
+    Mutant(
+        "token norm in place of fc_norm",
+        "model.py",
+        "self.fc_norm(pooled)",
+        "self.norm(pooled)",
+    ),
+)
+
+SHAPES: tuple[dict[str, Any], ...] = (
+    {"reg_tokens": 2, "init_values": 0.1},
+    {"reg_tokens": 2, "global_pool": "avg", "no_embed_class": True},
+)
+"""timm options of the two references that every mutant is compared with."""
+
+
+def reference(options: dict[str, Any]) -> nn.Module:
+    """A small timm model: 9×20 pixels, 3×4 patches, so that swapped axes change the result."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    return VisionTransformer(
+        img_size=(9, 20),
+        patch_size=(3, 4),  # type: ignore[arg-type]
+        num_classes=7,
+        embed_dim=24,
+        depth=3,
+        num_heads=3,
+        **options,
+    ).eval()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Which check caught a mutant. A crash counts as caught by both."""
+
+    mutant: Mutant
+    caught: bool
+    caught_by_common_check: bool
+
+
+def score() -> list[Score]:
+    """Both checks on every mutant; the unmutated model must pass both, or ValueError."""
+    references = [reference(options) for options in SHAPES]
+    if any(_verdicts(vitx, model) != (False, False) for model in references):
+        raise ValueError("the unmutated model fails a check, so no mutant can be scored")
+    scores = []
+    for mutant in MUTANTS:
+        with mutated(mutant) as package:
+            found = [_verdicts(package, model) for model in references]
+        scores.append(Score(mutant, any(f[0] for f in found), any(f[1] for f in found)))
+    return scores
+
+
+@contextmanager
+def mutated(mutant: Mutant) -> Iterator[ModuleType]:
+    """The package `vitx` with one planted bug, imported beside the real one, which is put back."""
+    real = {name: module for name, module in sys.modules.items() if _is_vitx(name)}
+    for name in real:
+        del sys.modules[name]
+    finder = _Finder(mutant)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield importlib.import_module("vitx")
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if _is_vitx(name)]:
+            del sys.modules[name]
+        sys.modules.update(real)
+
+
+def _verdicts(package: Any, model: nn.Module) -> tuple[bool, bool]:
+    """Whether the equality check, and the common check, see a difference."""
+    values = read_config(model)
+    fields = {name: getattr(values, name) for name in values.__dataclass_fields__}
+    candidate = package.build(package.ModelConfig(**fields)).eval()
+    candidate.load_state_dict(model.state_dict())
+    image = torch.randn(2, 3, 9, 20, generator=torch.Generator().manual_seed(0))
+    try:
+        strict = not equality(model, candidate, image).passed
+        return strict, _largest_difference(model, candidate, image) > COMMON_TOLERANCE
+    except RuntimeError:  # the mutant's shapes no longer fit
+        return True, True
+
+
+@torch.no_grad()
+def _largest_difference(model: nn.Module, candidate: nn.Module, image: Tensor) -> float:
+    return (model(image) - candidate(image)).abs().max().item()
+
+
+def _is_vitx(name: str) -> bool:
+    return name == "vitx" or name.startswith("vitx.")
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Loads `vitx` from its source files, with the mutant's replacement."""
+
+    def __init__(self, mutant: Mutant):
+        self.mutant = mutant
+
+    def find_spec(self, name, path=None, target=None) -> ModuleSpec | None:
+        if not _is_vitx(name):
+            return None
+        stem = SOURCE.joinpath(*name.split(".")[1:])
+        file = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+        if not file.exists():
+            return None
+        spec = importlib.util.spec_from_file_location(
+            name,
+            file,
+            loader=self,
+            submodule_search_locations=[str(stem)] if stem.is_dir() else None,
+        )
+        return spec
+
+    def exec_module(self, module: ModuleType) -> None:
+        file = Path(str(module.__file__))
+        source = file.read_text(encoding="utf8")
+        if file == SOURCE / self.mutant.file:
+            if source.count(self.mutant.before) != 1:
+                raise ValueError(
+                    f"mutant {self.mutant.name!r}: {self.mutant.before!r} stands "
+                    f"{source.count(self.mutant.before)} times in {self.mutant.file}, not once"
+                )
+            source = source.replace(self.mutant.before, self.mutant.after)
+        exec(compile(source, str(file), "exec"), module.__dict__)

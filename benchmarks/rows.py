@@ -1,0 +1,80 @@
+"""Result rows: one JSON object a line, appended and never edited."""
+
+import gzip
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitx.tracking import environment
+
+SCHEMA = 1
+KINDS = ("equality", "peak", "noise", "speed", "accuracy", "calibration", "plant", "failure")
+RAW = ("raw",)
+"""Fields that hold all raw values of a row; a committed row leaves them in the `.gz` beside it."""
+
+
+class Rows:
+    """The rows of one run, `folder/rows.jsonl`; each is on disk when `add` returns."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "rows.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.environment = environment()
+        self.kept: list[dict] = []
+
+    def add(self, kind: str, **fields: Any) -> dict:
+        """Append a row of a known kind with this run's environment; the row."""
+        if kind not in KINDS:
+            raise ValueError(f"a row's kind is one of {', '.join(KINDS)}, not {kind!r}")
+        number = len(self.kept)
+        row = {"schema": SCHEMA, "kind": kind, "id": f"{self.environment['time']}-{number}"}
+        row |= fields | {"environment": self.environment}
+        with self.path.open("a", encoding="utf8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+        self.kept.append(row)
+        return row
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a file. Raises ValueError naming file and line where one is not a row."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            raise ValueError(f"{path} line {number} is not JSON") from None
+        if not isinstance(row, dict) or row.get("schema") != SCHEMA or row.get("kind") not in KINDS:
+            raise ValueError(f"{path} line {number} is not a row of schema {SCHEMA}")
+        rows.append(row)
+    return rows
+
+
+def commit(rows: list[dict], folder: Path, name: str) -> None:
+    """Write rows as evidence to keep: `name.jsonl` without, `name.raw.jsonl.gz` with raw values."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.jsonl").open("a", encoding="utf8") as file:
+        for row in rows:
+            slim = {key: value for key, value in row.items() if key not in RAW}
+            file.write(json.dumps(slim) + "\n")
+    with gzip.open(folder / f"{name}.raw.jsonl.gz", "at", encoding="utf8") as file:
+        for row in rows:
+            raw = {key: row[key] for key in RAW if key in row}
+            if raw:
+                file.write(json.dumps({"id": row["id"]} | raw) + "\n")
+
+
+def latest(rows: list[dict], *keys: str) -> list[dict]:
+    """The last row of each combination of the named fields, in order of first appearance."""
+    found: dict[tuple, dict] = {}
+    for row in rows:
+        found[tuple(str(_at(row, key)) for key in keys)] = row
+    return list(found.values())
+
+
+def _at(row: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = row
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

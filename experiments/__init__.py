@@ -1,0 +1,1 @@
+"""Training programs and recipes; run from the checkout with `python -m experiments.train`."""

@@ -1,0 +1,47 @@
+"""The command line that the programs share: settings as flags, mistakes as one plain sentence."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from vitx.config import Slot
+
+Settings = TypeVar("Settings")
+
+REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _slot(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """A slot is written as a call-string; in Python it may be a callable too."""
+    if info.type != Slot:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str) or callable(value),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def parse(kind: type[Settings], args: Sequence[str], *, prog: str) -> Settings:
+    """Settings from flags; --help prints and exits 0, a mistake prints one message and exits 2."""
+    return tyro.cli(
+        kind, prog=prog, args=list(args), registry=REGISTRY, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+
+
+def run(program: Callable[[list[str]], None]) -> None:
+    """Run a program: exit 2 with one sentence on a bad value or missing file, 130 on Ctrl-C."""
+    try:
+        program(sys.argv[1:])
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; what was finished is on disk", file=sys.stderr)
+        raise SystemExit(130) from None
