@@ -1,0 +1,375 @@
+"""The main job: vitx against timm in equality, speed and accuracy, with a report.
+
+`python -m benchmarks [--smoke | --full] [--out DIR]`. Rows are on disk as soon as they are found;
+the report is written anew after every stage.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from benchmarks import accuracy, mutants, render, report, rows, speed
+from experiments import cli
+from experiments.recipes import DIGITS
+from vitx import data, tracking, visualize
+from vitx.compare import Plan
+from vitx.config import flat, override
+from vitx.equality import Equality
+from vitx.evaluate import predict, svm_accuracy
+from vitx.model import build
+from vitx.registry import nearest
+
+EQUAL_MODELS = (
+    ("vit_tiny_patch16_224", {}),
+    ("vit_small_patch16_224", {}),
+    ("vit_base_patch16_224", {}),
+    ("vit_small_patch32_224", {}),
+    ("vit_small_patch14_reg4_dinov2", {}),
+    ("deit3_small_patch16_224", {}),
+    ("vit_base_patch16_gap_224", {}),
+)
+"""Compared in `--full`; the quick run compares what it times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much of each stage a run does."""
+
+    name: str
+    timed: tuple[tuple[str, dict], ...]
+    configurations: tuple[tuple[str, str], ...]
+    equal: tuple[tuple[str, dict], ...]
+    plan: Plan
+    batch: int = 8
+    seeds: int = 5
+    steps: int = DIGITS.steps
+    trajectory_steps: int = 50
+    plant: bool = False
+    mutants: bool = False
+
+
+TINY = {"img_size": 32, "depth": 2}
+EAGER = (("inference", "none"), ("training", "none"))
+QUICK = Scale(
+    name="quick",
+    timed=(("vit_tiny_patch16_224", {}),),
+    configurations=(*EAGER, ("inference", "default")),
+    equal=(("vit_tiny_patch16_224", {}),),
+    plan=Plan(processes=5, rounds=12),
+)
+SMOKE = Scale(
+    name="smoke",
+    timed=(("vit_tiny_patch16_224", TINY),),
+    configurations=(*EAGER, ("inference", "default")),
+    equal=(("vit_tiny_patch16_224", TINY),),
+    plan=Plan(processes=1, rounds=1, block_s=0.01, warm_up_s=0.1),
+    batch=2,
+    seeds=1,
+    steps=4,
+    trajectory_steps=3,
+)
+FULL = Scale(
+    name="full",
+    timed=(("vit_tiny_patch16_224", {}), ("vit_small_patch16_224", {})),
+    configurations=(*EAGER, ("inference", "default"), ("training", "default")),
+    equal=EQUAL_MODELS,
+    plan=Plan(processes=10, rounds=12),
+    seeds=10,
+    plant=True,
+    mutants=True,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Compare vitx with timm: equality, paired speed, accuracy on digits, report.
+
+    About 12 minutes on two cores; --smoke about one minute, --full about two hours.
+    """
+
+    smoke: bool = False
+    """Every stage, tiny, no verdicts."""
+    full: bool = False
+    """The careful run: S/16 too, compiled training, 10 processes, 10 seeds, mutants, a plant."""
+    out: Path = Path("runs/benchmarks")
+    """Folder; a run makes its own inside, named by time."""
+    device: str = ""
+    """Device; empty for the accelerator of this machine, else the CPU."""
+    wandb: str = ""
+    """W&B mode: online, offline or disabled; empty for WANDB_MODE, else offline."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STAGE")] = ()
+    """Stages to run: equality, speed, plant, accuracy. All of the scale's if empty."""
+
+
+STAGES = ("equality", "speed", "plant", "accuracy")
+
+
+@dataclass
+class Job:
+    """A run of the main job: its settings, its rows so far, and where things go."""
+
+    scale: Scale
+    device: torch.device
+    rows: rows.Rows
+    run: tracking.Run
+    figures: dict[str, Path] = field(default_factory=dict)
+    checked: dict[str, Equality] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
+
+    def say(self, line: str) -> None:
+        """A line with the minutes since the start; it does not tear a progress bar."""
+        minutes, seconds = divmod(int(time.perf_counter() - self.started), 60)
+        tqdm.write(f"[{minutes:02d}:{seconds:02d}] {line}", file=sys.stdout)
+        sys.stdout.flush()
+
+    def add(self, kind: str, **fields: object) -> dict:
+        """A row, on disk and as numbers in W&B."""
+        row = self.rows.add(kind, **fields)
+        name = "/".join(str(row[key]) for key in ("mode", "compile") if key in row) or "value"
+        model = str(row.get("reference", row.get("data", ""))).partition(":")[2] or "digits"
+        values = {
+            f"{kind}/{model}/{name}/{key}": row[key]
+            for key in ("ratio", "ratio_low", "ratio_high", "noise_floor", "p_equivalence")
+            if isinstance(row.get(key), float)
+        }
+        self.run.log({tracking.STEP: len(self.rows.kept), **values})
+        return row
+
+
+def main(args: list[str]) -> None:
+    """Read the settings, tell the budget, run the stages, print the verdicts and the places."""
+    settings = cli.parse(Settings, args, prog="python -m benchmarks")
+    if settings.smoke and settings.full:
+        raise ValueError("--smoke and --full exclude each other; choose one")
+    for name in settings.only:
+        if name not in STAGES:
+            raise ValueError(f"stage = {name!r} is not known; {nearest(name, STAGES)}")
+    scale = SMOKE if settings.smoke else FULL if settings.full else QUICK
+    device = torch.device(settings.device) if settings.device else tracking.device()
+    stages = {name: stage for name, stage in _stages(scale).items() if _wanted(name, settings)}
+    folder = settings.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{scale.name}"
+    config = {"scale": scale.name, "device": str(device), **flat(scale.plan)}
+    with tracking.Run(settings.out, "benchmarks", folder.name, config, mode=settings.wandb or None,
+                      folder=folder) as run:  # fmt: skip
+        job = Job(scale, device, rows.Rows(folder), run)
+        job.say(f"{scale.name} run on {device}; {run.where}")
+        for name, (minutes, _) in stages.items():
+            job.say(f"budget: {name} about {minutes:.1f} min")
+        for name, (_, stage) in tqdm(stages.items(), unit="stage", disable=not _terminal()):
+            job.say(f"{name} …")
+            stage(job)
+            write_report(job)
+        finish(job)
+        where = run.where
+    print(f"\n{render.headline(job.rows.kept)}\n")
+    print(f"report: {folder / 'report.html'} and report.md; rows: {job.rows.path}\n{where}")
+
+
+def check_equality(job: Job) -> None:
+    """float64 outputs and all gradients; the mutation score in the full run."""
+    for name, options in job.scale.equal:
+        pair = speed.make_pair(name, batch=2, device=torch.device("cpu"), **options)
+        result, fields = speed.check(pair)
+        job.checked[name] = result
+        job.add("equality", **fields)
+        job.say(f"{name}: {result}")
+    if job.scale.mutants:
+        scores = mutants.score()
+        caught = {
+            "caught": sum(score.caught for score in scores),
+            "caught_by_common_check": sum(score.caught_by_common_check for score in scores),
+            "planted": len(scores),
+        }
+        job.add("calibration", what="mutants", **caught)
+        job.say(f"planted bugs caught: {caught}")
+
+
+def time_speed(job: Job) -> None:
+    """Every configuration of every timed model, in pairs."""
+    for name, options in job.scale.timed:
+        pair = speed.make_pair(name, batch=job.scale.batch, device=job.device, **options)
+        checked = job.checked.get(name) or speed.check(pair)[0]
+        for mode, compiled in job.scale.configurations:
+            plan = Plan(**(vars(job.scale.plan) | {"mode": mode, "compile": compiled}))
+            _time(job, lambda plan=plan, pair=pair, checked=checked, **places: speed.time_pair(
+                pair, plan, checked=checked, say=job.say, **places
+            ), f"{name} {mode}, compile {compiled}")  # fmt: skip
+
+
+def time_plant(job: Job) -> None:
+    """A slowdown of known size, which the same protocol must find."""
+    name, options = job.scale.timed[0]
+    pair = speed.make_pair(name, batch=job.scale.batch, device=job.device, **options)
+    _time(
+        job,
+        lambda **places: speed.plant(pair, job.scale.plan, say=job.say, **places),
+        f"planted slowdown of {speed.PLANTED:.0%}",
+    )
+
+
+def train_digits(job: Job) -> None:
+    """Trajectory, then both sides over seeds, and a support vector machine beside them."""
+    apart = accuracy.trajectory(DIGITS, job.scale.trajectory_steps)
+    job.say(f"same weights and batches, float64: losses of {job.scale.trajectory_steps} steps "
+            f"differ by {apart:.1e} (relative)")  # fmt: skip
+    dataset = data.load(DIGITS.data)
+    svm = svm_accuracy(dataset)
+    folder = job.folder / "digits"
+    seeds = list(range(job.scale.seeds))
+    results = accuracy.train_all(seeds, folder, steps=job.scale.steps, say=job.say)
+    if job.scale.name == "smoke":
+        job.say("no accuracy verdict in a smoke run")
+        return
+    row = job.add(
+        "accuracy",
+        data="digits",
+        reference="timm:VisionTransformer(weight_init='jax')",
+        candidate="vitx:build(init='xavier')",
+        trajectory_error=apart,
+        trajectory_steps=job.scale.trajectory_steps,
+        svm=svm,
+        config=flat(DIGITS),
+        **accuracy.row_fields(results),
+    )
+    job.say(f"{row['verdict']}: difference {row['difference']:+.2%}, margin {row['margin']:.0%}")
+    _draw_digits(job, dataset, results, svm)
+    columns = ("side", "seed", "accuracy", "loss", "seconds")
+    job.run.table("digits", columns, [[found[key] for key in columns] for found in results])
+
+
+def write_report(job: Job) -> None:
+    """report.md and report.html from the rows so far."""
+    if not job.rows.kept:
+        return
+    if any(row["ratio"] is not None for row in render.speed_rows(job.rows.kept)):
+        job.figures["speed"] = _save(job, "speed", render.speed_figure(job.rows.kept))
+    title = f"vitx against timm, {job.scale.name} run"
+    report.write(job.folder, title, report.sections_of(job.rows.kept, job.figures))
+
+
+def finish(job: Job) -> None:
+    """Tables, figures and final values to W&B."""
+    timed = render.speed_rows(job.rows.kept)
+    columns = ("reference", "mode", "compile", "ratio", "ratio_low", "ratio_high",
+               "noise_floor", "verdict")  # fmt: skip
+    job.run.table("speed", columns, [[row[key] for key in columns] for row in timed])
+    for name, path in job.figures.items():
+        job.run.figure(name, path.with_suffix(".png"))
+    fastest = [row["images_per_s"]["candidate"]["median"] for row in timed if row["images_per_s"]]
+    job.run.summarise(
+        {tracking.IMAGES_PER_S: max(fastest)} if fastest else {"rows": len(job.rows.kept)}
+    )
+
+
+def _stages(scale: Scale) -> dict[str, tuple[float, Callable[[Job], None]]]:
+    """Each stage's minutes on two cores, by its counts, and its function."""
+    process_s = 11 + 3.6 * scale.plan.rounds * scale.plan.block_s
+    per_configuration = 30 + scale.plan.processes * process_s
+    configurations = len(scale.timed) * len(scale.configurations)
+    stages = {
+        "equality": (0.1 + 0.3 * (len(scale.equal) - 1), check_equality),
+        "speed": (configurations * per_configuration / 60, time_speed),
+        "plant": (per_configuration / 60, time_plant),
+        "accuracy": (0.1 + scale.seeds * scale.steps * 0.032 / 60, train_digits),
+    }
+    return {name: stage for name, stage in stages.items() if name != "plant" or scale.plant}
+
+
+def _wanted(name: str, settings: Settings) -> bool:
+    return not settings.only or name in settings.only
+
+
+def _time(job: Job, measure: Callable, what: str) -> None:
+    """One timed configuration: its row, and a line for people; smoke rows carry no verdict."""
+    job.say(f"{what} …")
+    number = len(job.rows.kept)
+    kind, fields = measure(folder=job.folder / f"job-{number}", cache=job.folder / "cache")
+    if job.scale.name == "smoke" and kind == "speed":
+        fields["verdict"] = "smoke run, no verdict"
+    row = job.add(kind, **fields)
+    job.say(f"{what}: {render.ratio_text(row)}, floor {render.floor_text(row)}: {row['verdict']}")
+    for path in (job.folder / f"job-{number}").glob("*.pt"):
+        path.unlink()
+
+
+def _draw_digits(job: Job, dataset: data.Dataset, results: list[dict], svm: float) -> None:
+    sides = {side: [r for r in results if r["side"] == side] for side in ("timm", "vitx")}
+    accuracies = {side: [r["accuracy"] for r in found] for side, found in sides.items()}
+    counts = sum(torch.tensor(r["confusion"]) for r in sides["vitx"]).numpy()
+    title = f"{len(sides['vitx'])} seeds of vitx, {counts.sum():,} predictions"
+    drawn = {
+        "accuracy": visualize.accuracies(accuracies, reading=svm, label="RBF SVM"),
+        "curves": visualize.curves(
+            {side: [r["curve"] for r in found] for side, found in sides.items()},
+            metric=tracking.VAL_ACCURACY,
+        ),
+        "confusion": visualize.confusion(counts, dataset.classes, title=title),
+        "attention": _attention(job, dataset, sides["vitx"][0]["seed"]),
+    }
+    for name, figure in drawn.items():
+        job.figures[name] = _save(job, name, figure)
+    for step_number, event in _mean_curve(sides):
+        job.run.log({tracking.STEP: step_number, **event})
+
+
+def _mean_curve(sides: dict[str, list[dict]]) -> Iterator[tuple[int, dict[str, float]]]:
+    """Mean validation accuracy of each side, step by step."""
+    for position, event in enumerate(sides["vitx"][0]["curve"]):
+        yield (
+            event[tracking.STEP],
+            {
+                f"digits/{side}/{tracking.VAL_ACCURACY}": statistics.mean(
+                    [r["curve"][position][tracking.VAL_ACCURACY] for r in found]
+                ).item()
+                for side, found in sides.items()
+            },
+        )
+
+
+def _save(job: Job, name: str, figure: Figure) -> Path:
+    """The figure as SVG for the report and as PNG for W&B; the SVG's path."""
+    visualize.save(figure, job.run.figures / f"{name}.png")
+    return visualize.save(figure, job.run.figures / f"{name}.svg")
+
+
+def _attention(job: Job, dataset: data.Dataset, seed: int) -> Figure:
+    config = override(DIGITS, seed=seed).model
+    vit = build(config)
+    vit.load_state_dict(torch.load(job.folder / "digits" / f"vitx-{seed}.pt", weights_only=True))
+    vit.eval()
+    test = dataset.test
+    guess = predict(vit, dataset, test).argmax(dim=1)
+    wrong = (guess != test.target).nonzero().flatten()[:2].tolist()
+    first = [int((test.target == label).nonzero()[0]) for label in range(8)]
+    shown = [*first[: 10 - len(wrong)], *wrong]
+    with torch.no_grad():
+        maps = vit.attention_maps(dataset.normalise(test.image[shown].float()))
+    read = visualize.class_attention(maps, grid=config.grid, prefix=config.prefix, size=config.size)
+    names = dataset.classes
+    return visualize.attention_grid(
+        test.image[shown],
+        read,
+        [names[int(test.target[k])] for k in shown],
+        [names[int(guess[k])] for k in shown],
+    )
+
+
+def _terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,218 @@
+"""Tables and figures from rows: those of a run's report, and those of README from committed rows.
+
+`python -m benchmarks.render` rewrites the marked parts of README.md and the figure beside it from
+`benchmarks/results`; no number in them is typed by hand.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from benchmarks import rows as rows_file
+from vitx.stats import mean_interval
+from vitx.visualize import Bar, ratios, save
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FIGURE = RESULTS / "speed.svg"
+NOT_MEASURED = "not measured: run `python -m benchmarks --device cuda`"
+
+Row = dict
+
+
+def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A GitHub table; columns that hold numbers are aligned right."""
+    numeric = [
+        all(re.match(r"^[-+±]?\d", line[column]) for line in body) for column in range(len(header))
+    ]
+    rule = ["--:" if right else "---" for right in numeric]
+    lines = [header, rule, *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def model_name(row: Row) -> str:
+    """timm's short name of the compared model, such as vit_tiny_patch16_224."""
+    return row["reference"].partition(":")[2]
+
+
+def speed_rows(rows: Sequence[Row]) -> list[Row]:
+    """The latest speed or failure row of each configuration on each machine."""
+    wanted = [row for row in rows if row["kind"] in ("speed", "failure") and "mode" in row]
+    keys = ("reference", "mode", "compile", "dtype", "batch", "device", "environment.cpu")
+    found = rows_file.latest(wanted, *keys)
+    return sorted(found, key=lambda row: (model_name(row), row["mode"], row["compile"] != "none"))
+
+
+def ratio_text(row: Row) -> str:
+    """The ratio with its interval, or why there is none."""
+    if row["ratio"] is None:
+        return f"{row['verdict']}: {row['reason']}"
+    return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
+
+
+def floor_text(row: Row) -> str:
+    """The noise floor as ± per cent, or a dash."""
+    return "–" if row["noise_floor"] is None else f"±{row['noise_floor']:.1%}"
+
+
+def speed_table(rows: Sequence[Row]) -> str:
+    """Ratios with intervals, floors and verdicts, a line a configuration."""
+    header = ("model", "mode", "compile", "images/s ratio (95 %)", "floor", "verdict", "CUDA")
+    body = [
+        (
+            model_name(row),
+            row["mode"],
+            row["compile"],
+            ratio_text(row),
+            floor_text(row),
+            row["verdict"],
+            NOT_MEASURED if row["device"] == "cpu" else "this row",
+        )
+        for row in speed_rows(rows)
+    ]
+    return markdown(header, body)
+
+
+def cost_table(rows: Sequence[Row]) -> str:
+    """What each side of a timing cost: images/s, work, memory, compile seconds."""
+    header = ("model", "mode", "compile", "side", "images/s", "GMAC", "peak MiB", "compile s")
+    body = []
+    for row in speed_rows(rows):
+        for side, label in (("reference", "timm"), ("candidate", "vitx")):
+            rate = row["images_per_s"].get(side)
+            if rate is None:
+                continue
+            seconds = row["compile_s"].get(side)
+            compiled = f"{seconds['cold']:.0f} cold, {seconds['warm']:.0f} warm" if seconds else "–"
+            body.append(
+                (
+                    model_name(row),
+                    row["mode"],
+                    row["compile"],
+                    label,
+                    f"{rate['median']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})",
+                    f"{row['macs'][side] / 1e9:.3f}",
+                    f"{row['peak_mib'][side]:.0f}",
+                    compiled,
+                )
+            )
+    return markdown(header, body)
+
+
+def equality_table(rows: Sequence[Row]) -> str:
+    """float64 errors of outputs and gradients, a line a model."""
+    header = ("model", "outputs", "gradients", "tensors", "parameters", "verdict")
+    wanted = [row for row in rows if row["kind"] == "equality" and "equality" in row]
+    body = [
+        (
+            model_name(row),
+            f"{row['equality']['output_error']:.0e}",
+            f"{row['equality']['gradient_error']:.0e}",
+            str(row["equality"]["gradients"]),
+            f"{row['equality']['parameters_candidate']:,}",
+            row["verdict"],
+        )
+        for row in rows_file.latest(wanted, "reference")
+    ]
+    return markdown(header, body)
+
+
+def accuracy_table(rows: Sequence[Row]) -> str:
+    """Test accuracy of both sides with intervals over seeds, and the equivalence test."""
+    header = ("data", "side", "seeds", "test accuracy (95 % over seeds)", "equivalence to timm")
+    body = []
+    for row in rows_file.latest([r for r in rows if r["kind"] == "accuracy"], "data"):
+        said = (
+            f"{row['verdict']} within {100 * row['margin']:.1f} points: difference "
+            f"{100 * row['difference']:+.2f} (90 % {100 * row['low']:+.2f} to "
+            f"{100 * row['high']:+.2f}), p = {row['p_equivalence']:.1g}"
+        )
+        for side, label in (("candidate_values", "vitx"), ("reference_values", "timm")):
+            mean = mean_interval(row[side])
+            text = f"{mean.value:.2%} ({mean.low:.2%} to {mean.high:.2%})"
+            body.append(
+                (row["data"], label, str(row["seeds"]), text, said if label == "vitx" else "")
+            )
+        body.append((row["data"], "RBF SVM on pixels", "–", f"{row['svm']:.2%}", ""))
+    return markdown(header, body)
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """The verdict table: one line a claim."""
+    header = ("claim", "CPU, 2 cores", "CUDA")
+    body = []
+    equal = rows_file.latest([r for r in rows if r["kind"] == "equality" and "equality" in r],
+                             "reference")  # fmt: skip
+    if equal:
+        worst = max(r["equality"]["gradient_error"] for r in equal)
+        passed = sum(r["verdict"] == "equal" for r in equal)
+        said = f"equal for {passed} of {len(equal)} models, largest error {worst:.0e}"
+        body.append(("float64 outputs and gradients equal timm's", said, NOT_MEASURED))
+    for row in speed_rows(rows):
+        what = f"{model_name(row)}, {row['mode']}, compile {row['compile']}: images/s over timm's"
+        floor = f", floor {floor_text(row)}" if row["noise_floor"] is not None else ""
+        body.append((what, f"{ratio_text(row)}{floor}: {row['verdict']}", NOT_MEASURED))
+    for row in rows_file.latest([r for r in rows if r["kind"] == "accuracy"], "data"):
+        mean = mean_interval(row["candidate_values"])
+        said = (
+            f"{mean.value:.2%} ({mean.low:.2%} to {mean.high:.2%}), {row['seeds']} seeds; "
+            f"{row['verdict']} to timm within {100 * row['margin']:.0f} point"
+        )
+        body.append((f"test accuracy on {row['data']}", said, NOT_MEASURED))
+    return markdown(header, body)
+
+
+def speed_figure(rows: Sequence[Row]) -> Figure:
+    """A forest plot of every timed configuration."""
+    bars = [
+        Bar(
+            f"{model_name(row).removesuffix('_224')}\n{row['mode']}, compile {row['compile']}",
+            row["ratio"],
+            row["ratio_low"],
+            row["ratio_high"],
+            row["noise_floor"],
+        )
+        for row in speed_rows(rows)
+        if row["ratio"] is not None
+    ]
+    return ratios(bars, title="vitx over timm on the same weights")
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
+    "headline": headline,
+    "speed": speed_table,
+    "cost": cost_table,
+    "equality": equality_table,
+    "accuracy": accuracy_table,
+}
+
+
+def fill(text: str, rows: Sequence[Row]) -> str:
+    """Put each table between its marks, `<!-- table:NAME -->` and `<!-- end -->`."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{TABLES[match[2]](rows)}\n{match[3]}"
+
+    return re.sub(r"(<!-- table:(\w+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
+
+
+def committed() -> list[Row]:
+    """All committed rows, oldest first."""
+    found = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in rows_file.read(path)]
+    return sorted(found, key=lambda row: row["environment"]["time"])
+
+
+def main() -> None:
+    """Rewrite the rendered parts of both READMEs and the figure."""
+    rows = committed()
+    for path in (ROOT / "README.md", ROOT / "benchmarks" / "README.md"):
+        path.write_text(fill(path.read_text(encoding="utf8"), rows), encoding="utf8")
+    save(speed_figure(rows), FIGURE)
+    print(f"rendered {len(rows)} rows", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

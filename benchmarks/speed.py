@@ -1,0 +1,153 @@
+"""Speed of vitx against timm: which pairs are timed, and the rows that come of it."""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitx.compare import Comparison, compare
+from vitx.cost import forward_macs
+from vitx.equality import Equality, equality
+from vitx.interop.timm import from_timm
+from vitx.timing import Plan, cpp_compiler
+
+PLANTED = 0.05
+"""Extra work of the planted slowdown, as a share of the model's MACs."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A timm model and the `Vit` made from it, with a batch of random images."""
+
+    name: str
+    reference: nn.Module
+    candidate: nn.Module
+    example: Tensor
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The fields of a row that say what was compared."""
+        return {
+            "reference": f"timm:{self.name}",
+            "candidate": f"vitx:from_timm({self.name})",
+            "image": self.example.shape[-1],
+            "batch": len(self.example),
+        }
+
+
+def make_pair(name: str, *, batch: int, device: torch.device, **options: Any) -> Pair:
+    """timm's model of that name, our rendering of it, and the batch that is timed."""
+    import timm
+
+    torch.manual_seed(0)
+    reference = timm.create_model(name, **options).to(device)
+    candidate = from_timm(reference)
+    height, width = candidate.config.size
+    example = torch.randn(batch, candidate.config.channels, height, width).to(device)
+    return Pair(name, reference, candidate, example)
+
+
+def check(pair: Pair) -> tuple[Equality, dict[str, Any]]:
+    """Equality in float64 on two images, strict loading both ways, and the fields of its row."""
+    pair.candidate.load_state_dict(pair.reference.state_dict(), strict=True)
+    pair.reference.load_state_dict(pair.candidate.state_dict(), strict=True)
+    result = equality(pair.reference, pair.candidate, pair.example[:2])
+    verdict = "equal" if result.passed else "not equal"
+    return result, pair.labels | {"equality": vars(result), "verdict": verdict}
+
+
+def time_pair(
+    pair: Pair,
+    plan: Plan,
+    *,
+    checked: Equality,
+    folder: Path,
+    cache: Path,
+    say: Callable[[str], None],
+) -> tuple[str, dict[str, Any]]:
+    """One configuration: the row's kind and its fields, raw times among them."""
+    found = compare(
+        pair.reference,
+        pair.candidate,
+        pair.example,
+        plan=plan,
+        folder=folder,
+        cache=cache,
+        checked=checked,
+        say=say,
+    )
+    kind = "failure" if found.verdict == "failed" else "speed"
+    return kind, pair.labels | found.fields() | {"raw": _raw(found)}
+
+
+def plant(
+    pair: Pair, plan: Plan, *, folder: Path, cache: Path, say: Callable[[str], None]
+) -> tuple[str, dict[str, Any]]:
+    """The same timing of timm against timm with 5 % more work, which it must find slower."""
+    slowed, keys = slow_down(pair.reference, pair.example[:1], PLANTED)
+    found = compare(
+        pair.reference,
+        slowed,
+        pair.example,
+        keys=keys,
+        plan=plan,
+        folder=folder,
+        cache=cache,
+        say=say,
+    )
+    kind = "failure" if found.verdict == "failed" else "plant"
+    macs = found.macs or {"reference": 1, "candidate": 1}
+    labels = pair.labels | {"candidate": f"timm:{pair.name} with {PLANTED:.0%} more MACs"}
+    planted = {"planted": PLANTED, "planted_counted": macs["candidate"] / macs["reference"] - 1}
+    return kind, labels | found.fields() | planted | {"raw": _raw(found)}
+
+
+class Burden(nn.Module):
+    """A block followed by two matrix products whose result is zero: x + x·A·0 = x."""
+
+    def __init__(self, block: nn.Module, width: int, hidden: int):
+        super().__init__()
+        self.block = block
+        generator = torch.Generator().manual_seed(0)
+        down = torch.randn(width, hidden, generator=generator) / width**0.5
+        self.register_buffer("down", down, persistent=False)
+        self.register_buffer("up", torch.zeros(hidden, width), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.block(tokens)
+        return tokens + (tokens @ self.down) @ self.up
+
+
+def slow_down(model: nn.Module, image: Tensor, share: float) -> tuple[nn.Module, Mapping[str, str]]:
+    """A copy of a timm ViT with `share` more MACs, spread over its blocks, and its key map."""
+    slowed: Any = deepcopy(model)
+    macs, width, depth = forward_macs(model, image), slowed.embed_dim, len(slowed.blocks)
+    tokens = slowed.patch_embed.num_patches + slowed.num_prefix_tokens
+    hidden = round(share * macs / (depth * 2 * tokens * width))
+    device = image.device
+    slowed.blocks = nn.Sequential(
+        *(Burden(block, width, hidden).to(device) for block in slowed.blocks)
+    )
+    names = model.state_dict()
+    return slowed, {name: _burdened(name) for name in names if name.startswith("blocks.")}
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs for the device."""
+    return device.type != "cpu" or cpp_compiler() is not None
+
+
+def _burdened(name: str) -> str:
+    blocks, number, rest = name.split(".", 2)
+    return f"{blocks}.{number}.block.{rest}"
+
+
+def _raw(found: Comparison) -> list[dict]:
+    return [
+        {"seconds": record["seconds"], "rounds": record["rounds"], "warm_up": record["warm_up"]}
+        for record in found.processes
+    ]
