@@ -69,7 +69,7 @@ QUICK = Scale(
 SMOKE = Scale(
     name="smoke",
     timed=(("vit_tiny_patch16_224", TINY),),
-    configurations=(*EAGER, ("inference", "default")),
+    configurations=(("training", "none"), ("inference", "default")),
     equal=(("vit_tiny_patch16_224", TINY),),
     plan=Plan(processes=1, rounds=1, block_s=0.01, warm_up_s=0.1),
     batch=2,

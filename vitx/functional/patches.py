@@ -9,14 +9,14 @@ from vitx.axes import Image, Kernel, Tokens
 from vitx.registry import table
 
 
-def patchify(image: Image, *, patch: tuple[int, int]) -> Float[Tensor, "b n c*p*q"]:
+def patchify(image: Image, *, patch: tuple[int, int]) -> Float[Tensor, "b n cpq"]:
     """Non-overlapping patches in row-major order, each flattened channel first."""
     p, q = patch
     return rearrange(image, "b c (y p) (x q) -> b (y x) (c p q)", p=p, q=q)
 
 
 def unpatchify(
-    patches: Float[Tensor, "b n c*p*q"], *, grid: tuple[int, int], patch: tuple[int, int]
+    patches: Float[Tensor, "b n cpq"], *, grid: tuple[int, int], patch: tuple[int, int]
 ) -> Image:
     """The inverse of `patchify` for a grid of (rows, columns) patches."""
     (y, x), (p, q) = grid, patch

@@ -1,0 +1,38 @@
+"""Fixtures that several files use: the device, runtime shape checks off for compiled code."""
+
+import os
+
+import jaxtyping
+import pytest
+import torch
+
+os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="device of the tests, such as cuda")
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    """The device that tests put their tensors on."""
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def compiled():
+    """A test that compiles: shape checks and torch.compile do not mix."""
+    from vitx.timing import cpp_compiler
+
+    if cpp_compiler() is None:
+        pytest.skip("torch.compile needs a C++ compiler on the CPU, and none was found")
+    jaxtyping.config.update("jaxtyping_disable", True)
+    torch.compiler.reset()
+    yield
+    torch.compiler.set_stance("default")
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
