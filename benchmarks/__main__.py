@@ -64,14 +64,14 @@ QUICK = Scale(
     timed=(("vit_tiny_patch16_224", {}),),
     configurations=(*EAGER, ("inference", "default")),
     equal=(("vit_tiny_patch16_224", {}),),
-    plan=Plan(processes=5, rounds=12),
+    plan=Plan(processes=5, pair_s=15.0, warm_up_s=10.0),
 )
 SMOKE = Scale(
     name="smoke",
     timed=(("vit_tiny_patch16_224", TINY),),
     configurations=(("training", "none"), ("inference", "default")),
     equal=(("vit_tiny_patch16_224", TINY),),
-    plan=Plan(processes=1, rounds=1, block_s=0.01, warm_up_s=0.1),
+    plan=Plan(processes=1, pair_s=0.1, block_s=0.01, warm_up_s=0.1),
     batch=2,
     seeds=1,
     steps=4,
@@ -82,7 +82,7 @@ FULL = Scale(
     timed=(("vit_tiny_patch16_224", {}), ("vit_small_patch16_224", {})),
     configurations=(*EAGER, ("inference", "default"), ("training", "default")),
     equal=EQUAL_MODELS,
-    plan=Plan(processes=10, rounds=12),
+    plan=Plan(processes=10, pair_s=30.0, warm_up_s=15.0),
     seeds=10,
     plant=True,
     mutants=True,
@@ -276,8 +276,8 @@ def finish(job: Job) -> None:
 
 def _stages(scale: Scale) -> dict[str, tuple[float, Callable[[Job], None]]]:
     """Each stage's minutes on two cores, by its counts, and its function."""
-    process_s = 11 + 3.6 * scale.plan.rounds * scale.plan.block_s
-    per_configuration = 30 + scale.plan.processes * process_s
+    process_s = 7 + 0.5 * scale.plan.warm_up_s + scale.plan.pair_s
+    per_configuration = 35 + scale.plan.processes * process_s
     configurations = len(scale.timed) * len(scale.configurations)
     stages = {
         "equality": (0.1 + 0.3 * (len(scale.equal) - 1), check_equality),

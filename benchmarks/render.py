@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks import rows as rows_file
+from benchmarks.mutants import Score
 from vitx.stats import mean_interval
 from vitx.visualize import Bar, ratios, save
 
@@ -118,6 +119,23 @@ def equality_table(rows: Sequence[Row]) -> str:
         for row in rows_file.latest(wanted, "reference")
     ]
     return markdown(header, body)
+
+
+def mutant_table(scores: Sequence[Score]) -> str:
+    """Which check caught each planted bug, and both counts."""
+    header = ("planted bug", "this check", "default init, logits, 1e-4")
+    body = [
+        (
+            score.mutant.name,
+            "caught" if score.caught else "MISSED",
+            "caught" if score.caught_by_common_check else "missed",
+        )
+        for score in scores
+    ]
+    ours, common = (sum(counts) for counts in zip(
+        *((score.caught, score.caught_by_common_check) for score in scores), strict=True
+    ))  # fmt: skip
+    return markdown(header, [*body, ("all", f"{ours} of {len(body)}", f"{common} of {len(body)}")])
 
 
 def accuracy_table(rows: Sequence[Row]) -> str:

@@ -20,17 +20,23 @@ def device(request) -> torch.device:
 
 
 @pytest.fixture
-def compiled():
+def unchecked():
+    """A test without run-time shape and type checks, as users run the package."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def compiled(unchecked):
     """A test that compiles: shape checks and torch.compile do not mix."""
     from vitx.timing import cpp_compiler
 
     if cpp_compiler() is None:
         pytest.skip("torch.compile needs a C++ compiler on the CPU, and none was found")
-    jaxtyping.config.update("jaxtyping_disable", True)
     torch.compiler.reset()
     yield
     torch.compiler.set_stance("default")
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

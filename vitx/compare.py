@@ -67,7 +67,7 @@ class Comparison:
             "reason": self.reason,
             "images_per_s": self.images_per_s,
             "processes": len(self.processes),
-            "order": [[r["order"] for r in p["rounds"]] for p in self.processes],
+            "order": ["".join(_letters(p)) for p in self.processes],
             "macs": self.macs,
             "peak_mib": {side: found.get("peak_mib") for side, found in self.resources.items()},
             "compile_s": {side: found.get("compile_s") for side, found in self.resources.items()},
@@ -236,6 +236,11 @@ def _one_process(
     torch.compiler.set_stance("default")
     found = summarise(replace(base, processes=[record]))
     return replace(found, reason=f"no fresh process could rebuild both modules ({why[:160]})")
+
+
+def _letters(record: dict) -> list[str]:
+    """The order of a process's blocks: r reference, a the reference again, c candidate."""
+    return [arm[0] for entry in record["rounds"] for arm in entry["order"]]
 
 
 def _rates(found: Comparison, arms: tuple[str, ...]) -> dict[str, float]:

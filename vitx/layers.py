@@ -13,12 +13,26 @@ from vitx.functional.attention import WEIGHTS
 from vitx.functional.drop import drop_path
 
 
+class Linear(nn.Linear):
+    """PyTorch's, left unfilled: the model draws every parameter by its own init."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Kernel(nn.Conv2d):
+    """The weights of PyTorch's Conv2d, left unfilled; a `patchify` function applies them."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class PatchEmbed(nn.Module):
     """Image to patch tokens: one linear map a patch, evaluated by `patchify`."""
 
     def __init__(self, channels: int, width: int, patch: tuple[int, int], *, patchify: Callable):
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+        self.proj = Kernel(channels, width, kernel_size=patch, stride=patch)
         self.patchify = patchify
 
     def forward(self, image: Image) -> Tokens:
@@ -46,8 +60,8 @@ class Attention(nn.Module):
     ):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.proj = Linear(width, width)
         self.drop = nn.Dropout(drop)
         self.core, self.core_drop = core, core_drop
 
@@ -90,8 +104,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, act: Callable, drop: float):
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
         self.act = act
         self.drop = nn.Dropout(drop)
 

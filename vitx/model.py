@@ -18,7 +18,7 @@ from vitx.functional.norm import NORM
 from vitx.functional.patches import PATCHIFY
 from vitx.functional.pool import POOL, READS
 from vitx.functional.position import POSITION
-from vitx.layers import Attention, DropPath, LayerScale, Mlp, Norm, PatchEmbed
+from vitx.layers import Attention, DropPath, LayerScale, Linear, Mlp, Norm, PatchEmbed
 from vitx.registry import resolve
 
 
@@ -58,12 +58,13 @@ class Block(nn.Module):
 class Vit(nn.Module):
     """A Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929).
 
-    Its state dict has the names and shapes of timm's `VisionTransformer`. Make one with `build`.
+    Its state dict has the names and shapes of timm's `VisionTransformer`. `build` puts one on a
+    device in a dtype.
     """
 
     pos_embed: Tensor | None
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, *, seed: int = 0):
         super().__init__()
         c = self.config = config
         norm = resolve(c.norm, NORM)
@@ -83,7 +84,9 @@ class Vit(nn.Module):
         self.pool = resolve(c.pool, POOL)
         self.fc_norm = Norm(c.width, norm=norm) if c.fc_norm else nn.Identity()
         self.head_drop = nn.Dropout(c.head_drop)
-        self.head = nn.Linear(c.width, c.classes) if c.classes else nn.Identity()
+        self.head = Linear(c.width, c.classes) if c.classes else nn.Identity()
+        self.reset_parameters(seed)
+        self.reset_buffers()
 
     def forward(self, image: Image, *, mask: Mask | None = None) -> Float[Tensor, "b out"]:
         """Logits (b, classes), or pooled features (b, d) without a head; mask is over tokens."""
@@ -153,9 +156,11 @@ class Vit(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Draw every parameter by the configured init, keyed by (seed, its name)."""
+        """Draw every parameter by the configured init, keyed by (seed, its name), on the CPU."""
         scheme = resolve(self.config.init, INIT)
         for name, parameter in self.named_parameters():
+            if parameter.is_meta:
+                continue
             module, _, leaf = name.rpartition(".")
             if leaf == "gamma":
                 parameter.fill_(self.config.layer_scale)
@@ -173,13 +178,12 @@ def build(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Vit:
-    """A `Vit` in training mode, its parameters drawn from `seed` on the CPU whatever the device."""
-    with torch.device("meta"):
-        vit = Vit(config)
-    vit = vit.to(dtype or torch.get_default_dtype())
-    vit = vit.to_empty(device=device or torch.get_default_device())
-    vit.reset_parameters(seed)
-    vit.reset_buffers()
+    """A `Vit` in training mode; its parameters depend on `seed` and no device or dtype."""
+    with torch.device(device or torch.get_default_device()):
+        vit = Vit(config, seed=seed)
+    if dtype is not None:
+        vit.to(dtype)
+        vit.reset_buffers()
     return vit
 
 
@@ -198,4 +202,4 @@ def functionalize(vit: nn.Module) -> tuple[dict[str, Tensor], Callable[..., Any]
 
 def _rates(config: ModelConfig) -> list[float]:
     """Drop-path rates of the blocks, linear from 0 to the configured one."""
-    return torch.linspace(0, config.drop_path, config.depth, dtype=torch.float64).tolist()
+    return [config.drop_path * block / max(config.depth - 1, 1) for block in range(config.depth)]

@@ -44,9 +44,11 @@ class Plan:
     mode: str = "inference"
     compile: str = "none"
     processes: int = 5
-    rounds: int = 12
-    """Blocks of each arm in a process; a multiple of 6 balances the order."""
-    block_s: float = 0.3
+    pair_s: float = 15.0
+    """Seconds of blocks in a process; they become whole sets of six rounds, which balance order."""
+    block_s: float = 0.15
+    """A block is the fewest iterations that last this long. Short blocks keep the members of a
+    pair close in time: on a shared machine the noise is correlated over seconds."""
     warm_up_s: float = 20.0
     limit_s: float = 600.0
     """A process that takes longer is killed and reported."""
@@ -57,9 +59,8 @@ class Plan:
             if getattr(self, name) not in choices:
                 value = getattr(self, name)
                 raise ValueError(f"{name} = {value!r} is not known; choices: {', '.join(choices)}")
-        for name in ("processes", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.processes < 1:
+            raise ValueError(f"processes = {self.processes} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -136,18 +137,20 @@ def make_step(model: nn.Module, example: Tensor, plan: Plan) -> Callable[[], Any
 def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: int) -> dict:
     """Block times of three arms in random balanced order, with the machine's state around each.
 
-    Returns raw times in seconds an iteration, the order, and the median log ratio over block pairs
-    of the candidate (`log_ratio`) and of the reference against itself (`log_ratio_again`); a
-    positive one means that the second of the pair is faster.
+    Returns raw times in seconds an iteration, the order, and medians over rounds: `log_ratio` of
+    the reference's time (geometric mean of its two arms) to the candidate's, `log_ratio_again` of
+    the reference's first arm to its second. Positive means that the later of the two is faster.
     """
     steps = {arm: make_step(models[arm], example, plan) for arm in ARMS}
     warm = warm_up(steps, plan)
-    iterations = max(1, math.ceil(plan.block_s / min(warm["block_s"].values())))
+    iterations = max(1, math.ceil(plan.block_s / min(warm["seconds_each"].values())))
+    round_s = iterations * sum(warm["seconds_each"].values())
+    wanted = 6 * max(1, round(plan.pair_s / round_s / 6))
     torch.compiler.set_stance("fail_on_recompile")
     rng = random.Random(plan.seed * 1000 + process)
     rounds, kept, clock = [], 0, None
     for order in _orders(rng):
-        if kept == plan.rounds or len(rounds) == plan.rounds + max(plan.rounds // 2, 1):
+        if kept == wanted or len(rounds) == wanted + wanted // 2:
             break
         blocks = {}
         for arm in order:
@@ -162,12 +165,16 @@ def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: 
         rounds.append({"order": order, "disturbed": disturbed, "blocks": blocks})
     clean = [entry for entry in rounds if not entry["disturbed"]]
     # Where the machine was never quiet, the disturbed rounds are all there is; the row says so.
-    used = clean if len(clean) >= max(plan.rounds // 2, 1) else rounds
+    used = clean if len(clean) >= wanted // 2 else rounds
     times = {arm: [entry["blocks"][arm]["seconds"] for entry in used] for arm in ARMS}
-    both = [*_logs(times, "reference", "candidate"), *_logs(times, "again", "candidate")]
+    both = [
+        (math.log(a / c) + math.log(b / c)) / 2
+        for a, b, c in zip(*(times[arm] for arm in ARMS), strict=True)
+    ]
+    again = [math.log(a / b) for a, b in zip(times["reference"], times["again"], strict=True)]
     return {
         "log_ratio": statistics.median(both),
-        "log_ratio_again": statistics.median(_logs(times, "reference", "again")),
+        "log_ratio_again": statistics.median(again),
         "seconds": times,
         "rounds": rounds,
         "rounds_used": len(used),
@@ -178,23 +185,24 @@ def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: 
 
 
 def warm_up(steps: Mapping[str, Callable[[], Any]], plan: Plan) -> dict:
-    """Blocks of every arm until each arm's last three lie within 3 %, at most `warm_up_s`."""
+    """Blocks of every arm until each arm has had three in a row within 3 %, at most `warm_up_s`."""
     first = {arm: _block(step, 1, None) for arm, step in steps.items()}
     start = time.perf_counter()
     blocks: dict[str, list[float]] = {arm: [] for arm in steps}
-    length = min(plan.block_s, 0.3) / 3
-    steady = False
-    while not steady and time.perf_counter() - start < plan.warm_up_s:
+    counts = dict.fromkeys(steps, 1)
+    steady: set[str] = set()
+    while len(steady) < len(steps) and time.perf_counter() - start < plan.warm_up_s:
         for arm, step in steps.items():
-            seconds = _block(step, 1, None)
-            count = math.ceil(length / seconds)
-            blocks[arm].append(_block(step, count, None) / count)
-        steady = all(len(b) >= 3 and max(b[-3:]) <= 1.03 * min(b[-3:]) for b in blocks.values())
+            blocks[arm].append(_block(step, counts[arm], None) / counts[arm])
+            counts[arm] = max(1, math.ceil(plan.block_s / blocks[arm][-1]))
+            last = blocks[arm][-3:]
+            if len(last) == 3 and max(last) <= 1.03 * min(last):
+                steady.add(arm)
     return {
-        "ended": "steady" if steady else "time",
+        "ended": "steady" if len(steady) == len(steps) else "time",
         "seconds": time.perf_counter() - start,
         "first_s": first,
-        "block_s": {arm: statistics.median(b[-3:]) for arm, b in blocks.items()},
+        "seconds_each": {arm: statistics.median(b[-3:]) for arm, b in blocks.items()},
     }
 
 
@@ -269,10 +277,6 @@ def cpp_compiler() -> str | None:
 
     choices = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else [config.cpp.cxx]
     return next(filter(None, (shutil.which(name) for name in choices if name)), None)
-
-
-def _logs(times: Mapping[str, list[float]], slow: str, fast: str) -> list[float]:
-    return [math.log(a / b) for a, b in zip(times[slow], times[fast], strict=True)]
 
 
 def _orders(rng: random.Random):

@@ -164,7 +164,7 @@ def class_attention(maps: Tensor, *, grid: tuple[int, int], prefix: int, size: t
 def _axes(width: float, height: float) -> tuple[Figure, Any]:
     from matplotlib import rc_context
 
-    with rc_context(FONT):
+    with rc_context(FONT):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         axes.xaxis.set_major_locator(MaxNLocator(6))

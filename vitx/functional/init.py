@@ -23,7 +23,7 @@ def keyed_generator(seed: int, name: str) -> torch.Generator:
 
 def timm(name: str, shape: Shape, fan_in: int, generator: torch.Generator) -> Tensor:
     """timm's default: linear maps truncated normal(0.02), the patch kernel PyTorch's default."""
-    value = torch.empty(shape)
+    value = torch.empty(shape, device="cpu")
     if name.startswith("patch_embed."):
         bound = 1 / math.sqrt(fan_in)
         return nn.init.uniform_(value, -bound, bound, generator=generator)
@@ -37,7 +37,7 @@ def xavier(name: str, shape: Shape, fan_in: int, generator: torch.Generator) -> 
 
     The scheme of Google's JAX code, which timm spells `weight_init='jax'`.
     """
-    value = torch.empty(shape)
+    value = torch.empty(shape, device="cpu")
     if name.startswith("head."):
         return value.zero_()
     if len(shape) == 2 and name.endswith("weight"):

@@ -1,0 +1,143 @@
+"""Configurations: every wrong value is one sentence that names field, value, rule, choice."""
+
+import pytest
+
+from vitx.config import (
+    SIZES,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    delta,
+    flat,
+    override,
+    size,
+)
+from vitx.cost import cost, plain_macs
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+WRONG = [
+    ({"patch": 15}, r"model\.patch = 15 does not divide the image height 224; .*14 or 16"),
+    ({"image": (224, 230)}, r"model\.patch = 16 does not divide the image width 230; .* 10 or 23"),
+    ({"image": (1, 2, 3)}, r"model\.image = \(1, 2, 3\) must be one number or height and width"),
+    ({"image": 0}, r"model\.image = 0 must be a whole number, at least 1"),
+    ({"heads": 5}, r"model\.heads = 5 does not divide model\.width = 192; .*4 or 6"),
+    ({"depth": 0}, r"model\.depth = 0 must be a whole number, at least 1"),
+    ({"depth": 2.0}, r"model\.depth = 2\.0 must be a whole number"),
+    ({"classes": -1}, r"model\.classes = -1 must be a whole number, at least 0"),
+    ({"drop": 1.0}, r"model\.drop = 1\.0 must lie in \[0, 1\)"),
+    ({"drop_path": -0.1}, r"model\.drop_path = -0\.1 must lie in \[0, 1\)"),
+    ({"layer_scale": -1.0}, r"model\.layer_scale = -1\.0 must be 0 \(none\) or positive"),
+    ({"mlp_ratio": 0.001}, r"model\.mlp_ratio = 0\.001 gives the MLP no hidden unit"),
+    ({"position_tokens": "patch"}, r"model\.position_tokens = 'patch' .*did you mean 'patches'"),
+    ({"qkv_bias": "q"}, r"model\.qkv_bias = 'q' is not known"),
+    ({"class_token": False}, r"model\.pool = 'cls' reads the class token.*choose .*'mean'"),
+    ({"position": "sincos2d", "width": 198, "heads": 3}, r"needs a model\.width that 4 divides"),
+    ({"attention": "spda"}, r"model\.attention = 'spda' is not known; did you mean 'sdpa'"),
+    ({"norm": "layernorm(epsilon=1)"}, r"layernorm has no knob 'epsilon'; did you mean 'eps'"),
+    ({"norm": "layernorm(eps='a')"}, r"eps must be float, not 'a'"),
+    ({"norm": "layernorm(1e-5)"}, r"can't be read; write a name or a call with keywords"),
+    ({"norm": "layernorm(eps=x)"}, r"a knob must be a plain value"),
+    ({"norm": "layernorm("}, r"can't be read"),
+    ({"attention": "sdpa(mask=1)"}, r"sdpa has no knob 'mask'; it has none"),
+    ({"attention": "sdpa(drop=0.5)"}, r"sdpa has no knob 'drop'"),
+    ({"position": None}, r"model\.position = None is neither a name nor a callable"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_wrong_value_is_refused_with_field_value_rule_and_choice(fields, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ModelConfig(**fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (DataConfig, {"name": "digit"}, r"data\.name = 'digit' .*did you mean 'digits'"),
+        (DataConfig, {"rotate": 400.0}, r"data\.rotate = 400\.0 must lie between 0 and 180"),
+        (OptimConfig, {"lr": 0.0}, r"optim\.lr = 0\.0 must be positive"),
+        (OptimConfig, {"lr": float("nan")}, r"optim\.lr = nan must be positive"),
+        (OptimConfig, {"beta2": 1.0}, r"optim\.beta2 = 1\.0 must lie in"),
+        (OptimConfig, {"weight_decay": -1.0}, r"optim\.weight_decay = -1\.0 must be 0 or"),
+        (TrainConfig, {"steps": 0}, r"steps = 0 must be a whole number, at least 1"),
+        (TrainConfig, {"seed": -1}, r"seed = -1 must be a whole number, at least 0"),
+    ],
+)
+def test_training_settings_are_checked_too(kind, fields, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**fields)
+
+
+def test_sizes_are_named_and_wrong_ones_refused():
+    assert size("S/16").width == 384
+    assert size("Nano/4", image=32, classes=10).grid == (8, 8)
+    with pytest.raises(ValueError, match=r"size = 'Tii/16' is not known; did you mean 'Ti'"):
+        size("Tii/16")
+    with pytest.raises(ValueError, match=r"size = 'Ti' needs a patch size"):
+        size("Ti")
+    with pytest.raises(ValueError, match=r"ModelConfig has no field 'dept'; did you mean 'depth'"):
+        size("Ti/16", dept=3)
+
+
+def test_override_changes_nested_fields_and_refuses_unknown_ones():
+    config = override(TrainConfig(), **{"model.depth": 6, "optim.lr": 0.1, "steps": 7})
+    assert (config.model.depth, config.optim.lr, config.steps) == (6, 0.1, 7)
+    with pytest.raises(ValueError, match="ModelConfig has no field 'dep'; did you mean 'depth'"):
+        override(TrainConfig(), **{"model.dep": 6})
+    with pytest.raises(ValueError, match="TrainConfig has no part 'modle'; did you mean 'model'"):
+        override(TrainConfig(), **{"modle.depth": 6})
+
+
+def test_delta_names_what_differs_and_flat_is_plain():
+    base = TrainConfig()
+    assert delta(base, base) == {}
+    assert delta(override(base, **{"model.depth": 6}), base) == {"model.depth": 6}
+    assert all(isinstance(v, int | float | str | list | bool) for v in flat(base).values())
+
+
+def test_the_released_defaults_have_not_moved():
+    """Names and hashes of runs are made from differences to these values: never change one."""
+    assert flat(ModelConfig()) == {
+        "image": [224, 224], "patch": [16, 16], "channels": 3, "classes": 1000, "width": 192,
+        "depth": 12, "heads": 3, "mlp_ratio": 4.0, "class_token": True, "registers": 0,
+        "patchify": "conv", "position": "learned", "position_tokens": "all", "attention": "sdpa",
+        "qkv_bias": "qkv", "norm": "layernorm", "mlp": "gelu", "pool": "cls", "layer_scale": 0.0,
+        "final_norm": True, "fc_norm": False, "drop": 0.0, "attention_drop": 0.0,
+        "position_drop": 0.0, "head_drop": 0.0, "drop_path": 0.0, "init": "timm",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("patch", [8, 14, 16, 32])
+def test_counted_macs_equal_the_closed_form(name, patch):
+    config = size(f"{name}/{patch}", image=224)
+    assert cost(config).macs == plain_macs(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("Ti", 5_717_416), ("S", 22_050_664), ("B", 86_567_656)]
+)
+def test_named_sizes_have_the_published_parameters(name, parameters):
+    assert cost(size(f"{name}/16")).parameters == parameters
+
+
+@pytest.mark.parametrize(("name", "gflop"), [("tiny", 2.507), ("small", 9.198), ("base", 35.128)])
+def test_timm_counts_match_the_reference_values(name, gflop):
+    import timm
+    import torch
+
+    from vitx.cost import forward_macs
+
+    with torch.device("meta"):
+        model = timm.create_model(f"vit_{name}_patch16_224")
+    image = torch.empty(1, 3, 224, 224, device="meta")
+    assert 2 * forward_macs(model, image) / 1e9 == pytest.approx(gflop, abs=0.0006)
+
+
+def test_small_sizes_lie_between_0_1_and_4_million_parameters():
+    for name, pixels in (("Pico", 8), ("Nano", 28), ("Micro", 32)):
+        parameters = cost(size(f"{name}/4", image=pixels, classes=10)).parameters
+        assert 1e5 <= parameters <= 4.1e6

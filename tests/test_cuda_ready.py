@@ -1,0 +1,69 @@
+"""Ready for CUDA without a GPU: under fake tensors, every preset runs on `cuda` with no host sync.
+
+Forward, loss, batch augmentation, metrics and the fused optimizer step are covered; backward and
+autocast need a real device (`pytest --device cuda`).
+"""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import vitx
+from experiments.recipes import RECIPES
+from vitx import optim
+from vitx.config import SIZES, OptimConfig
+from vitx.functional.augment import affine
+from vitx.functional.loss import cross_entropy
+
+
+@pytest.fixture
+def fake(unchecked, monkeypatch):
+    """Fake tensors have no values, so none are drawn; drawing is CPU work on any device."""
+    monkeypatch.setattr(vitx.Vit, "reset_parameters", lambda self, seed: None)
+    with FakeTensorMode() as mode:
+        yield mode
+
+
+PRESETS = {
+    f"{name}/{patch}": vitx.size(f"{name}/{patch}") for name in SIZES for patch in (8, 14, 16, 32)
+} | {name: recipe.model for name, recipe in RECIPES.items()}
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def test_every_preset_runs_on_cuda(config, fake):
+    vit = vitx.build(config, device="cuda")
+    image = torch.empty(2, config.channels, *config.size, device="cuda")
+    logits = vit(image)
+    assert logits.device.type == "cuda"
+    assert logits.shape == (2, config.classes)
+
+
+def test_loss_augmentation_and_metrics_stay_on_the_device(fake):
+    image = torch.empty(4, 1, 8, 8, device="cuda")
+    moved = affine(image, torch.empty(4, 5, device="cuda"), rotate=10.0, shift=0.1)
+    config = RECIPES["digits"].model
+    logits = vitx.build(config, device="cuda")(moved)
+    target = torch.zeros(4, dtype=torch.long, device="cuda")
+    loss = cross_entropy(logits, target, label_smoothing=0.1)
+    accuracy = (logits.argmax(dim=1) == target).float().mean()
+    assert loss.device.type == accuracy.device.type == "cuda"
+
+
+def test_the_fused_optimizer_steps_on_cuda(fake):
+    vit = vitx.build(vitx.size("Pico/4", image=8, classes=10), device="cuda")
+    optimizer = optim.adamw(vit, OptimConfig())
+    for parameter in vit.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    assert all(s["exp_avg"].device.type == "cuda" for s in optimizer.state.values())
+
+
+def test_a_cpu_tensor_mixed_in_is_refused(fake):
+    vit = vitx.build(vitx.size("Pico/4", image=8), device="cuda")
+    with pytest.raises(RuntimeError, match=r"[Dd]evice"):
+        vit(torch.empty(2, 3, 8, 8))
+
+
+def test_a_host_sync_would_be_seen(fake):
+    with pytest.raises(RuntimeError, match="local_scalar"):
+        torch.empty(2, device="cuda").sum().item()

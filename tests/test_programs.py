@@ -1,0 +1,175 @@
+"""The programs as a person meets them: commands, files, messages and exit codes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import rows
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"WANDB_MODE": "disabled", "COLUMNS": "120"} | environment,
+    )
+
+
+def plain(text):
+    """A message without the box around it and without line breaks."""
+    return re.sub(r"\s+", " ", re.sub(r"[│╭╮╰╯─]", " ", text))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["experiments.train", "digit"], "recipe = 'digit' is not known; did you mean 'digits'"),
+        (["experiments.train", "digits", "--model.heads=5"], "model.heads = 5 does not divide"),
+        (["experiments.train", "digits", "--model.dept=5"], "Perhaps you meant: --model.depth"),
+        (["experiments.train", "digits", "--model.depth=x"], "invalid literal for int"),
+        (["experiments.train", "digits", "--model.attention=spda"], "did you mean 'sdpa'"),
+        (["experiments.train", "digits", "--model.norm=layernorm(epz=1)"], "no knob 'epz'"),
+        (["experiments.train", "digits", "--model.image=9"], "does not divide the image"),
+        (["experiments.train", "digits", "--wandb=onlin", "--steps=1"], "W&B mode 'onlin'"),
+        (["benchmarks", "--smok"], "Perhaps you meant: --smoke"),
+        (["benchmarks", "--smoke", "--full"], "--smoke and --full exclude each other"),
+        (["benchmarks", "--only", "sped"], "stage = 'sped' is not known; did you mean 'speed'"),
+        (["benchmarks.equality", "vit_tiny_patch16_225"], "did you mean 'vit_tiny_patch16_224'"),
+        (["benchmarks.equality", "vit_base_patch16_clip_224"], "timm's pre_norm"),
+        (["benchmarks.equality", "resnet18"], "ResNet is another class"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_plain_sentence_and_exit_code_2(words, message, tmp_path):
+    out = ["--out", str(tmp_path)] if words[0] != "benchmarks.equality" else []
+    found = run(*words, *out)
+    assert found.returncode == 2
+    assert message in plain(found.stderr)
+    assert "Traceback" not in found.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("program", ["benchmarks", "experiments.train", "benchmarks.equality"])
+def test_help_is_short_and_exits_0(program):
+    found = run(program, "--help")
+    assert found.returncode == 0
+    assert len(found.stdout.splitlines()) < 40
+
+
+def test_a_dry_run_prints_config_parameters_macs_and_steps_and_writes_nothing(tmp_path):
+    found = run("experiments.train", "digits", "--dry-run", "--model.depth=6",
+                "--model.class_token=True", "--out", str(tmp_path))  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert "model.depth = 6" in found.stdout
+    assert re.search(r"digits: [\d,]+ parameters, [\d,]+ MACs an image forward, 1,300 steps",
+                     found.stdout)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_leaves_a_run_folder_named_by_what_was_changed(tmp_path):
+    found = run("experiments.train", "digits", "--steps=4", "--eval-every=2", "--out",
+                str(tmp_path), WANDB_MODE="offline")  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    (folder,) = (tmp_path / "digits").iterdir()
+    assert folder.name.startswith("steps=4,eval_every=2-")
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events] == [2, 4]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 0 <= summary["test/accuracy"] <= 1
+    assert "test accuracy" in found.stdout
+    assert f"wandb sync {folder}" in found.stdout
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    out = tmp_path_factory.mktemp("smoke")
+    found = run("benchmarks", "--smoke", "--out", str(out), WANDB_MODE="offline")
+    assert found.returncode == 0, found.stderr
+    (folder,) = out.iterdir()
+    return found, folder
+
+
+def test_the_smoke_run_does_every_stage_and_gives_no_verdict(smoke):
+    found, folder = smoke
+    said = found.stdout
+    assert said.index("budget: equality") < said.index("equality …") < said.index("speed …")
+    kept = rows.read(folder / "rows.jsonl")
+    assert [row["kind"] for row in kept][0] == "equality"
+    speeds = [row for row in kept if row["kind"] in ("speed", "failure")]
+    assert len(speeds) == 2
+    assert {row["verdict"] for row in speeds} <= {"smoke run, no verdict", "failed"}
+    assert "faster" not in said
+    assert said.rstrip().splitlines()[-1].startswith("W&B: offline")
+    assert "report.html" in said
+
+
+def test_every_row_has_the_fields_that_readers_rely_on(smoke):
+    _, folder = smoke
+    for row in rows.read(folder / "rows.jsonl"):
+        assert {"schema", "kind", "reference", "candidate", "environment"} <= set(row)
+        if row["kind"] == "speed":
+            assert {
+                "mode", "compile", "dtype", "batch", "image", "device", "ratio", "ratio_low",
+                "ratio_high", "noise_floor", "verdict", "images_per_s", "processes", "order",
+                "macs", "peak_mib", "compile_s", "equality",
+            } <= set(row)  # fmt: skip
+
+
+def test_the_report_is_one_file_without_script_or_network(smoke):
+    _, folder = smoke
+    page = (folder / "report.html").read_text()
+    assert "<script" not in page
+    assert "viewport" in page
+    loads = re.findall(r"(?:src|href)=[\"'](?!#)([^\"']+)", page)
+    assert all(load.startswith("data:") for load in loads)
+    assert "@import" not in page
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert "## Verdicts" in (folder / "report.md").read_text()
+
+
+def test_the_smoke_runs_wandb_record_is_read_back(smoke):
+    _, folder = smoke
+    (wandb_run,) = (folder / "wandb").glob("offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json"]
+    text = subprocess.run([*command, str(wandb_run)], capture_output=True, text=True).stdout
+    found = json.loads(text)
+    assert found["state"] == "finished"
+    assert found["config"]["scale"] == "smoke"
+    assert "speed" in found["summary"]
+
+
+def test_ctrl_c_leaves_every_finished_row_on_disk(tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(tmp_path)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"WANDB_MODE": "disabled"}, start_new_session=True,
+    )  # fmt: skip
+    for line in child.stdout:
+        if "as timed" in line or "training, compile none …" in line:
+            break
+    time.sleep(1)
+    os.killpg(child.pid, signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "what was finished is on disk" in errors
+    assert "Traceback" not in errors
+    (folder,) = tmp_path.iterdir()
+    assert [row["kind"] for row in rows.read(folder / "rows.jsonl")] == ["equality"]
+
+
+def test_the_equality_command_prints_a_verdict_a_model():
+    found = run("benchmarks.equality", "vit_tiny_patch16_224", "--image", "32")
+    assert found.returncode == 0, found.stderr
+    assert "vit_tiny_patch16_224: equal; float64 outputs differ by" in found.stdout

@@ -1,0 +1,220 @@
+"""Paired timing: order, rounds, failures as results, and the words of a comparison."""
+
+import math
+import os
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import vitx
+from vitx import compare as compare_file
+from vitx import timing
+from vitx.compare import compare, equality, summarise
+from vitx.config import ModelConfig
+from vitx.timing import Machine, Plan
+
+CONFIG = ModelConfig(image=12, patch=3, width=24, depth=2, heads=3, classes=7)
+QUICK = Plan(processes=2, pair_s=0.05, block_s=0.002, warm_up_s=0.05, limit_s=120.0)
+
+
+class Crash(nn.Module):
+    """Computes in one process and fails in any other: what a broken kernel looks like."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 7)
+        self.home = os.getpid()
+
+    def forward(self, x):
+        if os.getpid() != self.home:
+            raise RuntimeError("the kernel is broken")
+        return self.head(x)
+
+
+def record(log_ratio, again=0.001):
+    times = {"reference": [0.10, 0.11], "again": [0.10, 0.11], "candidate": [0.09, 0.10]}
+    return {
+        "log_ratio": log_ratio, "log_ratio_again": again, "seconds": times, "rounds": [],
+        "rounds_disturbed": 0, "rounds_used": 2, "warm_up": {"ended": "steady"},
+    }  # fmt: skip
+
+
+def comparison(records):
+    a = vitx.build(CONFIG)
+    found = equality(a, a, torch.randn(2, 3, 12, 12))
+    return summarise(compare_file.Comparison(QUICK, found, "not timed", batch=8, processes=records))
+
+
+def test_six_rounds_hold_every_order_once():
+    orders = timing._orders(random.Random(0))
+    first, second = ([next(orders) for _ in range(6)] for _ in range(2))
+    assert len(set(first)) == len(set(second)) == 6
+    assert first != second
+
+
+def test_a_pair_finds_planted_times(monkeypatch, unchecked):
+    """With blocks of known length, the median log ratios are those lengths' ratios."""
+    seconds = {"reference": 0.20, "again": 0.21, "candidate": 0.10}
+    monkeypatch.setattr(timing, "make_step", lambda model, example, plan: model)
+    monkeypatch.setattr(timing, "_block", lambda step, iterations, device: step * iterations)
+    found = timing.pair(seconds, torch.zeros(1), replace(QUICK, block_s=0.3), 0)
+    torch.compiler.set_stance("default")
+    wanted = [math.log(2.0), math.log(2.1)]
+    assert found["log_ratio"] == pytest.approx(sum(wanted) / 2)
+    assert found["log_ratio_again"] == pytest.approx(math.log(0.20 / 0.21))
+    assert found["iterations"] == 3
+    assert len(found["rounds"]) == 6
+    assert found["warm_up"]["ended"] == "steady"
+
+
+def test_disturbed_rounds_are_run_again_and_kept(monkeypatch, unchecked):
+    readings = iter([Machine(0.5, 0.0, None, 0.0)] * 3 + [Machine(0.0, 0.0, None, 0.0)] * 99)
+    monkeypatch.setattr(timing.Watch, "read", lambda self: next(readings))
+    monkeypatch.setattr(timing, "make_step", lambda model, example, plan: model)
+    monkeypatch.setattr(timing, "_block", lambda step, iterations, device: step * iterations)
+    models: dict = dict.fromkeys(timing.ARMS, 0.1)
+    found = timing.pair(models, torch.zeros(1), QUICK, 0)
+    torch.compiler.set_stance("default")
+    assert found["rounds_disturbed"] == 1
+    assert found["rounds_used"] == 6
+    assert len(found["rounds"]) == 7
+    assert found["rounds"][0]["disturbed"]
+
+
+@pytest.mark.parametrize(
+    ("state", "highest", "disturbed"),
+    [
+        (Machine(0.11, 0.0, 3000.0, 1.0), 3000.0, True),
+        (Machine(0.09, 0.0, 3000.0, 9.0), 3000.0, False),
+        (Machine(0.0, 0.06, 3000.0, 1.0), 3000.0, True),
+        (Machine(0.0, 0.0, 2600.0, 1.0), 3000.0, True),
+        (Machine(0.0, 0.0, 2800.0, 1.0), 3000.0, False),
+        (Machine(None, None, None, None), None, False),
+    ],
+)
+def test_a_block_is_judged_by_the_machine_alone(state, highest, disturbed):
+    assert state.disturbed(highest) == disturbed
+
+
+def test_the_watch_sees_another_process_at_work():
+    import subprocess
+    import time
+
+    if timing._cpu_seconds() is None:
+        pytest.skip("the machine's state can't be read here")
+    busy = "import time; end = time.time() + 3\nwhile time.time() < end: pass"
+    child = subprocess.Popen([sys.executable, "-c", busy])
+    time.sleep(1)
+    watch = timing.Watch()
+    time.sleep(1)
+    state = watch.read()
+    child.wait()
+    assert state.foreign > 0.5 / (timing.os.cpu_count() or 1)
+
+
+def test_a_comparison_says_faster_only_beyond_the_floor():
+    fast = comparison([record(0.050), record(0.052), record(0.051)])
+    assert fast.verdict == "faster"
+    assert fast.ratio.low > 1.04
+    noisy = comparison([record(0.050, 0.05), record(0.052, -0.05), record(0.051, 0.0)])
+    assert noisy.verdict == "inconclusive"
+    assert fast.images_per_s["reference"]["median"] == pytest.approx(8 / 0.105, rel=0.05)
+
+
+def test_one_process_gives_no_verdict():
+    assert comparison([record(0.5)]).verdict == "one process, no verdict"
+
+
+def test_compare_times_two_equal_models_in_fresh_processes():
+    a, b = vitx.build(CONFIG), vitx.build(CONFIG)
+    said = []
+    found = compare(a, b, torch.randn(4, 3, 12, 12), plan=QUICK, say=said.append)
+    assert found.equality.passed
+    assert len(found.processes) == 2
+    assert found.ratio.low <= found.ratio.value <= found.ratio.high
+    assert found.macs["reference"] == found.macs["candidate"] > 0
+    assert found.resources["reference"]["peak_mib"] > 0
+    assert 0 < found.timed_error["candidate"] < 1e-5
+    assert sum("process" in line for line in said) == 2
+    text = str(found)
+    assert "95 %" in text
+    assert "floor" in text
+    fields = found.fields()
+    assert {"ratio", "ratio_low", "ratio_high", "noise_floor", "verdict", "order"} <= set(fields)
+    assert all(order.count("r") == order.count("c") >= 6 for order in fields["order"])
+
+
+def test_unequal_models_are_not_timed():
+    a, b = vitx.build(CONFIG), vitx.build(vitx.override(CONFIG, norm="layernorm(eps=1e-3)"))
+    found = compare(a, b, torch.randn(4, 3, 12, 12), plan=QUICK)
+    assert found.verdict == "not timed"
+    assert "outputs differ" in found.reason
+    assert found.ratio is None
+
+
+def test_a_crash_is_a_failure_with_its_last_words(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    found = compare(Crash(), Crash(), torch.randn(4, 3), plan=QUICK)
+    assert found.verdict == "failed"
+    assert found.reason == "RuntimeError: the kernel is broken"
+
+
+def test_a_process_over_its_time_is_ended(tmp_path):
+    a = vitx.build(CONFIG)
+    plan = replace(QUICK, limit_s=0.2)
+    timing.write_job(tmp_path, plan, a, a, torch.randn(4, 3, 12, 12), {})
+    found = timing.run_task(tmp_path, plan, "check", cache=tmp_path / "cache")
+    assert found["failure"] == "the process took longer than 0 s and was ended"
+
+
+def test_without_a_compiler_the_compiled_configuration_fails_by_name(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    a = vitx.build(CONFIG)
+    found = compare(a, a, torch.randn(4, 3, 12, 12), plan=replace(QUICK, compile="default"))
+    assert found.verdict == "failed"
+    assert "needs a C++ compiler" in found.reason
+
+
+def test_what_no_other_process_can_rebuild_is_timed_in_one_without_verdict():
+    class Local(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3, 7)
+
+        def forward(self, x):
+            return self.head(x)
+
+    found = compare(Local(), Local(), torch.randn(4, 3), plan=QUICK)
+    assert found.verdict == "one process, no verdict"
+    assert "no fresh process could rebuild" in found.reason
+    assert found.ratio is not None
+
+
+def test_the_folder_of_pickles_and_compiled_code_is_private(tmp_path):
+    timing.private_folder(tmp_path / "cache")
+    assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
+
+
+def test_wrong_plans_are_refused():
+    with pytest.raises(ValueError, match="mode = 'infer' is not known"):
+        Plan(mode="infer")
+    with pytest.raises(ValueError, match="compile = 'max' is not known"):
+        Plan(compile="max")
+    with pytest.raises(ValueError, match="processes = 0 must be at least 1"):
+        Plan(processes=0)
+    with pytest.raises(ValueError, match="example holds no image"):
+        compare(nn.Linear(3, 5), nn.Linear(3, 5), torch.randn(0, 3))
+
+
+@pytest.mark.timing
+def test_a_model_against_itself_is_no_different():
+    a = vitx.build(vitx.size("Ti/16", image=64))
+    plan = Plan(processes=5, pair_s=5.0)
+    found = compare(a, a, torch.randn(8, 3, 64, 64), plan=plan)
+    assert found.verdict in ("no difference seen", "inconclusive")
