@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -69,7 +69,7 @@ QUICK = Scale(
 SMOKE = Scale(
     name="smoke",
     timed=(("vit_tiny_patch16_224", TINY),),
-    configurations=(("training", "none"), ("inference", "default")),
+    configurations=EAGER,
     equal=(("vit_tiny_patch16_224", TINY),),
     plan=Plan(processes=1, pair_s=0.1, block_s=0.01, warm_up_s=0.1),
     batch=2,
@@ -82,7 +82,7 @@ FULL = Scale(
     timed=(("vit_tiny_patch16_224", {}), ("vit_small_patch16_224", {})),
     configurations=(*EAGER, ("inference", "default"), ("training", "default")),
     equal=EQUAL_MODELS,
-    plan=Plan(processes=10, pair_s=30.0, warm_up_s=15.0),
+    plan=Plan(processes=10, pair_s=20.0, warm_up_s=10.0),
     seeds=10,
     plant=True,
     mutants=True,
@@ -108,6 +108,8 @@ class Settings:
     """W&B mode: online, offline or disabled; empty for WANDB_MODE, else offline."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STAGE")] = ()
     """Stages to run: equality, speed, plant, accuracy. All of the scale's if empty."""
+    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
+    """Of the models that the scale times, those to time now; all if empty."""
 
 
 STAGES = ("equality", "speed", "plant", "accuracy")
@@ -158,6 +160,7 @@ def main(args: list[str]) -> None:
         if name not in STAGES:
             raise ValueError(f"stage = {name!r} is not known; {nearest(name, STAGES)}")
     scale = SMOKE if settings.smoke else FULL if settings.full else QUICK
+    scale = _narrow(scale, settings.models)
     device = torch.device(settings.device) if settings.device else tracking.device()
     stages = {name: stage for name, stage in _stages(scale).items() if _wanted(name, settings)}
     folder = settings.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{scale.name}"
@@ -286,6 +289,15 @@ def _stages(scale: Scale) -> dict[str, tuple[float, Callable[[Job], None]]]:
         "accuracy": (0.1 + scale.seeds * scale.steps * 0.032 / 60, train_digits),
     }
     return {name: stage for name, stage in stages.items() if name != "plant" or scale.plant}
+
+
+def _narrow(scale: Scale, models: tuple[str, ...]) -> Scale:
+    """The scale with only the named models timed, so that a long run can be made in pieces."""
+    timed = dict(scale.timed)
+    for name in models:
+        if name not in timed:
+            raise ValueError(f"model = {name!r} is not timed here; {nearest(name, timed)}")
+    return replace(scale, timed=tuple((n, timed[n]) for n in models)) if models else scale
 
 
 def _wanted(name: str, settings: Settings) -> bool:

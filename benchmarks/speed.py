@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitx.compare import Comparison, compare
 from vitx.cost import forward_macs
 from vitx.equality import Equality, equality
-from vitx.interop.timm import from_timm
+from vitx.interop.timm import from_timm, live_model
 from vitx.timing import Plan, cpp_compiler
 
 PLANTED = 0.05
@@ -41,10 +41,8 @@ class Pair:
 
 def make_pair(name: str, *, batch: int, device: torch.device, **options: Any) -> Pair:
     """timm's model of that name, our rendering of it, and the batch that is timed."""
-    import timm
-
     torch.manual_seed(0)
-    reference = timm.create_model(name, **options).to(device)
+    reference = live_model(name, options).to(device)
     candidate = from_timm(reference)
     height, width = candidate.config.size
     example = torch.randn(batch, candidate.config.channels, height, width).to(device)

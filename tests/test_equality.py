@@ -10,7 +10,7 @@ import vitx
 from benchmarks import mutants
 from vitx.compare import equality, randomise
 from vitx.config import ModelConfig, override
-from vitx.equality import timed_errors
+from vitx.equality import timed_error
 
 CONFIG = ModelConfig(image=12, patch=3, width=24, depth=2, heads=3, classes=7)
 
@@ -155,7 +155,10 @@ def test_randomise_scales_matrices_by_fan_in_and_spreads_attention():
 @pytest.mark.parametrize("training", [False, True])
 def test_the_timed_dtype_is_as_exact_as_the_reference(training):
     a, b = vitx.build(CONFIG), vitx.build(override(CONFIG, patchify="unfold", attention="math"))
-    errors = timed_errors(a, b, torch.randn(2, 3, 12, 12), training=training, prepare=lambda m: m)
+    image = torch.randn(2, 3, 12, 12)
+    errors = [
+        timed_error(a, model, image, training=training, prepare=lambda m: m) for model in (a, b)
+    ]
     assert 1e-8 < errors[0] < 1e-5
     assert errors[1] < 2 * errors[0]
 
@@ -167,5 +170,5 @@ def test_a_low_precision_candidate_is_seen_in_the_timed_dtype():
 
     a, b = vitx.build(CONFIG), Rounded(CONFIG)
     image = torch.randn(2, 3, 12, 12)
-    errors = timed_errors(a, b, image, training=False, prepare=lambda m: m)
+    errors = [timed_error(a, model, image, training=False, prepare=lambda m: m) for model in (a, b)]
     assert errors[1] > 100 * errors[0]

@@ -168,7 +168,7 @@ def test_a_process_over_its_time_is_ended(tmp_path):
     a = vitx.build(CONFIG)
     plan = replace(QUICK, limit_s=0.2)
     timing.write_job(tmp_path, plan, a, a, torch.randn(4, 3, 12, 12), {})
-    found = timing.run_task(tmp_path, plan, "check", cache=tmp_path / "cache")
+    found = timing.run_task(tmp_path, plan, "alone", "reference", cache=tmp_path / "cache")
     assert found["failure"] == "the process took longer than 0 s and was ended"
 
 

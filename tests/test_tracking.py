@@ -31,7 +31,7 @@ def test_the_mode_is_the_flag_else_the_variable_else_the_sweep(
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="W&B mode 'onlin' .asked for. is not known"):
+    with pytest.raises(ValueError, match=r"W&B mode 'onlin' \(asked for\) is not known"):
         tracking.wandb_mode("onlin")
 
 

@@ -163,23 +163,20 @@ def compare(
 
 
 def _in_processes(base: Comparison, job: Path, cache: Path, say: Say) -> Comparison:
-    plan = base.plan
-    errors = timing.run_task(job, plan, "check", cache=cache)
-    if "failure" in errors:
-        return replace(base, verdict="failed", reason=errors["failure"])
+    plan, resources = base.plan, {}
+    for side in ("reference", "candidate"):
+        resources[side] = _alone(job, plan, side, cache)
+        if "failure" in resources[side]:
+            return replace(base, verdict="failed", reason=resources[side]["failure"])
+    errors = {side: found["timed_error"] for side, found in resources.items()}
+    checked = replace(base, resources=resources, timed_error=errors)
     if not errors["candidate"] <= TIMED_LIMIT * errors["reference"]:
         reason = (
             f"as timed, the candidate's error {errors['candidate']:.1e} is more than "
             f"{TIMED_LIMIT:.0f}× the reference's {errors['reference']:.1e}"
         )
-        return replace(base, reason=reason, timed_error=errors)
-    checked = replace(base, timed_error=errors)
+        return replace(checked, reason=reason)
     say(f"as timed, error to float64: {errors['reference']:.1e} and {errors['candidate']:.1e}")
-    resources = {}
-    for side in ("reference", "candidate"):
-        resources[side] = _resources(job, plan, side, cache)
-        if "failure" in resources[side]:
-            return replace(checked, verdict="failed", reason=resources[side]["failure"])
     records = []
     for process in range(plan.processes):
         record = timing.run_task(job, plan, "pair", str(process), cache=cache)
@@ -191,9 +188,10 @@ def _in_processes(base: Comparison, job: Path, cache: Path, say: Say) -> Compari
             f"process {process + 1} of {plan.processes}: ratio "
             f"{math.exp(record['log_ratio']):.3f}, reference against itself "
             f"{math.exp(record['log_ratio_again']):.3f}, warm-up ended by "
-            f"{record['warm_up']['ended']}, {record['rounds_disturbed']} disturbed rounds"
+            f"{record['warm_up']['ended']}, {record['rounds_disturbed']} of "
+            f"{len(record['rounds'])} rounds disturbed"
         )
-    return summarise(replace(checked, resources=resources, processes=records))
+    return summarise(replace(checked, processes=records))
 
 
 def summarise(found: Comparison) -> Comparison:
@@ -213,18 +211,26 @@ def summarise(found: Comparison) -> Comparison:
     return replace(found, verdict=verdict, ratio=ratio, floor=floor, images_per_s=rates)
 
 
-def _resources(job: Path, plan: Plan, side: str, cache: Path) -> dict:
-    """Peak memory, and for compiled code the seconds with an empty and with a filled cache."""
+def _alone(job: Path, plan: Plan, side: str, cache: Path) -> dict:
+    """One model by itself: peak memory, error as timed, and compile seconds cold and warm.
+
+    What it compiled into its own empty folder is then added to the folder that the pairs share.
+    """
     if plan.compile == "none":
-        return timing.run_task(job, plan, "resource", side, cache=cache) | {"compile_s": None}
+        found = timing.run_task(job, plan, "alone", side, "error", cache=cache)
+        return found | {"compile_s": None}
     own = cache.parent / f"{cache.name}-{side}"
     shutil.rmtree(own, ignore_errors=True)
-    cold = timing.run_task(job, plan, "resource", side, cache=own)
-    warm = timing.run_task(job, plan, "resource", side, cache=own)
-    shutil.rmtree(own, ignore_errors=True)
-    if "failure" in cold or "failure" in warm:
-        return cold if "failure" in cold else warm
-    return warm | {"compile_s": {"cold": cold["compile_s"], "warm": warm["compile_s"]}}
+    cold = timing.run_task(job, plan, "alone", side, "error", cache=own)
+    if "failure" in cold:
+        return cold
+    warm = timing.run_task(job, plan, "alone", side, cache=own)
+    if "failure" in warm:
+        return warm
+    timing.private_folder(cache)
+    shutil.copytree(own, cache, dirs_exist_ok=True)
+    shutil.rmtree(own)
+    return cold | {"compile_s": {"cold": cold["compile_s"], "warm": warm["compile_s"]}}
 
 
 def _one_process(

@@ -160,36 +160,35 @@ def copy_weights(
     return names
 
 
-def timed_errors(
+def timed_error(
     reference: nn.Module,
-    candidate: nn.Module,
+    model: nn.Module,
     example: Tensor,
     *,
     training: bool,
     prepare: Callable[[nn.Module], Callable[[Tensor], Any]],
     keys: Mapping[str, str] | None = None,
     seed: int = 0,
-) -> tuple[float, float]:
-    """Root-mean-square error to float64, relative, of both modules as they are timed.
+) -> float:
+    """Relative root-mean-square error of `model`, as it is timed, to the reference in float64.
 
-    `prepare` compiles or leaves a module as the timing does. In inference the error is over at
+    Both hold the same randomised weights; `keys` maps the reference's names to the model's.
+    `prepare` compiles or leaves the module as the timing does. In inference the error is over at
     least 1,000 output values (of further random images where the example gives fewer); in training
-    over all gradients together. Both start from the same randomised weights.
+    over all gradients together.
     """
-    a, b = deepcopy(reference).requires_grad_(True), deepcopy(candidate).requires_grad_(True)
-    randomise(a, seed=seed)
-    names = copy_weights(a, b, keys or {})
-    exact = deepcopy(a).double()
-    for model in (a, b, exact):
-        model.train(training)
-    errors = []
+    exact, timed = deepcopy(reference).requires_grad_(True), deepcopy(model).requires_grad_(True)
+    randomise(exact, seed=seed)
+    names = copy_weights(exact, timed, keys or {})
+    exact.double().train(training)
+    timed.train(training)
     images = _enough_images(exact, example, training, seed)
     wanted = [_values(exact, exact, image.double(), training, seed) for image in images]
-    for model, order in ((a, list(names)), (b, list(names.values()))):
-        run = prepare(model)
-        found = [_values(run, model, image, training, seed, order) for image in images]
-        errors.append(_relative_rms(found, wanted))
-    return errors[0], errors[1]
+    order = [names[name] for name, _ in exact.named_parameters()]
+    run = prepare(timed)
+    found = [_values(run, timed, image, training, seed, order) for image in images]
+    difference = torch.cat(found) - torch.cat(wanted)
+    return (difference.square().mean() / torch.cat(wanted).square().mean()).sqrt().item()
 
 
 def _enough_images(exact: nn.Module, example: Tensor, training: bool, seed: int) -> list[Tensor]:
@@ -217,13 +216,7 @@ def _values(
         with torch.inference_mode():
             return run(image).double().flatten()
     _, grads = _outputs_and_gradients(model, image, seed, run)
-    wanted = [name for name in (order or grads) if name in grads]
-    return torch.cat([grads[name].double().flatten() for name in wanted])
-
-
-def _relative_rms(found: list[Tensor], wanted: list[Tensor]) -> float:
-    difference = torch.cat(found) - torch.cat(wanted)
-    return (difference.square().mean() / torch.cat(wanted).square().mean()).sqrt().item()
+    return torch.cat([grads[name].double().flatten() for name in order or grads])
 
 
 def _outputs_and_gradients(

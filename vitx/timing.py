@@ -1,8 +1,8 @@
 """Paired timing in fresh processes: `python -m vitx.timing` does one task of a job.
 
 A job is a folder with `job.json` (a `Plan`) and three pickles: reference, candidate, example. The
-tasks are `check` (error in the timed dtype), `pair` (three arms in one process: reference, the same
-reference again, candidate) and `resource` (peak memory and compile seconds of one model).
+tasks are `alone` (one model: peak memory, compile seconds, error in the timed dtype) and `pair`
+(three arms in one process: reference, the same reference again, candidate).
 """
 
 import itertools
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitx.equality import timed_errors
+from vitx.equality import timed_error
 
 MODES = ("inference", "training")
 COMPILES = ("none", "default")
@@ -362,25 +362,25 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
     if plan.compile != "none" and example.device.type == "cpu" and not cpp_compiler():
         raise RuntimeError("torch.compile needs a C++ compiler on the CPU, and none was found")
     torch.manual_seed(plan.seed)
-    if task == "check":
-        reference, candidate = timed_errors(
-            load("reference"),
-            load("candidate"),
-            example,
-            training=plan.mode == "training",
-            prepare=lambda model: prepare(model, plan),
-            keys=job["keys"],
-        )
-        found = {"reference": reference, "candidate": candidate}
-    elif task == "pair":
+    if task == "pair":
         sources = {"reference": "reference", "again": "reference", "candidate": "candidate"}
         models = {arm: load(name) for arm, name in sources.items()}
         found = pair(models, example, plan, int(args[0]))
     else:
+        side, *more = args
         # Both are first read without their weights, so that each carries the same imports.
         _ = load("reference", "meta"), load("candidate", "meta")
         before_mib = _peak_mib()
-        found = measure_resources(load(args[0]), example, plan, before_mib)
+        found = measure_resources(load(side), example, plan, before_mib)
+        if more == ["error"]:
+            found["timed_error"] = timed_error(
+                load("reference"),
+                load(side),
+                example,
+                training=plan.mode == "training",
+                prepare=lambda model: prepare(model, plan),
+                keys=job["keys"] if side == "candidate" else None,
+            )
     result.write_text(json.dumps(found))
 
 

@@ -62,11 +62,11 @@ class Run:
         mode: str | None = None,
         folder: Path | None = None,
     ):
+        self.mode, self.why = wandb_mode(mode)
         self.id = uuid.uuid4().hex[:8]
         self.folder = folder or Path(root, group, f"{name}-{self.id}")
         self.figures = self.folder / "figures"
         self.figures.mkdir(parents=True, exist_ok=True)
-        self.mode, self.why = wandb_mode(mode)
         self._events = (self.folder / "metrics.jsonl").open("a", encoding="utf8")
         self.write("config.json", dict(config))
         self.write("environment.json", environment())

@@ -10,6 +10,7 @@ from torch import nn
 
 from vitx.config import ModelConfig
 from vitx.model import Vit, build
+from vitx.registry import nearest
 
 
 def from_timm(model_or_name: Any, **timm_kwargs: Any) -> Vit:
@@ -20,7 +21,7 @@ def from_timm(model_or_name: Any, **timm_kwargs: Any) -> Vit:
     `dynamic_img_size` is taken at its own image size. Raises ValueError that names the timm option
     which can't be expressed.
     """
-    model = _live_model(model_or_name, timm_kwargs)
+    model = live_model(model_or_name, timm_kwargs)
     config = read_config(model)
     some = next(model.parameters())
     vit = build(config, device=some.device, dtype=some.dtype)
@@ -68,13 +69,15 @@ def read_config(model: nn.Module) -> ModelConfig:
     )
 
 
-def _live_model(model_or_name: Any, timm_kwargs: dict[str, Any]) -> nn.Module:
+def live_model(model_or_name: Any, timm_kwargs: dict[str, Any]) -> nn.Module:
+    """A timm model by its name and options, or the live model itself.
+
+    Raises ValueError for an unknown name, with the nearest, and for options beside a live model.
+    """
     if isinstance(model_or_name, str):
         import timm
 
         if not timm.is_model(model_or_name) and ":" not in model_or_name:
-            from vitx.registry import nearest
-
             names = timm.list_models("vit_*") + timm.list_models("deit*")
             hint = nearest(model_or_name, names).partition(" Choices")[0][:80]
             raise ValueError(f"timm has no model {model_or_name!r}; {hint}")
