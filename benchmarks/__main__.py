@@ -53,8 +53,8 @@ class Scale:
     seeds: int = 5
     steps: int = DIGITS.steps
     trajectory_steps: int = 50
-    plant: bool = False
-    mutants: bool = False
+    careful: bool = False
+    """Plant a slowdown, score the equality check, run the pilot."""
 
 
 TINY = {"img_size": 32, "depth": 2}
@@ -84,8 +84,7 @@ FULL = Scale(
     equal=EQUAL_MODELS,
     plan=Plan(processes=10, pair_s=20.0, warm_up_s=10.0),
     seeds=10,
-    plant=True,
-    mutants=True,
+    careful=True,
 )
 
 
@@ -107,12 +106,12 @@ class Settings:
     wandb: str = ""
     """W&B mode: online, offline or disabled; empty for WANDB_MODE, else offline."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STAGE")] = ()
-    """Stages to run: equality, speed, plant, accuracy. All of the scale's if empty."""
+    """Stages to run: equality, speed, plant, pilot, accuracy. All of the scale's if empty."""
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
     """Of the models that the scale times, those to time now; all if empty."""
 
 
-STAGES = ("equality", "speed", "plant", "accuracy")
+STAGES = ("equality", "speed", "plant", "pilot", "accuracy")
 
 
 @dataclass
@@ -161,7 +160,7 @@ def main(args: list[str]) -> None:
             raise ValueError(f"stage = {name!r} is not known; {nearest(name, STAGES)}")
     scale = SMOKE if settings.smoke else FULL if settings.full else QUICK
     scale = _narrow(scale, settings.models)
-    device = torch.device(settings.device) if settings.device else tracking.device()
+    device = tracking.device(settings.device)
     stages = {name: stage for name, stage in _stages(scale).items() if _wanted(name, settings)}
     folder = settings.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{scale.name}"
     config = {"scale": scale.name, "device": str(device), **flat(scale.plan)}
@@ -189,7 +188,7 @@ def check_equality(job: Job) -> None:
         job.checked[name] = result
         job.add("equality", **fields)
         job.say(f"{name}: {result}")
-    if job.scale.mutants:
+    if job.scale.careful:
         scores = mutants.score()
         caught = {
             "caught": sum(score.caught for score in scores),
@@ -233,6 +232,11 @@ def train_digits(job: Job) -> None:
     folder = job.folder / "digits"
     seeds = list(range(job.scale.seeds))
     results = accuracy.train_all(seeds, folder, steps=job.scale.steps, say=job.say)
+    failed = [found["failure"] for found in results if "failure" in found]
+    if failed:
+        job.add("failure", data="digits", reference="timm", candidate="vitx", reason=failed[0])
+        job.say(f"accuracy failed: {failed[0]}")
+        return
     if job.scale.name == "smoke":
         job.say("no accuracy verdict in a smoke run")
         return
@@ -251,6 +255,21 @@ def train_digits(job: Job) -> None:
     _draw_digits(job, dataset, results, svm)
     columns = ("side", "seed", "accuracy", "loss", "seconds")
     job.run.table("digits", columns, [[found[key] for key in columns] for found in results])
+
+
+def pilot_digits(job: Job) -> None:
+    """A few seeds that no other result uses, to fix the number of seeds before the comparison."""
+    seeds = list(accuracy.PILOT_SEEDS)
+    results = accuracy.train_all(seeds, job.folder / "pilot", steps=job.scale.steps, say=job.say)
+    row = job.add(
+        "calibration",
+        what="pilot",
+        data="digits",
+        values={side: [r["accuracy"] for r in results if r["side"] == side]
+                for side in ("timm", "vitx")},
+        **accuracy.pilot_fields(results),
+    )  # fmt: skip
+    job.say(f"seeds a side that the margin needs: {row['seeds_needed']}")
 
 
 def write_report(job: Job) -> None:
@@ -282,13 +301,16 @@ def _stages(scale: Scale) -> dict[str, tuple[float, Callable[[Job], None]]]:
     process_s = 7 + 0.5 * scale.plan.warm_up_s + scale.plan.pair_s
     per_configuration = 35 + scale.plan.processes * process_s
     configurations = len(scale.timed) * len(scale.configurations)
+    training = scale.steps * 0.032 / 60
     stages = {
         "equality": (0.1 + 0.3 * (len(scale.equal) - 1), check_equality),
         "speed": (configurations * per_configuration / 60, time_speed),
         "plant": (per_configuration / 60, time_plant),
-        "accuracy": (0.1 + scale.seeds * scale.steps * 0.032 / 60, train_digits),
+        "pilot": (0.1 + len(accuracy.PILOT_SEEDS) * training, pilot_digits),
+        "accuracy": (0.1 + scale.seeds * training, train_digits),
     }
-    return {name: stage for name, stage in stages.items() if name != "plant" or scale.plant}
+    left_out = set() if scale.careful else {"plant", "pilot"}
+    return {name: stage for name, stage in stages.items() if name not in left_out}
 
 
 def _narrow(scale: Scale, models: tuple[str, ...]) -> Scale:

@@ -8,6 +8,7 @@ timm calls `jax` and vitx `xavier`) and has its own data seeds; two one-sided te
 """
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -30,6 +31,8 @@ from vitx.train import State, init, step, train
 
 MARGIN = 0.01
 """Largest difference of mean test accuracy that counts as the same: one point, fixed beforehand."""
+
+PILOT_SEEDS = (400, 401, 402, 403)
 
 TIMM_SEEDS_FROM = 10_000
 """timm's seeds are vitx's plus this, so that no draw is shared."""
@@ -92,13 +95,18 @@ def train_side(side: str, seed: int, config: TrainConfig) -> dict:
 def train_all(
     seeds: list[int], folder: Path, *, steps: int, say: Callable[[str], None]
 ) -> list[dict]:
-    """Both sides for every seed, two at a time on one thread each, a fresh process each."""
+    """Both sides for every seed, two at a time on one thread each, a fresh process each.
+
+    A training that fails gives {"failure": its last words}.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(side, seed + from_) for seed in seeds for side, from_ in _SIDES.items()]
     results = []
     with ThreadPoolExecutor(max_workers=2) as pool:
         for found in pool.map(lambda job: _train_process(*job, folder, steps), jobs):
             results.append(found)
+            if "failure" in found:
+                continue
             say(
                 f"{found['side']} seed {found['seed']}: test accuracy {found['accuracy']:.2%}, "
                 f"{found['seconds']:.0f} s"
@@ -132,6 +140,22 @@ def row_fields(results: list[dict], margin: float = MARGIN) -> dict:
     }
 
 
+def pilot_fields(results: list[dict], margin: float = MARGIN) -> dict:
+    """Standard deviations over the pilot's seeds, and the seeds a side for 90 % power."""
+    stds = {
+        side: statistics.stdev(found["accuracy"] for found in results if found["side"] == side)
+        for side in _SIDES
+    }
+    pooled = math.sqrt(statistics.mean(std**2 for std in stds.values()))
+    return {
+        "seeds": len(results) // 2,
+        "reference_std": stds["timm"],
+        "candidate_std": stds["vitx"],
+        "margin": margin,
+        "seeds_needed": stats.seeds_for(margin=margin, std=pooled, wanted=0.9),
+    }
+
+
 _SIDES = {"timm": TIMM_SEEDS_FROM, "vitx": 0}
 
 
@@ -153,7 +177,7 @@ def _train_process(side: str, seed: int, folder: Path, steps: int) -> dict:
     )
     if child.returncode:
         last = (child.stderr.strip().splitlines() or ["no word"])[-1]
-        raise RuntimeError(f"training {side} seed {seed} failed: {last}")
+        return {"failure": f"training {side} with seed {seed}: {last}"}
     return json.loads(path.read_text())
 
 

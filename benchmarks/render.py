@@ -1,24 +1,31 @@
 """Tables and figures from rows: those of a run's report, and those of README from committed rows.
 
-`python -m benchmarks.render` rewrites the marked parts of README.md and the figure beside it from
-`benchmarks/results`; no number in them is typed by hand.
+`python -m benchmarks.render` rewrites the marked parts of README.md and benchmarks/README.md, and
+the figure, from `benchmarks/results`; no number in them is typed by hand.
 """
 
+import ast
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from matplotlib.figure import Figure
 
 from benchmarks import rows as rows_file
 from benchmarks.mutants import Score
+from experiments import cli
 from vitx.stats import mean_interval
 from vitx.visualize import Bar, ratios, save
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURE = RESULTS / "speed.svg"
+READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 NOT_MEASURED = "not measured: run `python -m benchmarks --device cuda`"
 
 Row = dict
@@ -106,7 +113,7 @@ def cost_table(rows: Sequence[Row]) -> str:
 def equality_table(rows: Sequence[Row]) -> str:
     """float64 errors of outputs and gradients, a line a model."""
     header = ("model", "outputs", "gradients", "tensors", "parameters", "verdict")
-    wanted = [row for row in rows if row["kind"] == "equality" and "equality" in row]
+    wanted = [row for row in rows if row["kind"] == "equality"]
     body = [
         (
             model_name(row),
@@ -144,7 +151,7 @@ def accuracy_table(rows: Sequence[Row]) -> str:
     body = []
     for row in rows_file.latest([r for r in rows if r["kind"] == "accuracy"], "data"):
         said = (
-            f"{row['verdict']} within {100 * row['margin']:.1f} points: difference "
+            f"{row['verdict']} within {100 * row['margin']:.1f} point: difference "
             f"{100 * row['difference']:+.2f} (90 % {100 * row['low']:+.2f} to "
             f"{100 * row['high']:+.2f}), p = {row['p_equivalence']:.1g}"
         )
@@ -158,29 +165,89 @@ def accuracy_table(rows: Sequence[Row]) -> str:
     return markdown(header, body)
 
 
+def plant_table(rows: Sequence[Row]) -> str:
+    """The planted slowdown: its counted size, and what the protocol found."""
+    header = ("planted", "MACs added, counted", "images/s ratio (95 %)", "floor", "verdict")
+    body = [
+        (
+            row["candidate"],
+            f"{row['planted_counted']:.2%}",
+            ratio_text(row),
+            floor_text(row),
+            row["verdict"],
+        )
+        for row in rows_file.latest([r for r in rows if r["kind"] == "plant"], "candidate")
+    ]
+    return markdown(header, body)
+
+
+def pilot_table(rows: Sequence[Row]) -> str:
+    """Standard deviations over the pilot's seeds, and the seeds that the margin needs."""
+    header = ("pilot seeds a side", "std of timm", "std of vitx", "margin", "seeds for 90 % power")
+    body = [
+        (
+            str(row["seeds"]),
+            f"{100 * row['reference_std']:.2f} points",
+            f"{100 * row['candidate_std']:.2f} points",
+            f"{100 * row['margin']:.1f} points",
+            str(row["seeds_needed"]),
+        )
+        for row in _calibrations(rows, "pilot")
+    ]
+    return markdown(header, body)
+
+
 def headline(rows: Sequence[Row]) -> str:
-    """The verdict table: one line a claim."""
-    header = ("claim", "CPU, 2 cores", "CUDA")
+    """The verdict table: one line a claim, speed with all timed models in one line a mode."""
     body = []
-    equal = rows_file.latest([r for r in rows if r["kind"] == "equality" and "equality" in r],
-                             "reference")  # fmt: skip
+    equal = rows_file.latest([r for r in rows if r["kind"] == "equality"], "reference")
     if equal:
         worst = max(r["equality"]["gradient_error"] for r in equal)
         passed = sum(r["verdict"] == "equal" for r in equal)
         said = f"equal for {passed} of {len(equal)} models, largest error {worst:.0e}"
-        body.append(("float64 outputs and gradients equal timm's", said, NOT_MEASURED))
+        body.append(("float64 outputs and all gradients equal timm's", said))
+    for row in _calibrations(rows, "mutants"):
+        said = (
+            f"{row['caught']} of {row['planted']} (default init, logits, 1e-4: "
+            f"{row['caught_by_common_check']} of {row['planted']})"
+        )
+        body.append(("planted one-token bugs that this equality check catches", said))
+    timed: dict[tuple[str, str], list[str]] = {}
     for row in speed_rows(rows):
-        what = f"{model_name(row)}, {row['mode']}, compile {row['compile']}: images/s over timm's"
         floor = f", floor {floor_text(row)}" if row["noise_floor"] is not None else ""
-        body.append((what, f"{ratio_text(row)}{floor}: {row['verdict']}", NOT_MEASURED))
+        said = f"{_short(row)}: {ratio_text(row)}{floor}, {row['verdict']}"
+        timed.setdefault((row["mode"], row["compile"]), []).append(said)
+    for (mode, compiled), said in timed.items():
+        how = "eager" if compiled == "none" else "compiled"
+        body.append((f"images/s over timm's, {mode}, {how}", "; ".join(said)))
     for row in rows_file.latest([r for r in rows if r["kind"] == "accuracy"], "data"):
         mean = mean_interval(row["candidate_values"])
         said = (
             f"{mean.value:.2%} ({mean.low:.2%} to {mean.high:.2%}), {row['seeds']} seeds; "
             f"{row['verdict']} to timm within {100 * row['margin']:.0f} point"
         )
-        body.append((f"test accuracy on {row['data']}", said, NOT_MEASURED))
-    return markdown(header, body)
+        body.append((f"test accuracy on {row['data']}, from scratch", said))
+    where = sorted({_machine(row) for row in rows})
+    header = ("claim", " and ".join(where) or "CPU", "CUDA")
+    return markdown(header, [(*line, NOT_MEASURED) for line in body])
+
+
+def _short(row: Row) -> str:
+    """ViT-Ti/16 for vit_tiny_patch16_224."""
+    sizes = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
+    found = re.search(r"_(\w+?)_patch(\d+)", model_name(row))
+    return f"ViT-{sizes.get(found[1], found[1])}/{found[2]}" if found else model_name(row)
+
+
+def _machine(row: Row) -> str:
+    environment = row["environment"]
+    device = environment["device"]
+    return f"CPU, {environment['cores']} cores" if device == "cpu" else device
+
+
+def _calibrations(rows: Sequence[Row], what: str) -> list[Row]:
+    wanted = [row for row in rows if row["kind"] == "calibration" and row["what"] == what]
+    return wanted[-1:]
 
 
 def speed_figure(rows: Sequence[Row]) -> Figure:
@@ -205,32 +272,62 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "cost": cost_table,
     "equality": equality_table,
     "accuracy": accuracy_table,
+    "plant": plant_table,
+    "pilot": pilot_table,
 }
 
 
 def fill(text: str, rows: Sequence[Row]) -> str:
-    """Put each table between its marks, `<!-- table:NAME -->` and `<!-- end -->`."""
+    """Fill each marked part: `<!-- table:NAME -->` or `<!-- code:FILE:Class.method -->`."""
 
-    def table(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{TABLES[match[2]](rows)}\n{match[3]}"
+    def part(match: re.Match[str]) -> str:
+        kind, what = match[2], match[3]
+        rendered = TABLES[what](rows) if kind == "table" else _code(*what.split(":"))
+        return f"{match[1]}\n{rendered}\n{match[4]}"
 
-    return re.sub(r"(<!-- table:(\w+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
+    pattern = r"(<!-- (table|code):(\S+) -->)\n.*?(<!-- end -->)"
+    return re.sub(pattern, part, text, flags=re.DOTALL)
+
+
+def _code(file: str, name: str) -> str:
+    """The source of a class's method, as a fenced block."""
+    source = (ROOT / file).read_text(encoding="utf8")
+    klass, method = name.split(".")
+    (body,) = (
+        node.body
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == klass
+    )
+    (found,) = (n for n in body if isinstance(n, ast.FunctionDef) and n.name == method)
+    lines = source.splitlines()[found.lineno - 1 : found.end_lineno]
+    return "```python\n" + textwrap.dedent("\n".join(lines)) + "\n```"
 
 
 def committed() -> list[Row]:
     """All committed rows, oldest first."""
     found = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in rows_file.read(path)]
-    return sorted(found, key=lambda row: row["environment"]["time"])
+    return sorted(found, key=lambda row: row["id"])
 
 
-def main() -> None:
-    """Rewrite the rendered parts of both READMEs and the figure."""
+@dataclass(frozen=True)
+class Settings:
+    """Rewrite the rendered parts of the READMEs, and the figure, from committed rows."""
+
+    keep: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")] = ()
+    """Folders of runs whose rows are committed first."""
+
+
+def main(args: list[str]) -> None:
+    """Commit rows if asked, then rewrite both READMEs and the figure."""
+    settings = cli.parse(Settings, args, prog="python -m benchmarks.render")
+    for folder in settings.keep:
+        rows_file.commit(rows_file.read(folder / "rows.jsonl"), RESULTS, folder.name)
     rows = committed()
-    for path in (ROOT / "README.md", ROOT / "benchmarks" / "README.md"):
+    for path in READMES:
         path.write_text(fill(path.read_text(encoding="utf8"), rows), encoding="utf8")
     save(speed_figure(rows), FIGURE)
     print(f"rendered {len(rows)} rows", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -52,17 +52,33 @@ def read(path: Path) -> list[dict]:
 
 
 def commit(rows: list[dict], folder: Path, name: str) -> None:
-    """Write rows as evidence to keep: `name.jsonl` without, `name.raw.jsonl.gz` with raw values."""
+    """Add rows to the kept evidence: `name.jsonl`, and their raw values in `name.raw.jsonl.gz`.
+
+    Raises ValueError for rows of a smoke run, and FileExistsError if they were kept before.
+    """
+    if any("smoke" in str(row.get("verdict")) for row in rows):
+        raise ValueError(f"{name} is a smoke run; its rows are not evidence")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.jsonl").open("a", encoding="utf8") as file:
+    with (folder / f"{name}.jsonl").open("x", encoding="utf8") as file:
         for row in rows:
             slim = {key: value for key, value in row.items() if key not in RAW}
             file.write(json.dumps(slim) + "\n")
-    with gzip.open(folder / f"{name}.raw.jsonl.gz", "at", encoding="utf8") as file:
+    with gzip.open(folder / f"{name}.raw.jsonl.gz", "wt", encoding="utf8") as file:
         for row in rows:
-            raw = {key: row[key] for key in RAW if key in row}
+            raw = {key: _rounded(row[key]) for key in RAW if key in row}
             if raw:
                 file.write(json.dumps({"id": row["id"]} | raw) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    """The value with its floats at six digits after the point: microseconds."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return value
 
 
 def latest(rows: list[dict], *keys: str) -> list[dict]:

@@ -146,6 +146,6 @@ def _burdened(name: str) -> str:
 
 def _raw(found: Comparison) -> list[dict]:
     return [
-        {"seconds": record["seconds"], "rounds": record["rounds"], "warm_up": record["warm_up"]}
+        {key: record[key] for key in ("rounds", "warm_up", "iterations")}
         for record in found.processes
     ]

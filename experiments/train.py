@@ -75,7 +75,7 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
 
     changed = delta(config, RECIPES[name])
     label = ",".join(f"{key}={value}" for key, value in changed.items()) or "base"
-    device = switches.device or str(tracking.device())
+    device = str(tracking.device(switches.device))
     values = {"recipe": name, "device": device} | flat(config)
     with tracking.Run(switches.out, name, label, values, mode=switches.wandb or None) as run:
         print(run.where)

@@ -53,6 +53,8 @@ PROGRAMS = {
         (["experiments.train", "digits", "--wandb=onlin", "--steps=1"], "W&B mode 'onlin'"),
         (["benchmarks", "--smok"], "Perhaps you meant: --smoke"),
         (["benchmarks", "--smoke", "--full"], "--smoke and --full exclude each other"),
+        (["benchmarks", "--device", "cud"], "device = 'cud' is not on this machine; choices: cpu"),
+        (["experiments.train", "digits", "--device", "mps:x"], "device = 'mps:x' is not on this"),
         (["benchmarks", "--only", "sped"], "stage = 'sped' is not known; did you mean 'speed'"),
         (["benchmarks", "--models", "vit_small"], "model = 'vit_small' is not timed here"),
         (["benchmarks.equality", "vit_tiny_patch16_225"], "did you mean 'vit_tiny_patch16_224'"),

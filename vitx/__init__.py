@@ -25,7 +25,19 @@ __all__ = [
 ]
 
 _LAZY = {"from_timm": "vitx.interop.timm"}
-_MODULES = ("compare", "cost", "data", "evaluate", "optim", "stats", "timing", "tracking", "train")
+_MODULES = (
+    "compare",
+    "cost",
+    "data",
+    "equality",
+    "evaluate",
+    "optim",
+    "stats",
+    "timing",
+    "tracking",
+    "train",
+    "visualize",
+)
 
 
 def __getattr__(name: str) -> Any:

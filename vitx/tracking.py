@@ -195,10 +195,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def device() -> torch.device:
-    """The accelerator of this machine (CUDA, MPS, XPU), or the CPU."""
+def device(name: str = "") -> torch.device:
+    """The named device, or the accelerator of this machine (CUDA, MPS, XPU), or else the CPU.
+
+    Raises ValueError for a device that this machine has not.
+    """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    here = ["cpu", *([found.type] if found else [])]
+    if name and name.partition(":")[0] not in here:
+        raise ValueError(f"device = {name!r} is not on this machine; choices: {', '.join(here)}")
+    return torch.device(name) if name else found or torch.device("cpu")
 
 
 def _command() -> list[str]:

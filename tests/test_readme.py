@@ -1,0 +1,98 @@
+"""README says what the files and the rows say, and its code runs."""
+
+import re
+
+import pytest
+import timm
+import torch
+
+import vitx
+from benchmarks import render, rows
+from vitx.cost import forward_macs
+
+README = (render.ROOT / "README.md").read_text(encoding="utf8")
+
+
+@pytest.mark.parametrize("path", render.READMES, ids=lambda path: path.parent.name)
+def test_tables_and_quoted_code_are_rendered_from_rows_and_files(path):
+    text = path.read_text(encoding="utf8")
+    assert render.fill(text, render.committed()) == text
+
+
+def test_the_figure_is_rendered_from_the_rows(tmp_path):
+    again = render.save(render.speed_figure(render.committed()), tmp_path / "speed.svg")
+    numbers = [_numbers(path) for path in (again, render.FIGURE)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=0.01)
+
+
+def test_a_changed_row_would_be_seen():
+    found = render.committed()
+    changed = [row | {"ratio": 9.999} if row["kind"] == "speed" else row for row in found]
+    assert render.fill(README, changed) != README
+
+
+def test_the_saving_in_the_text_is_the_counted_one():
+    with torch.device("meta"):
+        model = timm.create_model("vit_tiny_patch16_224")
+        vit = vitx.Vit(vitx.size("Ti/16"))
+    image = torch.empty(1, 3, 224, 224, device="meta")
+    saving = 1 - forward_macs(vit, image) / forward_macs(model, image)
+    assert f"saves {saving:.1%} of the MACs at depth 12".replace("%", " %") in README
+
+
+def test_the_length_and_tables_keep_their_limits():
+    assert len(README.splitlines()) <= 200
+    tables = re.findall(r"(?:^\|.*\n)+", README, flags=re.MULTILINE)
+    assert len(tables) <= 3
+    assert all(table.count("\n") <= 2 + 8 for table in tables)
+
+
+def test_the_python_of_the_readme_runs(unchecked, tmp_path, monkeypatch):
+    """All but the timing call and the variant, which has a test of its own."""
+    monkeypatch.chdir(render.ROOT)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        if block.startswith(("import", "from")):
+            code = "\n".join(line for line in block.splitlines() if "print(compare" not in line)
+            exec(code, names)
+    assert names["apply"](names["params"], names["image"]).shape == (2, 10)
+    assert set(names["grads"]) == set(names["params"])
+    assert names["metrics"]["loss"].item() > 0
+
+
+def test_the_variant_of_the_readme_is_a_variant(unchecked):
+    from vitx.functional import attention
+
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+                if b.startswith("def cosine"))  # fmt: skip
+    names = dict(vars(attention))
+    exec(block, names)
+    q, k, v = (torch.randn(2, 2, 5, 8, dtype=torch.float64) for _ in range(3))
+    found = names["ATTENTION"]["cosine"](q, k, v, temperature=0.3)
+    cosines = torch.cosine_similarity(q[:, :, :, None], k[:, :, None], dim=-1)
+    torch.testing.assert_close(found, (cosines / 0.3).softmax(-1) @ v)
+
+
+def test_committed_rows_hold_no_folder_of_a_machine():
+    for path in sorted(render.RESULTS.glob("*.jsonl")):
+        text = path.read_text()
+        assert "/tmp/" not in text
+        assert "/home/" not in text
+        assert "/work/" not in text
+        assert len(text) < 300_000
+
+
+def test_a_foreign_row_file_is_refused_by_line(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"schema": 1, "kind": "speed"}\nnot json\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl line 2 is not JSON"):
+        rows.read(file)
+    file.write_text('{"schema": 99, "kind": "speed"}\n')
+    with pytest.raises(ValueError, match=r"line 1 is not a row of schema 1"):
+        rows.read(file)
+
+
+def _numbers(path):
+    text = re.sub(r"(?s)<metadata>.*?</metadata>", "", path.read_text())
+    text = re.sub(r'(id|href)="[^"]*"|url\([^)]*\)', "", text)
+    return [float(number) for number in re.findall(r"-?\d+\.\d+", text)]
