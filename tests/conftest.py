@@ -7,6 +7,7 @@ import pytest
 import torch
 
 os.environ.setdefault("WANDB_MODE", "offline")
+torch.set_num_threads(1)  # the tests' tensors are small: a second thread only adds waiting
 
 
 def pytest_addoption(parser):

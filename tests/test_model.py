@@ -250,7 +250,7 @@ def test_fixed_positions_follow_the_dtype_of_the_model():
 
 @pytest.mark.parametrize(("slot", "name"), [pair for pair in VARIANTS if pair[0] != "init"])
 def test_every_variant_compiles_without_a_graph_break(slot, name, compiled):
-    vit = vitx.build(override(SMALL, **variant(slot, name)))
+    vit = vitx.build(override(SMALL, depth=2, **variant(slot, name)))
     randomise(vit)
     image = images(vit)
     run = torch.compile(vit, fullgraph=True, backend="aot_eager")
@@ -261,7 +261,7 @@ def test_every_variant_compiles_without_a_graph_break(slot, name, compiled):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_inductor_agrees_with_eager(training, compiled):
-    vit = vitx.build(SMALL).train(training)
+    vit = vitx.build(override(SMALL, depth=1)).train(training)
     randomise(vit)
     image = images(vit)
     run = torch.compile(vit, fullgraph=True)
@@ -288,7 +288,7 @@ def test_import_adds_less_than_0_3_s_to_torchs():
     )
     seconds = [
         float(subprocess.run([sys.executable, "-c", program], capture_output=True).stdout)
-        for _ in range(3)
+        for _ in range(2)
     ]
     assert min(seconds) < 0.3
 

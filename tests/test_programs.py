@@ -54,7 +54,7 @@ PROGRAMS = {
         (["benchmarks", "--smok"], "Perhaps you meant: --smoke"),
         (["benchmarks", "--smoke", "--full"], "--smoke and --full exclude each other"),
         (["benchmarks", "--device", "cud"], "device = 'cud' is not on this machine; choices: cpu"),
-        (["experiments.train", "digits", "--device", "mps:x"], "device = 'mps:x' is not on this"),
+        (["experiments.train", "digits", "--device", "cpu:x"], "device = 'cpu:x' is not on this"),
         (["benchmarks", "--only", "sped"], "stage = 'sped' is not known; did you mean 'speed'"),
         (["benchmarks", "--models", "vit_small"], "model = 'vit_small' is not timed here"),
         (["benchmarks.equality", "vit_tiny_patch16_225"], "did you mean 'vit_tiny_patch16_224'"),

@@ -94,7 +94,7 @@ def test_disturbed_rounds_are_run_again_and_kept(monkeypatch, unchecked):
         (Machine(0.0, 0.06, 3000.0, 1.0), 3000.0, True),
         (Machine(0.0, 0.0, 2600.0, 1.0), 3000.0, True),
         (Machine(0.0, 0.0, 2800.0, 1.0), 3000.0, False),
-        (Machine(None, None, None, None), None, False),
+        (Machine(None, None, None, None), 0.0, False),
     ],
 )
 def test_a_block_is_judged_by_the_machine_alone(state, highest, disturbed):

@@ -75,20 +75,20 @@ def test_a_small_odd_model_is_equal_and_loads_both_ways(options):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
+    ("name", "options"),
     [
-        ("vit_tiny_patch16_224", 224),
-        ("vit_small_patch16_224", 64),
-        ("vit_base_patch16_224", 32),
-        ("vit_small_patch32_224", 224),
-        ("vit_small_patch14_reg4_dinov2", 70),
-        ("deit3_small_patch16_224", 64),
-        ("vit_base_patch16_gap_224", 32),
-        ("vit_tiny_patch16_224", (32, 80)),
+        ("vit_tiny_patch16_224", {}),
+        ("vit_small_patch16_224", {"img_size": 64}),
+        ("vit_base_patch16_224", {"img_size": 32, "depth": 2}),
+        ("vit_small_patch32_224", {}),
+        ("vit_small_patch14_reg4_dinov2", {"img_size": 70}),
+        ("deit3_small_patch16_224", {"img_size": 64}),
+        ("vit_base_patch16_gap_224", {"img_size": 32, "depth": 2}),
+        ("vit_tiny_patch16_224", {"img_size": (32, 80)}),
     ],
 )
-def test_a_named_model_is_equal(name, size):
-    model = timm.create_model(name, img_size=size)
+def test_a_named_model_is_equal(name, options):
+    model = timm.create_model(name, **options)
     result = equality(model, vitx.from_timm(model), images(model, 1))
     assert result.passed, result
 

@@ -103,9 +103,8 @@ class Comparison:
                 extra.append(f"compile {seconds['cold']:.1f} s cold, {seconds['warm']:.1f} s warm")
             lines.append(f"{side:<10} {rate['median']:.2f} images/s; {'; '.join(extra)}")
         what = f"{self.plan.mode}, compile {self.plan.compile}"
-        lines.append(
-            f"verdict    {self.verdict} ({what})" + (f": {self.reason}" * bool(self.reason))
-        )
+        reason = f": {self.reason}" if self.reason else ""
+        lines.append(f"verdict    {self.verdict} ({what}){reason}")
         return "\n".join(lines)
 
 
@@ -139,6 +138,7 @@ def compare(
         result,
         "not timed",
         reason=result.reason,
+        macs=_macs(reference, candidate, example[:1]),
         batch=len(example),
         dtype=str(example.dtype).removeprefix("torch."),
         device=str(example.device),
@@ -155,11 +155,7 @@ def compare(
         found = _in_processes(base, job, compiled, say)
         if "Can't get attribute" in found.reason or "No module named" in found.reason:
             return _one_process(base, reference, candidate, example, found.reason)
-    macs = {
-        "reference": forward_macs(reference, example[:1]),
-        "candidate": forward_macs(candidate, example[:1]),
-    }
-    return replace(found, macs=macs)
+    return found
 
 
 def _in_processes(base: Comparison, job: Path, cache: Path, say: Say) -> Comparison:
@@ -242,6 +238,17 @@ def _one_process(
     torch.compiler.set_stance("default")
     found = summarise(replace(base, processes=[record]))
     return replace(found, reason=f"no fresh process could rebuild both modules ({why[:160]})")
+
+
+def _macs(reference: nn.Module, candidate: nn.Module, image: Tensor) -> dict[str, int]:
+    """MACs of both; empty for modules that can't run without values, on `meta`."""
+    try:
+        return {
+            "reference": forward_macs(reference, image),
+            "candidate": forward_macs(candidate, image),
+        }
+    except (RuntimeError, NotImplementedError):
+        return {}
 
 
 def _letters(record: dict) -> list[str]:

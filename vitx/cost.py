@@ -1,5 +1,6 @@
 """What a model costs before it runs: parameters and multiply-accumulates, counted on `meta`."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +33,9 @@ def forward_macs(model: nn.Module, image: torch.Tensor) -> int:
     The model is not changed. On the CPU PyTorch counts nothing for fused attention; on `meta` it
     counts both of its products.
     """
-    from copy import deepcopy
-
-    twin = model if image.is_meta else deepcopy(model).to("meta")
+    twin = deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin.eval()(image.to("meta"))
+        twin(image.to("meta"))
     return counter.get_total_flops() // 2
 
 

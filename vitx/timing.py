@@ -11,6 +11,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -72,14 +73,10 @@ class Machine:
     clock_mhz: float | None
     load: float | None
 
-    def disturbed(self, highest_clock_mhz: float | None) -> bool:
+    def disturbed(self, highest_clock_mhz: float) -> bool:
         """Whether others used the machine; judged from these readings, never from a time."""
-        slow_clock = (
-            self.clock_mhz is not None
-            and highest_clock_mhz is not None
-            and self.clock_mhz < CLOCK_LIMIT * highest_clock_mhz
-        )
-        return (self.foreign or 0) > FOREIGN_LIMIT or (self.steal or 0) > STEAL_LIMIT or slow_clock
+        slow = self.clock_mhz is not None and self.clock_mhz < CLOCK_LIMIT * highest_clock_mhz
+        return slow or (self.foreign or 0) > FOREIGN_LIMIT or (self.steal or 0) > STEAL_LIMIT
 
 
 class Watch:
@@ -147,34 +144,23 @@ def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: 
     round_s = iterations * sum(warm["seconds_each"].values())
     wanted = 6 * max(1, round(plan.pair_s / round_s / 6))
     torch.compiler.set_stance("fail_on_recompile")
-    rng = random.Random(plan.seed * 1000 + process)
-    rounds, kept, clock = [], 0, None
-    for order in _orders(rng):
-        if kept == wanted or len(rounds) == wanted + wanted // 2:
+    rounds: list[dict] = []
+    for order in _orders(random.Random(plan.seed * 1000 + process)):
+        clean = [entry for entry in rounds if not entry["disturbed"]]
+        if len(clean) == wanted or len(rounds) == wanted + wanted // 2:
             break
-        blocks = {}
-        for arm in order:
-            watch, started = Watch(), time.time()
-            seconds = _block(steps[arm], iterations, example.device)
-            state = watch.read()
-            clock = max(filter(None, (clock, state.clock_mhz)), default=None)
-            blocks[arm] = {"started": started, "seconds": seconds / iterations, **asdict(state)}
-            blocks[arm]["disturbed"] = state.disturbed(clock)
+        clock = max((b["clock_mhz"] or 0 for e in rounds for b in e["blocks"].values()), default=0)
+        blocks = {arm: _watched(steps[arm], iterations, example.device, clock) for arm in order}
         disturbed = any(block["disturbed"] for block in blocks.values())
-        kept += not disturbed
         rounds.append({"order": order, "disturbed": disturbed, "blocks": blocks})
-    clean = [entry for entry in rounds if not entry["disturbed"]]
     # Where the machine was never quiet, the disturbed rounds are all there is; the row says so.
     used = clean if len(clean) >= wanted // 2 else rounds
     times = {arm: [entry["blocks"][arm]["seconds"] for entry in used] for arm in ARMS}
-    both = [
-        (math.log(a / c) + math.log(b / c)) / 2
-        for a, b, c in zip(*(times[arm] for arm in ARMS), strict=True)
-    ]
-    again = [math.log(a / b) for a, b in zip(times["reference"], times["again"], strict=True)]
+    logs = {arm: [math.log(seconds) for seconds in times[arm]] for arm in ARMS}
+    arms = list(zip(logs["reference"], logs["again"], logs["candidate"], strict=True))
     return {
-        "log_ratio": statistics.median(both),
-        "log_ratio_again": statistics.median(again),
+        "log_ratio": statistics.median((a + b) / 2 - c for a, b, c in arms),
+        "log_ratio_again": statistics.median(a - b for a, b, _ in arms),
         "seconds": times,
         "rounds": rounds,
         "rounds_used": len(used),
@@ -271,8 +257,6 @@ def private_folder(path: Path) -> None:
 
 def cpp_compiler() -> str | None:
     """The C++ compiler that torch.compile finds on this machine for the CPU, or None."""
-    import shutil
-
     from torch._inductor import config
 
     choices = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else [config.cpp.cxx]
@@ -285,6 +269,17 @@ def _orders(rng: random.Random):
         permutations = list(itertools.permutations(ARMS))
         rng.shuffle(permutations)
         yield from permutations
+
+
+def _watched(
+    step: Callable[[], Any], iterations: int, device: torch.device, clock_mhz: float
+) -> dict:
+    """One block: start (UTC seconds), seconds an iteration, and the machine's state around it."""
+    started, watch = time.time(), Watch()
+    seconds = _block(step, iterations, device) / iterations
+    state = watch.read()
+    disturbed = state.disturbed(max(clock_mhz, state.clock_mhz or 0))
+    return {"started": started, "seconds": seconds, "disturbed": disturbed, **asdict(state)}
 
 
 def _block(step: Callable[[], Any], iterations: int, device: torch.device | None) -> float:

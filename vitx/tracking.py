@@ -202,7 +202,8 @@ def device(name: str = "") -> torch.device:
     """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     here = ["cpu", *([found.type] if found else [])]
-    if name and name.partition(":")[0] not in here:
+    kind, _, number = name.partition(":")
+    if name and (kind not in here or not (number or "0").isdecimal()):
         raise ValueError(f"device = {name!r} is not on this machine; choices: {', '.join(here)}")
     return torch.device(name) if name else found or torch.device("cpu")
 
