@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from experiments import cli
 from experiments.recipes import DIGITS
 from vitx import data, tracking, visualize
 from vitx.compare import Plan
-from vitx.config import flat, override
+from vitx.config import flat
 from vitx.equality import Equality
 from vitx.evaluate import predict, svm_accuracy
 from vitx.model import build
@@ -54,7 +55,7 @@ class Scale:
     steps: int = DIGITS.steps
     trajectory_steps: int = 50
     careful: bool = False
-    """Plant a slowdown, score the equality check, run the pilot."""
+    """Time known cases, score the equality check, run the pilot."""
 
 
 TINY = {"img_size": 32, "depth": 2}
@@ -73,7 +74,7 @@ SMOKE = Scale(
     equal=(("vit_tiny_patch16_224", TINY),),
     plan=Plan(processes=1, pair_s=0.1, block_s=0.01, warm_up_s=0.1),
     batch=2,
-    seeds=1,
+    seeds=2,
     steps=4,
     trajectory_steps=3,
 )
@@ -82,7 +83,7 @@ FULL = Scale(
     timed=(("vit_tiny_patch16_224", {}), ("vit_small_patch16_224", {})),
     configurations=(*EAGER, ("inference", "default"), ("training", "default")),
     equal=EQUAL_MODELS,
-    plan=Plan(processes=10, pair_s=20.0, warm_up_s=10.0),
+    plan=Plan(processes=10, pair_s=20.0, warm_up_s=20.0),
     seeds=10,
     careful=True,
 )
@@ -98,7 +99,7 @@ class Settings:
     smoke: bool = False
     """Every stage, tiny, no verdicts."""
     full: bool = False
-    """The careful run: S/16 too, compiled training, 10 processes, 10 seeds, mutants, a plant."""
+    """The careful run: S/16 too, compiled training, 10 processes, 10 seeds, controls."""
     out: Path = Path("runs/benchmarks")
     """Folder; a run makes its own inside, named by time."""
     device: str = ""
@@ -106,12 +107,9 @@ class Settings:
     wandb: str = ""
     """W&B mode: online, offline or disabled; empty for WANDB_MODE, else offline."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STAGE")] = ()
-    """Stages to run: equality, speed, plant, pilot, accuracy. All of the scale's if empty."""
+    """Stages to run: equality, speed, accuracy; in the full run controls and pilot too."""
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
     """Of the models that the scale times, those to time now; all if empty."""
-
-
-STAGES = ("equality", "speed", "plant", "pilot", "accuracy")
 
 
 @dataclass
@@ -124,6 +122,7 @@ class Job:
     run: tracking.Run
     figures: dict[str, Path] = field(default_factory=dict)
     checked: dict[str, Equality] = field(default_factory=dict)
+    seeds_needed: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -155,13 +154,14 @@ def main(args: list[str]) -> None:
     settings = cli.parse(Settings, args, prog="python -m benchmarks")
     if settings.smoke and settings.full:
         raise ValueError("--smoke and --full exclude each other; choose one")
-    for name in settings.only:
-        if name not in STAGES:
-            raise ValueError(f"stage = {name!r} is not known; {nearest(name, STAGES)}")
     scale = SMOKE if settings.smoke else FULL if settings.full else QUICK
     scale = _narrow(scale, settings.models)
     device = tracking.device(settings.device)
-    stages = {name: stage for name, stage in _stages(scale).items() if _wanted(name, settings)}
+    stages = _stages(scale)
+    for name in settings.only:
+        if name not in stages:
+            raise ValueError(f"stage = {name!r} is not one of this scale; {nearest(name, stages)}")
+    stages = {name: stage for name, stage in stages.items() if name in (settings.only or stages)}
     folder = settings.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{scale.name}"
     config = {"scale": scale.name, "device": str(device), **flat(scale.plan)}
     with tracking.Run(settings.out, "benchmarks", folder.name, config, mode=settings.wandb or None,
@@ -195,7 +195,7 @@ def check_equality(job: Job) -> None:
             "caught_by_common_check": sum(score.caught_by_common_check for score in scores),
             "planted": len(scores),
         }
-        job.add("calibration", what="mutants", **caught)
+        job.add("calibration", what="mutants", reference="timm", candidate="vitx", **caught)
         job.say(f"planted bugs caught: {caught}")
 
 
@@ -203,23 +203,24 @@ def time_speed(job: Job) -> None:
     """Every configuration of every timed model, in pairs."""
     for name, options in job.scale.timed:
         pair = speed.make_pair(name, batch=job.scale.batch, device=job.device, **options)
-        checked = job.checked.get(name) or speed.check(pair)[0]
+        # What was checked on the CPU says nothing of another device.
+        known = job.checked.get(name) if job.device.type == "cpu" else None
+        checked = known or speed.check(pair)[0]
         for mode, compiled in job.scale.configurations:
-            plan = Plan(**(vars(job.scale.plan) | {"mode": mode, "compile": compiled}))
-            _time(job, lambda plan=plan, pair=pair, checked=checked, **places: speed.time_pair(
-                pair, plan, checked=checked, say=job.say, **places
-            ), f"{name} {mode}, compile {compiled}")  # fmt: skip
+            plan = replace(job.scale.plan, mode=mode, compile=compiled)
+            measure = partial(speed.time_pair, pair, plan, checked=checked, say=job.say)
+            _time(job, measure, f"{name} {mode}, compile {compiled}")
 
 
-def time_plant(job: Job) -> None:
-    """A slowdown of known size, which the same protocol must find."""
+def time_controls(job: Job) -> None:
+    """Known cases: a slowdown of counted size, which must be found, and none, which must not."""
     name, options = job.scale.timed[0]
     pair = speed.make_pair(name, batch=job.scale.batch, device=job.device, **options)
-    _time(
-        job,
-        lambda **places: speed.plant(pair, job.scale.plan, say=job.say, **places),
-        f"planted slowdown of {speed.PLANTED:.0%}",
-    )
+    for control, what in (
+        (speed.plant, f"planted slowdown of {speed.PLANTED:.0%}"),
+        (speed.null, "timm against itself"),
+    ):
+        _time(job, partial(control, pair, job.scale.plan, say=job.say), what)
 
 
 def train_digits(job: Job) -> None:
@@ -230,26 +231,26 @@ def train_digits(job: Job) -> None:
     dataset = data.load(DIGITS.data)
     svm = svm_accuracy(dataset)
     folder = job.folder / "digits"
-    seeds = list(range(job.scale.seeds))
+    seeds = list(range(max(job.scale.seeds, job.seeds_needed)))
     results = accuracy.train_all(seeds, folder, steps=job.scale.steps, say=job.say)
-    failed = [found["failure"] for found in results if "failure" in found]
-    if failed:
-        job.add("failure", data="digits", reference="timm", candidate="vitx", reason=failed[0])
-        job.say(f"accuracy failed: {failed[0]}")
+    labels = {
+        "data": "digits",
+        "reference": "timm:VisionTransformer(weight_init='jax')",
+        "candidate": "vitx:build(init='xavier')",
+    }
+    if _failed(job, results, labels):
         return
+    fields = accuracy.row_fields(results)
     if job.scale.name == "smoke":
-        job.say("no accuracy verdict in a smoke run")
-        return
+        fields["verdict"] = "smoke run, no verdict"
     row = job.add(
         "accuracy",
-        data="digits",
-        reference="timm:VisionTransformer(weight_init='jax')",
-        candidate="vitx:build(init='xavier')",
+        **labels,
         trajectory_error=apart,
         trajectory_steps=job.scale.trajectory_steps,
         svm=svm,
         config=flat(DIGITS),
-        **accuracy.row_fields(results),
+        **fields,
     )
     job.say(f"{row['verdict']}: difference {row['difference']:+.2%}, margin {row['margin']:.0%}")
     _draw_digits(job, dataset, results, svm)
@@ -258,18 +259,24 @@ def train_digits(job: Job) -> None:
 
 
 def pilot_digits(job: Job) -> None:
-    """A few seeds that no other result uses, to fix the number of seeds before the comparison."""
+    """A few seeds that no other result uses, read on validation, to fix the number of seeds."""
     seeds = list(accuracy.PILOT_SEEDS)
     results = accuracy.train_all(seeds, job.folder / "pilot", steps=job.scale.steps, say=job.say)
-    row = job.add(
-        "calibration",
-        what="pilot",
-        data="digits",
-        values={side: [r["accuracy"] for r in results if r["side"] == side]
-                for side in ("timm", "vitx")},
-        **accuracy.pilot_fields(results),
-    )  # fmt: skip
+    labels = {"what": "pilot", "data": "digits", "reference": "timm", "candidate": "vitx"}
+    if _failed(job, results, labels):
+        return
+    row = job.add("calibration", **labels, **accuracy.pilot_fields(results))
+    job.seeds_needed = row["seeds_needed"]
     job.say(f"seeds a side that the margin needs: {row['seeds_needed']}")
+
+
+def _failed(job: Job, results: list[dict], labels: dict) -> bool:
+    """A row for the first training that failed, if one did."""
+    failures = [found["failure"] for found in results if "failure" in found]
+    if failures:
+        job.add("failure", **labels, reason=failures[0])
+        job.say(f"accuracy failed: {failures[0]}")
+    return bool(failures)
 
 
 def write_report(job: Job) -> None:
@@ -298,6 +305,8 @@ def finish(job: Job) -> None:
 
 def _stages(scale: Scale) -> dict[str, tuple[float, Callable[[Job], None]]]:
     """Each stage's minutes on two cores, by its counts, and its function."""
+    # Seconds on two cores: starting a process takes about 7, the two models alone about 35 for
+    # each configuration, and a training step of digits 0.032 / 2, as two train at a time.
     process_s = 7 + 0.5 * scale.plan.warm_up_s + scale.plan.pair_s
     per_configuration = 35 + scale.plan.processes * process_s
     configurations = len(scale.timed) * len(scale.configurations)
@@ -305,11 +314,11 @@ def _stages(scale: Scale) -> dict[str, tuple[float, Callable[[Job], None]]]:
     stages = {
         "equality": (0.1 + 0.3 * (len(scale.equal) - 1), check_equality),
         "speed": (configurations * per_configuration / 60, time_speed),
-        "plant": (per_configuration / 60, time_plant),
+        "controls": (2 * per_configuration / 60, time_controls),
         "pilot": (0.1 + len(accuracy.PILOT_SEEDS) * training, pilot_digits),
         "accuracy": (0.1 + scale.seeds * training, train_digits),
     }
-    left_out = set() if scale.careful else {"plant", "pilot"}
+    left_out = set() if scale.careful else {"controls", "pilot"}
     return {name: stage for name, stage in stages.items() if name not in left_out}
 
 
@@ -320,10 +329,6 @@ def _narrow(scale: Scale, models: tuple[str, ...]) -> Scale:
         if name not in timed:
             raise ValueError(f"model = {name!r} is not timed here; {nearest(name, timed)}")
     return replace(scale, timed=tuple((n, timed[n]) for n in models)) if models else scale
-
-
-def _wanted(name: str, settings: Settings) -> bool:
-    return not settings.only or name in settings.only
 
 
 def _time(job: Job, measure: Callable, what: str) -> None:
@@ -367,7 +372,7 @@ def _mean_curve(sides: dict[str, list[dict]]) -> Iterator[tuple[int, dict[str, f
             {
                 f"digits/{side}/{tracking.VAL_ACCURACY}": statistics.mean(
                     [r["curve"][position][tracking.VAL_ACCURACY] for r in found]
-                ).item()
+                )
                 for side, found in sides.items()
             },
         )
@@ -380,15 +385,15 @@ def _save(job: Job, name: str, figure: Figure) -> Path:
 
 
 def _attention(job: Job, dataset: data.Dataset, seed: int) -> Figure:
-    config = override(DIGITS, seed=seed).model
+    config = DIGITS.model
     vit = build(config)
     vit.load_state_dict(torch.load(job.folder / "digits" / f"vitx-{seed}.pt", weights_only=True))
     vit.eval()
     test = dataset.test
     guess = predict(vit, dataset, test).argmax(dim=1)
     wrong = (guess != test.target).nonzero().flatten()[:2].tolist()
-    first = [int((test.target == label).nonzero()[0]) for label in range(8)]
-    shown = [*first[: 10 - len(wrong)], *wrong]
+    first = [int((test.target == label).nonzero()[0]) for label in range(10 - len(wrong))]
+    shown = [*first, *wrong]
     with torch.no_grad():
         maps = vit.attention_maps(dataset.normalise(test.image[shown].float()))
     read = visualize.class_attention(maps, grid=config.grid, prefix=config.prefix, size=config.size)

@@ -113,10 +113,10 @@ MUTANTS = (
         '"b d y x -> b (x y) d"',
     ),
     Mutant(
-        "p and q swapped",
+        "patch rows reversed",
         "functional/patches.py",
         "F.conv2d(image, kernel, bias",
-        "F.conv2d(image, kernel.mT, bias",
+        "F.conv2d(image, kernel.flip(2), bias",
     ),
     Mutant(
         "channels reversed",
@@ -247,7 +247,7 @@ def reference(options: dict[str, Any]) -> nn.Module:
 
 @dataclass(frozen=True)
 class Score:
-    """Which check caught a mutant. A crash counts as caught by both."""
+    """Which check caught a mutant."""
 
     mutant: Mutant
     caught: bool
@@ -291,11 +291,8 @@ def _verdicts(package: Any, model: nn.Module) -> tuple[bool, bool]:
     candidate = package.build(package.ModelConfig(**fields)).eval()
     candidate.load_state_dict(model.state_dict())
     image = torch.randn(2, 3, 9, 20, generator=torch.Generator().manual_seed(0))
-    try:
-        strict = not equality(model, candidate, image).passed
-        return strict, _largest_difference(model, candidate, image) > COMMON_TOLERANCE
-    except RuntimeError:  # the mutant's shapes no longer fit
-        return True, True
+    strict = not equality(model, candidate, image).passed
+    return strict, _largest_difference(model, candidate, image) > COMMON_TOLERANCE
 
 
 @torch.no_grad()

@@ -27,18 +27,30 @@ RESULTS = ROOT / "benchmarks" / "results"
 FIGURE = RESULTS / "speed.svg"
 READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 NOT_MEASURED = "not measured: run `python -m benchmarks --device cuda`"
+MACHINE = ("environment.cpu", "environment.gpu", "environment.cores")
+"""Rows that differ in one of these are never in one cell."""
 
 Row = dict
 
 
-def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A GitHub table; columns that hold numbers are aligned right."""
-    numeric = [
-        all(re.match(r"^[-+±]?\d", line[column]) for line in body) for column in range(len(header))
-    ]
-    rule = ["--:" if right else "---" for right in numeric]
-    lines = [header, rule, *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+@dataclass(frozen=True)
+class Table:
+    """A header and lines of cells, for markdown and for the report's page."""
+
+    header: tuple[str, ...]
+    body: list[tuple[str, ...]]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether a column holds numbers, which are aligned right."""
+        columns = range(len(self.header))
+        return [all(re.match(r"^[-+±]?\d", line[k]) for line in self.body) for k in columns]
+
+    def markdown(self) -> str:
+        """The table as GitHub shows it."""
+        rule = tuple("--:" if right else "---" for right in self.numeric)
+        cells = ([cell.replace("|", "\\|") for cell in line] for line in self.body)
+        return "\n".join("| " + " | ".join(line) + " |" for line in (self.header, rule, *cells))
 
 
 def model_name(row: Row) -> str:
@@ -49,9 +61,9 @@ def model_name(row: Row) -> str:
 def speed_rows(rows: Sequence[Row]) -> list[Row]:
     """The latest speed or failure row of each configuration on each machine."""
     wanted = [row for row in rows if row["kind"] in ("speed", "failure") and "mode" in row]
-    keys = ("reference", "mode", "compile", "dtype", "batch", "device", "environment.cpu")
+    keys = ("reference", "mode", "compile", "dtype", "batch", "device", *MACHINE)
     found = rows_file.latest(wanted, *keys)
-    return sorted(found, key=lambda row: (model_name(row), row["mode"], row["compile"] != "none"))
+    return sorted(found, key=lambda row: (row["mode"], row["compile"] != "none", _size(row)))
 
 
 def ratio_text(row: Row) -> str:
@@ -66,9 +78,9 @@ def floor_text(row: Row) -> str:
     return "–" if row["noise_floor"] is None else f"±{row['noise_floor']:.1%}"
 
 
-def speed_table(rows: Sequence[Row]) -> str:
+def speed_table(rows: Sequence[Row]) -> Table:
     """Ratios with intervals, floors and verdicts, a line a configuration."""
-    header = ("model", "mode", "compile", "images/s ratio (95 %)", "floor", "verdict", "CUDA")
+    header = ("model", "mode", "compile", "images/s ratio (95 %)", "floor", "verdict", "machine")
     body = [
         (
             model_name(row),
@@ -77,16 +89,25 @@ def speed_table(rows: Sequence[Row]) -> str:
             ratio_text(row),
             floor_text(row),
             row["verdict"],
-            NOT_MEASURED if row["device"] == "cpu" else "this row",
+            machine(row),
         )
         for row in speed_rows(rows)
     ]
-    return markdown(header, body)
+    return Table(header, body)
 
 
-def cost_table(rows: Sequence[Row]) -> str:
+def cost_table(rows: Sequence[Row]) -> Table:
     """What each side of a timing cost: images/s, work, memory, compile seconds."""
-    header = ("model", "mode", "compile", "side", "images/s", "GMAC", "peak MiB", "compile s")
+    header = (
+        "model",
+        "mode",
+        "compile",
+        "side",
+        "images/s",
+        "GMAC forward",
+        "peak MiB",
+        "compile s",
+    )
     body = []
     for row in speed_rows(rows):
         for side, label in (("reference", "timm"), ("candidate", "vitx")):
@@ -102,15 +123,15 @@ def cost_table(rows: Sequence[Row]) -> str:
                     row["compile"],
                     label,
                     f"{rate['median']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})",
-                    f"{row['macs'][side] / 1e9:.3f}",
+                    f"{row['macs'][side] / 1e9:.3f}" if row["macs"] else "not counted",
                     f"{row['peak_mib'][side]:.0f}",
                     compiled,
                 )
             )
-    return markdown(header, body)
+    return Table(header, body)
 
 
-def equality_table(rows: Sequence[Row]) -> str:
+def equality_table(rows: Sequence[Row]) -> Table:
     """float64 errors of outputs and gradients, a line a model."""
     header = ("model", "outputs", "gradients", "tensors", "parameters", "verdict")
     wanted = [row for row in rows if row["kind"] == "equality"]
@@ -125,10 +146,10 @@ def equality_table(rows: Sequence[Row]) -> str:
         )
         for row in rows_file.latest(wanted, "reference")
     ]
-    return markdown(header, body)
+    return Table(header, body)
 
 
-def mutant_table(scores: Sequence[Score]) -> str:
+def mutant_table(scores: Sequence[Score]) -> Table:
     """Which check caught each planted bug, and both counts."""
     header = ("planted bug", "this check", "default init, logits, 1e-4")
     body = [
@@ -142,46 +163,65 @@ def mutant_table(scores: Sequence[Score]) -> str:
     ours, common = (sum(counts) for counts in zip(
         *((score.caught, score.caught_by_common_check) for score in scores), strict=True
     ))  # fmt: skip
-    return markdown(header, [*body, ("all", f"{ours} of {len(body)}", f"{common} of {len(body)}")])
+    return Table(header, [*body, ("all", f"{ours} of {len(body)}", f"{common} of {len(body)}")])
 
 
-def accuracy_table(rows: Sequence[Row]) -> str:
+def accuracy_table(rows: Sequence[Row]) -> Table:
     """Test accuracy of both sides with intervals over seeds, and the equivalence test."""
-    header = ("data", "side", "seeds", "test accuracy (95 % over seeds)", "equivalence to timm")
+    header = (
+        "data",
+        "side",
+        "seeds",
+        "test accuracy (95 % over seeds)",
+        "standard error of the test set",
+        "equivalence to timm",
+    )
     body = []
     for row in rows_file.latest([r for r in rows if r["kind"] == "accuracy"], "data"):
-        said = (
-            f"{row['verdict']} within {100 * row['margin']:.1f} point: difference "
-            f"{100 * row['difference']:+.2f} (90 % {100 * row['low']:+.2f} to "
-            f"{100 * row['high']:+.2f}), p = {row['p_equivalence']:.1g}"
-        )
+        said = row["verdict"]
+        if isinstance(row["low"], float):
+            said += (
+                f" within {100 * row['margin']:.1f} point: difference "
+                f"{100 * row['difference']:+.2f} (90 % {100 * row['low']:+.2f} to "
+                f"{100 * row['high']:+.2f}), p = {row['p_equivalence']:.1g}"
+            )
         for side, label in (("candidate_values", "vitx"), ("reference_values", "timm")):
             mean = mean_interval(row[side])
             text = f"{mean.value:.2%} ({mean.low:.2%} to {mean.high:.2%})"
+            error = f"{100 * row['standard_error']:.2f} points"
             body.append(
-                (row["data"], label, str(row["seeds"]), text, said if label == "vitx" else "")
+                (
+                    row["data"],
+                    label,
+                    str(row["seeds"]),
+                    text,
+                    error,
+                    said if label == "vitx" else "",
+                )
             )
-        body.append((row["data"], "RBF SVM on pixels", "–", f"{row['svm']:.2%}", ""))
-    return markdown(header, body)
+        body.append((row["data"], "RBF SVM on pixels", "–", f"{row['svm']:.2%}", error, ""))
+    return Table(header, body)
 
 
-def plant_table(rows: Sequence[Row]) -> str:
-    """The planted slowdown: its counted size, and what the protocol found."""
-    header = ("planted", "MACs added, counted", "images/s ratio (95 %)", "floor", "verdict")
+def plant_table(rows: Sequence[Row]) -> Table:
+    """Controls of the protocol: a slowdown of counted size, and timm against itself."""
+    header = ("control", "expected by MACs", "images/s ratio (95 %)", "floor", "verdict")
     body = [
         (
             row["candidate"],
-            f"{row['planted_counted']:.2%}",
+            f"{1 / (1 + row['planted_counted']):.3f}",
             ratio_text(row),
             floor_text(row),
             row["verdict"],
         )
-        for row in rows_file.latest([r for r in rows if r["kind"] == "plant"], "candidate")
+        for row in rows_file.latest(
+            [r for r in rows if r["kind"] in ("plant", "noise")], "candidate"
+        )
     ]
-    return markdown(header, body)
+    return Table(header, body)
 
 
-def pilot_table(rows: Sequence[Row]) -> str:
+def pilot_table(rows: Sequence[Row]) -> Table:
     """Standard deviations over the pilot's seeds, and the seeds that the margin needs."""
     header = ("pilot seeds a side", "std of timm", "std of vitx", "margin", "seeds for 90 % power")
     body = [
@@ -194,55 +234,73 @@ def pilot_table(rows: Sequence[Row]) -> str:
         )
         for row in _calibrations(rows, "pilot")
     ]
-    return markdown(header, body)
+    return Table(header, body)
 
 
-def headline(rows: Sequence[Row]) -> str:
-    """The verdict table: one line a claim, speed with all timed models in one line a mode."""
+def headline(rows: Sequence[Row]) -> Table:
+    """The verdict table: a line a claim, a column a machine, and a column for CUDA until it is."""
+    machines = sorted({machine(row) for row in rows})
+    claims: dict[str, dict[str, list[str]]] = {}
+    for row in _evidence(rows):
+        claim, said = _claim(row, rows)
+        claims.setdefault(claim, {}).setdefault(machine(row), []).append(said)
+    unmeasured = [] if any("CPU" not in name for name in machines) else ["CUDA"]
     body = []
-    equal = rows_file.latest([r for r in rows if r["kind"] == "equality"], "reference")
-    if equal:
-        worst = max(r["equality"]["gradient_error"] for r in equal)
+    for claim, found in claims.items():
+        cells = ("; ".join(found.get(name, ["–"])) for name in machines)
+        body.append((claim, *cells, *(NOT_MEASURED for _ in unmeasured)))
+    return Table(("claim", *machines, *unmeasured), body)
+
+
+def machine(row: Row) -> str:
+    """What a row was measured on: the GPU's name, or the CPU with its cores."""
+    environment = row["environment"]
+    on_cpu = row.get("device", "cpu").startswith("cpu")
+    return f"CPU, {environment['cores']} cores" if on_cpu else str(environment["gpu"])
+
+
+def _evidence(rows: Sequence[Row]) -> list[Row]:
+    """The rows behind the verdict table, in its order."""
+    equal = [row for row in rows if row["kind"] == "equality"]
+    accuracies = [row for row in rows if row["kind"] == "accuracy"]
+    return [
+        *equal[-1:],
+        *_calibrations(rows, "mutants"),
+        *speed_rows(rows),
+        *rows_file.latest(accuracies, "data"),
+    ]
+
+
+def _claim(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
+    """A row's line in the verdict table: the claim, and what was found."""
+    if row["kind"] == "equality":
+        equal = rows_file.latest([r for r in rows if r["kind"] == "equality"], "reference")
+        errors = [r["equality"][key] for r in equal for key in ("output_error", "gradient_error")]
         passed = sum(r["verdict"] == "equal" for r in equal)
-        said = f"equal for {passed} of {len(equal)} models, largest error {worst:.0e}"
-        body.append(("float64 outputs and all gradients equal timm's", said))
-    for row in _calibrations(rows, "mutants"):
-        said = (
-            f"{row['caught']} of {row['planted']} (default init, logits, 1e-4: "
-            f"{row['caught_by_common_check']} of {row['planted']})"
-        )
-        body.append(("planted one-token bugs that this equality check catches", said))
-    timed: dict[tuple[str, str], list[str]] = {}
-    for row in speed_rows(rows):
-        floor = f", floor {floor_text(row)}" if row["noise_floor"] is not None else ""
-        said = f"{_short(row)}: {ratio_text(row)}{floor}, {row['verdict']}"
-        timed.setdefault((row["mode"], row["compile"]), []).append(said)
-    for (mode, compiled), said in timed.items():
-        how = "eager" if compiled == "none" else "compiled"
-        body.append((f"images/s over timm's, {mode}, {how}", "; ".join(said)))
-    for row in rows_file.latest([r for r in rows if r["kind"] == "accuracy"], "data"):
+        said = f"{passed} of {len(equal)} models, largest relative error {max(errors):.0e}"
+        return "float64 outputs and all gradients equal timm's", said
+    if row["kind"] == "calibration":
+        common = f"{row['caught_by_common_check']} of {row['planted']}"
+        said = f"{row['caught']} of {row['planted']} (default init, logits, 1e-4: {common})"
+        return "planted one-token bugs that this check catches", said
+    if row["kind"] == "accuracy":
         mean = mean_interval(row["candidate_values"])
         said = (
             f"{mean.value:.2%} ({mean.low:.2%} to {mean.high:.2%}), {row['seeds']} seeds; "
             f"{row['verdict']} to timm within {100 * row['margin']:.0f} point"
         )
-        body.append((f"test accuracy on {row['data']}, from scratch", said))
-    where = sorted({_machine(row) for row in rows})
-    header = ("claim", " and ".join(where) or "CPU", "CUDA")
-    return markdown(header, [(*line, NOT_MEASURED) for line in body])
+        return f"test accuracy on {row['data']}, from scratch", said
+    how = "eager" if row["compile"] == "none" else "compiled"
+    floor = f", floor {floor_text(row)}" if row["noise_floor"] is not None else ""
+    said = f"{_size(row)}: {ratio_text(row)}{floor}, {row['verdict']}"
+    return f"images/s over timm's, {row['mode']}, {how}", said
 
 
-def _short(row: Row) -> str:
+def _size(row: Row) -> str:
     """ViT-Ti/16 for vit_tiny_patch16_224."""
     sizes = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
     found = re.search(r"_(\w+?)_patch(\d+)", model_name(row))
     return f"ViT-{sizes.get(found[1], found[1])}/{found[2]}" if found else model_name(row)
-
-
-def _machine(row: Row) -> str:
-    environment = row["environment"]
-    device = environment["device"]
-    return f"CPU, {environment['cores']} cores" if device == "cpu" else device
 
 
 def _calibrations(rows: Sequence[Row], what: str) -> list[Row]:
@@ -266,7 +324,7 @@ def speed_figure(rows: Sequence[Row]) -> Figure:
     return ratios(bars, title="vitx over timm on the same weights")
 
 
-TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
+TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "headline": headline,
     "speed": speed_table,
     "cost": cost_table,
@@ -282,7 +340,7 @@ def fill(text: str, rows: Sequence[Row]) -> str:
 
     def part(match: re.Match[str]) -> str:
         kind, what = match[2], match[3]
-        rendered = TABLES[what](rows) if kind == "table" else _code(*what.split(":"))
+        rendered = TABLES[what](rows).markdown() if kind == "table" else _code(*what.split(":"))
         return f"{match[1]}\n{rendered}\n{match[4]}"
 
     pattern = r"(<!-- (table|code):(\S+) -->)\n.*?(<!-- end -->)"
@@ -306,7 +364,13 @@ def _code(file: str, name: str) -> str:
 def committed() -> list[Row]:
     """All committed rows, oldest first."""
     found = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in rows_file.read(path)]
-    return sorted(found, key=lambda row: row["id"])
+    return sorted(found, key=_when)
+
+
+def _when(row: Row) -> tuple[str, int]:
+    """A row's time and its number in the run."""
+    started, _, number = row["id"].rpartition("-")
+    return started, int(number)
 
 
 @dataclass(frozen=True)

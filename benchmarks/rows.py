@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ class Rows:
             raise ValueError(f"a row's kind is one of {', '.join(KINDS)}, not {kind!r}")
         number = len(self.kept)
         row = {"schema": SCHEMA, "kind": kind, "id": f"{self.environment['time']}-{number}"}
-        row |= fields | {"environment": self.environment}
+        row |= _plain(fields) | {"environment": self.environment}
         with self.path.open("a", encoding="utf8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
             file.flush()
         self.kept.append(row)
         return row
@@ -54,10 +55,13 @@ def read(path: Path) -> list[dict]:
 def commit(rows: list[dict], folder: Path, name: str) -> None:
     """Add rows to the kept evidence: `name.jsonl`, and their raw values in `name.raw.jsonl.gz`.
 
-    Raises ValueError for rows of a smoke run, and FileExistsError if they were kept before.
+    Raises ValueError for rows of a smoke run or of uncommitted code, and FileExistsError if they
+    were kept before.
     """
-    if any("smoke" in str(row.get("verdict")) for row in rows):
+    if name.endswith("-smoke"):
         raise ValueError(f"{name} is a smoke run; its rows are not evidence")
+    if any(row["environment"]["dirty"] for row in rows):
+        raise ValueError(f"{name} was made by uncommitted code; its rows are not evidence")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.jsonl").open("x", encoding="utf8") as file:
         for row in rows:
@@ -68,6 +72,17 @@ def commit(rows: list[dict], folder: Path, name: str) -> None:
             raw = {key: _rounded(row[key]) for key in RAW if key in row}
             if raw:
                 file.write(json.dumps({"id": row["id"]} | raw) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """The value with infinite and undefined numbers as words, which JSON lacks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _rounded(value: Any) -> Any:

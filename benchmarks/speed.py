@@ -34,7 +34,7 @@ class Pair:
         return {
             "reference": f"timm:{self.name}",
             "candidate": f"vitx:from_timm({self.name})",
-            "image": self.example.shape[-1],
+            "image": list(self.example.shape[-2:]),
             "batch": len(self.example),
         }
 
@@ -98,10 +98,28 @@ def plant(
         say=say,
     )
     kind = "failure" if found.verdict == "failed" else "plant"
-    macs = found.macs or {"reference": 1, "candidate": 1}
+    macs = found.macs
     labels = pair.labels | {"candidate": f"timm:{pair.name} with {PLANTED:.0%} more MACs"}
     planted = {"planted": PLANTED, "planted_counted": macs["candidate"] / macs["reference"] - 1}
     return kind, labels | found.fields() | planted | {"raw": _raw(found)}
+
+
+def null(
+    pair: Pair, plan: Plan, *, folder: Path, cache: Path, say: Callable[[str], None]
+) -> tuple[str, dict[str, Any]]:
+    """The same timing of timm against timm as the candidate, which it must not tell apart."""
+    found = compare(
+        pair.reference,
+        deepcopy(pair.reference),
+        pair.example,
+        plan=plan,
+        folder=folder,
+        cache=cache,
+        say=say,
+    )
+    kind = "failure" if found.verdict == "failed" else "noise"
+    labels = pair.labels | {"candidate": f"timm:{pair.name} again", "planted_counted": 0.0}
+    return kind, labels | found.fields() | {"raw": _raw(found)}
 
 
 class Burden(nn.Module):

@@ -39,7 +39,7 @@ def run(program: Callable[[list[str]], None], args: list[str] | None = None) -> 
     """Run a program: exit 2 with one sentence on a bad value or missing file, 130 on Ctrl-C."""
     try:
         program(sys.argv[1:] if args is None else args)
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -9,9 +9,8 @@ import tyro
 from experiments import cli
 from experiments.recipes import RECIPES
 from vitx import tracking
-from vitx.config import TrainConfig, delta, flat
+from vitx.config import DATA, TrainConfig, delta, flat
 from vitx.cost import cost
-from vitx.data import SIZES
 from vitx.registry import nearest
 
 PROG = "python -m experiments.train"
@@ -59,7 +58,7 @@ def read(name: str, flags: list[str]) -> tuple[TrainConfig, Switches]:
 
 def describe(name: str, config: TrainConfig) -> None:
     """Print what will be trained and what it costs; needs no data."""
-    found, images = cost(config.model), SIZES[config.data.name]["train"]
+    found, images = cost(config.model), DATA[config.data.name].train
     for key, value in flat(config).items():
         print(f"  {key} = {value}")
     print(
@@ -74,7 +73,8 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
     from vitx.train import train
 
     changed = delta(config, RECIPES[name])
-    label = ",".join(f"{key}={value}" for key, value in changed.items()) or "base"
+    # A folder's name has a limit; the whole difference stands in config.json.
+    label = ",".join(f"{key}={value}" for key, value in changed.items())[:100] or "base"
     device = str(tracking.device(switches.device))
     values = {"recipe": name, "device": device} | flat(config)
     with tracking.Run(switches.out, name, label, values, mode=switches.wandb or None) as run:

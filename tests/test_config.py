@@ -2,12 +2,12 @@
 
 import pytest
 
+from experiments.recipes import DIGITS
 from vitx.config import (
     SIZES,
     DataConfig,
     ModelConfig,
     OptimConfig,
-    TrainConfig,
     delta,
     flat,
     override,
@@ -29,7 +29,9 @@ WRONG = [
     ({"drop": 1.0}, r"model\.drop = 1\.0 must lie in \[0, 1\)"),
     ({"drop_path": -0.1}, r"model\.drop_path = -0\.1 must lie in \[0, 1\)"),
     ({"layer_scale": -1.0}, r"model\.layer_scale = -1\.0 must be 0 \(none\) or positive"),
-    ({"mlp_ratio": 0.001}, r"model\.mlp_ratio = 0\.001 gives the MLP no hidden unit"),
+    ({"mlp_ratio": 0.001}, r"model\.mlp_ratio = 0\.001 must give the MLP at least one hidden"),
+    ({"mlp_ratio": float("inf")}, r"model\.mlp_ratio = inf must give"),
+    ({"mlp_ratio": float("nan")}, r"model\.mlp_ratio = nan must give"),
     ({"position_tokens": "patch"}, r"model\.position_tokens = 'patch' .*did you mean 'patches'"),
     ({"qkv_bias": "q"}, r"model\.qkv_bias = 'q' is not known"),
     ({"class_token": False}, r"model\.pool = 'cls' reads the class token.*choose .*'mean'"),
@@ -53,6 +55,10 @@ def test_a_wrong_value_is_refused_with_field_value_rule_and_choice(fields, messa
     assert "\n" not in str(caught.value)
 
 
+def digits(**changes):
+    return override(DIGITS, **changes)
+
+
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
@@ -62,8 +68,12 @@ def test_a_wrong_value_is_refused_with_field_value_rule_and_choice(fields, messa
         (OptimConfig, {"lr": float("nan")}, r"optim\.lr = nan must be positive"),
         (OptimConfig, {"beta2": 1.0}, r"optim\.beta2 = 1\.0 must lie in"),
         (OptimConfig, {"weight_decay": -1.0}, r"optim\.weight_decay = -1\.0 must be 0 or"),
-        (TrainConfig, {"steps": 0}, r"steps = 0 must be a whole number, at least 1"),
-        (TrainConfig, {"seed": -1}, r"seed = -1 must be a whole number, at least 0"),
+        (digits, {"steps": 0}, r"steps = 0 must be a whole number, at least 1"),
+        (digits, {"seed": -1}, r"seed = -1 must be a whole number, at least 0"),
+        (digits, {"batch": 2000}, r"batch = 2000 is larger than the training split of 1257"),
+        (digits, {"model.classes": 5}, r"model\.classes = 5 does not fit the data set digits"),
+        (digits, {"model.image": 16}, r"model\.image = \(16, 16\) does not fit .* \(8, 8\)"),
+        (digits, {"model.channels": 3}, r"model\.channels = 3 does not fit .* which has 1"),
     ],
 )
 def test_training_settings_are_checked_too(kind, fields, message):
@@ -83,16 +93,16 @@ def test_sizes_are_named_and_wrong_ones_refused():
 
 
 def test_override_changes_nested_fields_and_refuses_unknown_ones():
-    config = override(TrainConfig(), **{"model.depth": 6, "optim.lr": 0.1, "steps": 7})
+    config = override(DIGITS, **{"model.depth": 6, "optim.lr": 0.1, "steps": 7})
     assert (config.model.depth, config.optim.lr, config.steps) == (6, 0.1, 7)
     with pytest.raises(ValueError, match="ModelConfig has no field 'dep'; did you mean 'depth'"):
-        override(TrainConfig(), **{"model.dep": 6})
+        override(DIGITS, **{"model.dep": 6})
     with pytest.raises(ValueError, match="TrainConfig has no part 'modle'; did you mean 'model'"):
-        override(TrainConfig(), **{"modle.depth": 6})
+        override(DIGITS, **{"modle.depth": 6})
 
 
 def test_delta_names_what_differs_and_flat_is_plain():
-    base = TrainConfig()
+    base = DIGITS
     assert delta(base, base) == {}
     assert delta(override(base, **{"model.depth": 6}), base) == {"model.depth": 6}
     assert all(isinstance(v, int | float | str | list | bool) for v in flat(base).values())

@@ -12,7 +12,7 @@ import vitx
 from experiments.recipes import RECIPES
 from vitx import optim
 from vitx.config import SIZES, OptimConfig
-from vitx.functional.augment import affine
+from vitx.data import Dataset, Split, batches
 from vitx.functional.loss import cross_entropy
 
 
@@ -39,11 +39,12 @@ def test_every_preset_runs_on_cuda(config, fake):
 
 
 def test_loss_augmentation_and_metrics_stay_on_the_device(fake):
-    image = torch.empty(4, 1, 8, 8, device="cuda")
-    moved = affine(image, torch.empty(4, 5, device="cuda"), rotate=10.0, shift=0.1)
-    config = RECIPES["digits"].model
-    logits = vitx.build(config, device="cuda")(moved)
-    target = torch.zeros(4, dtype=torch.long, device="cuda")
+    recipe = RECIPES["digits"]
+    images = torch.empty(1257, 1, 8, 8, dtype=torch.uint8, device="cuda")
+    split = Split(images, torch.empty(1257, dtype=torch.long, device="cuda"))
+    dataset = Dataset(train=split, val=split, test=split, classes=("0",), mean=0.0, std=1.0)
+    image, target = next(batches(dataset, recipe.data, batch=4, seed=0))
+    logits = vitx.build(recipe.model, device="cuda")(image)
     loss = cross_entropy(logits, target, label_smoothing=0.1)
     accuracy = (logits.argmax(dim=1) == target).float().mean()
     assert loss.device.type == accuracy.device.type == "cuda"

@@ -163,6 +163,30 @@ def test_the_timed_dtype_is_as_exact_as_the_reference(training):
     assert errors[1] < 2 * errors[0]
 
 
+def test_a_model_that_draws_in_training_is_refused_there():
+    vit = vitx.build(override(CONFIG, drop=0.1))
+    with pytest.raises(ValueError, match="draws random numbers in training"):
+        timed_error(vit, vit, torch.randn(2, 3, 12, 12), training=True, prepare=lambda m: m)
+
+
+def test_outputs_and_parameters_must_correspond():
+    class Tall(nn.Linear):
+        def forward(self, x):
+            return super().forward(x)[None]
+
+    with pytest.raises(ValueError, match=r"outputs are \(2, 5\) and \(1, 2, 5\)"):
+        equality(nn.Linear(3, 5), Tall(3, 5), torch.randn(2, 3))
+    fixed = nn.Linear(3, 5)
+    bias = fixed.bias.detach()
+    del fixed.bias
+    fixed.register_buffer("bias", bias)
+    with pytest.raises(ValueError, match="bias is a parameter of one module and a buffer"):
+        equality(nn.Linear(3, 5), fixed, torch.randn(2, 3))
+    keys = {"weight": "bias"}
+    with pytest.raises(ValueError, match="two names of the reference the same name"):
+        equality(nn.Linear(3, 5), nn.Linear(3, 5), torch.randn(2, 3), keys=keys)
+
+
 def test_a_low_precision_candidate_is_seen_in_the_timed_dtype():
     class Rounded(vitx.Vit):
         def forward(self, image, *, mask=None):

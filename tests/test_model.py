@@ -98,8 +98,10 @@ def test_conv_and_unfold_are_the_same_model():
     torch.testing.assert_close(conv(image), unfold(image))
 
 
-def test_a_masked_token_has_no_influence():
-    vit = make()
+@pytest.mark.parametrize("pool", SLOTS["pool"])
+@pytest.mark.parametrize("attention", SLOTS["attention"])
+def test_a_masked_token_has_no_influence(pool, attention):
+    vit = make(pool=pool, attention=attention)
     image, mask = images(vit), torch.ones(2, 3 + 15, dtype=torch.bool)
     mask[:, 3 + 7] = False  # the patch in row 1, column 2
     changed = image.clone()

@@ -1,5 +1,6 @@
 """The programs as a person meets them: commands, files, messages and exit codes."""
 
+import gzip
 import importlib
 import json
 import os
@@ -55,7 +56,11 @@ PROGRAMS = {
         (["benchmarks", "--smoke", "--full"], "--smoke and --full exclude each other"),
         (["benchmarks", "--device", "cud"], "device = 'cud' is not on this machine; choices: cpu"),
         (["experiments.train", "digits", "--device", "cpu:x"], "device = 'cpu:x' is not on this"),
-        (["benchmarks", "--only", "sped"], "stage = 'sped' is not known; did you mean 'speed'"),
+        (
+            ["benchmarks", "--only", "sped"],
+            "stage = 'sped' is not one of this scale; did you mean 'speed'",
+        ),
+        (["benchmarks", "--only", "pilot"], "stage = 'pilot' is not one of this scale"),
         (["benchmarks", "--models", "vit_small"], "model = 'vit_small' is not timed here"),
         (["benchmarks.equality", "vit_tiny_patch16_225"], "did you mean 'vit_tiny_patch16_224'"),
         (["benchmarks.equality", "vit_base_patch16_clip_224"], "timm's pre_norm"),
@@ -132,10 +137,8 @@ def test_the_smoke_run_does_every_stage_and_gives_no_verdict(smoke):
     said = found.stdout
     assert said.index("budget: equality") < said.index("equality …") < said.index("speed …")
     kept = rows.read(folder / "rows.jsonl")
-    assert kept[0]["kind"] == "equality"
-    speeds = [row for row in kept if row["kind"] in ("speed", "failure")]
-    assert len(speeds) == 2
-    assert {row["verdict"] for row in speeds} <= {"smoke run, no verdict", "failed"}
+    assert [row["kind"] for row in kept] == ["equality", "speed", "speed", "accuracy"]
+    assert {row["verdict"] for row in kept[1:]} == {"smoke run, no verdict"}
     assert "faster" not in said
     assert said.rstrip().splitlines()[-1].startswith("W&B: offline")
     assert "report.html" in said
@@ -145,6 +148,11 @@ def test_every_row_has_the_fields_that_readers_rely_on(smoke):
     _, folder = smoke
     for row in rows.read(folder / "rows.jsonl"):
         assert {"schema", "kind", "reference", "candidate", "environment"} <= set(row)
+        if row["kind"] == "accuracy":
+            assert {
+                "seeds", "reference_values", "candidate_values", "margin", "low", "high",
+                "p_equivalence",
+            } <= set(row)  # fmt: skip
         if row["kind"] == "speed":
             assert {
                 "mode", "compile", "dtype", "batch", "image", "device", "ratio", "ratio_low",
@@ -161,6 +169,7 @@ def test_the_report_is_one_file_without_script_or_network(smoke):
     loads = re.findall(r"(?:src|href)=[\"'](?!#)([^\"']+)", page)
     assert all(load.startswith("data:") for load in loads)
     assert "@import" not in page
+    assert page.count("<svg") == 5
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert "## Verdicts" in (folder / "report.md").read_text()
@@ -175,6 +184,30 @@ def test_the_smoke_runs_wandb_record_is_read_back(smoke):
     assert found["state"] == "finished"
     assert found["config"]["scale"] == "smoke"
     assert "speed" in found["summary"]
+
+
+def test_rows_of_a_smoke_run_are_not_kept_as_evidence(smoke):
+    _, folder = smoke
+    with pytest.raises(ValueError, match="is a smoke run"):
+        rows.commit(rows.read(folder / "rows.jsonl"), folder / "kept", folder.name)
+    assert not (folder / "kept").exists()
+
+
+def test_kept_rows_leave_their_raw_times_in_the_file_beside_them(smoke):
+    _, folder = smoke
+    found = rows.read(folder / "rows.jsonl")
+    clean = [row | {"environment": row["environment"] | {"dirty": False}} for row in found]
+    rows.commit(clean, folder / "kept", "run")
+    kept = rows.read(folder / "kept" / "run.jsonl")
+    assert not any("raw" in row for row in kept)
+    with gzip.open(folder / "kept" / "run.raw.jsonl.gz", "rt") as file:
+        raw = [json.loads(line) for line in file]
+    assert [line["id"] for line in raw] == [row["id"] for row in found if "raw" in row]
+    assert raw[0]["raw"][0]["rounds"][0]["blocks"]["candidate"]["seconds"] > 0
+    with pytest.raises(FileExistsError):
+        rows.commit(clean, folder / "kept", "run")
+    with pytest.raises(ValueError, match="uncommitted code"):
+        rows.commit([found[0] | {"environment": {"dirty": True}}], folder / "kept", "other")
 
 
 def test_ctrl_c_leaves_every_finished_row_on_disk(tmp_path):

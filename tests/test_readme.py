@@ -28,7 +28,7 @@ def test_the_figure_is_rendered_from_the_rows(tmp_path):
 def test_a_changed_row_would_be_seen():
     found = render.committed()
     changed = [row | {"ratio": 9.999} if row["kind"] == "speed" else row for row in found]
-    assert render.fill(README, changed) != README
+    assert render.fill(README, changed) != render.fill(README, found)
 
 
 def test_the_saving_in_the_text_is_the_counted_one():
@@ -76,9 +76,7 @@ def test_the_variant_of_the_readme_is_a_variant(unchecked):
 def test_committed_rows_hold_no_folder_of_a_machine():
     for path in sorted(render.RESULTS.glob("*.jsonl")):
         text = path.read_text()
-        assert "/tmp/" not in text
-        assert "/home/" not in text
-        assert "/work/" not in text
+        assert not re.search(r'["= ]/\w+/\w+', text)
         assert len(text) < 300_000
 
 

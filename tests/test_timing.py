@@ -40,7 +40,8 @@ def record(log_ratio, again=0.001):
     times = {"reference": [0.10, 0.11], "again": [0.10, 0.11], "candidate": [0.09, 0.10]}
     return {
         "log_ratio": log_ratio, "log_ratio_again": again, "seconds": times, "rounds": [],
-        "rounds_disturbed": 0, "rounds_used": 2, "warm_up": {"ended": "steady"},
+        "rounds_disturbed": 0, "rounds_used": 2, "warm_up": {"ended": "steady"}, "quiet": True,
+        "threads": 1,
     }  # fmt: skip
 
 
@@ -63,7 +64,6 @@ def test_a_pair_finds_planted_times(monkeypatch, unchecked):
     monkeypatch.setattr(timing, "make_step", lambda model, example, plan: model)
     monkeypatch.setattr(timing, "_block", lambda step, iterations, device: step * iterations)
     found = timing.pair(seconds, torch.zeros(1), replace(QUICK, block_s=0.3), 0)
-    torch.compiler.set_stance("default")
     wanted = [math.log(2.0), math.log(2.1)]
     assert found["log_ratio"] == pytest.approx(sum(wanted) / 2)
     assert found["log_ratio_again"] == pytest.approx(math.log(0.20 / 0.21))
@@ -79,7 +79,6 @@ def test_disturbed_rounds_are_run_again_and_kept(monkeypatch, unchecked):
     monkeypatch.setattr(timing, "_block", lambda step, iterations, device: step * iterations)
     models: dict = dict.fromkeys(timing.ARMS, 0.1)
     found = timing.pair(models, torch.zeros(1), QUICK, 0)
-    torch.compiler.set_stance("default")
     assert found["rounds_disturbed"] == 1
     assert found["rounds_used"] == 6
     assert len(found["rounds"]) == 7
@@ -114,7 +113,7 @@ def test_the_watch_sees_another_process_at_work():
     time.sleep(1)
     state = watch.read()
     child.wait()
-    assert state.foreign > 0.5 / (timing.os.cpu_count() or 1)
+    assert state.foreign > 0.5 / timing.cores()
 
 
 def test_a_comparison_says_faster_only_beyond_the_floor():
@@ -124,6 +123,12 @@ def test_a_comparison_says_faster_only_beyond_the_floor():
     noisy = comparison([record(0.050, 0.05), record(0.052, -0.05), record(0.051, 0.0)])
     assert noisy.verdict == "inconclusive"
     assert fast.images_per_s["reference"]["median"] == pytest.approx(8 / 0.105, rel=0.05)
+
+
+def test_a_machine_that_was_never_quiet_gives_no_verdict():
+    found = comparison([record(0.050), record(0.052) | {"quiet": False}, record(0.051)])
+    assert found.verdict == "inconclusive"
+    assert "others used the machine" in found.reason
 
 
 def test_one_process_gives_no_verdict():

@@ -104,6 +104,10 @@ def test_other_classes_and_names_are_refused():
         vitx.from_timm("deit_tiny_distilled_patch16_224", img_size=32)
     with pytest.raises(ValueError, match="did you mean 'vit_tiny_patch16_224'"):
         vitx.from_timm("vit_tiny_patch16_225")
+    with pytest.raises(ValueError, match=r"timm can't make 'vit_tiny_patch16_224\.nothing'"):
+        vitx.from_timm("vit_tiny_patch16_224.nothing", pretrained=True)
+    with pytest.raises(ValueError, match=r"timm can't make .*no_such_option"):
+        vitx.from_timm("vit_tiny_patch16_224", no_such_option=1)
     with pytest.raises(ValueError, match="go with a name"):
         vitx.from_timm(small(), img_size=32)
     with pytest.raises(ValueError, match="takes a timm model or its name"):
@@ -112,8 +116,26 @@ def test_other_classes_and_names_are_refused():
 
 def test_a_block_with_its_own_depth_of_drop_is_refused():
     model = small()
-    model.blocks[1].mlp.drop2.p = 0.5
+    model.blocks[1].attn.attn_drop.p = 0.5
     with pytest.raises(ValueError, match="blocks that differ"):
+        vitx.from_timm(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "option"),
+    [
+        (lambda m: setattr(m, "head", torch.nn.Softmax(-1)), "head"),
+        (lambda m: [setattr(b.mlp.drop2, "p", 0.5) for b in m.blocks], "proj_drop_rate"),
+        (lambda m: m.blocks[0].double(), "dtype"),
+        (lambda m: m.set_grad_checkpointing(), "grad_checkpointing"),
+        (lambda m: m.blocks[0].register_forward_pre_hook(lambda *a: None), "forward hooks on"),
+    ],
+    ids=["head", "MLP drop", "mixed dtypes", "checkpointing", "pre-hook"],
+)
+def test_a_changed_live_model_is_refused(change, option):
+    model = small()
+    change(model)
+    with pytest.raises(ValueError, match=f"timm's {option} = "):
         vitx.from_timm(model)
 
 

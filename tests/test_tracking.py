@@ -102,10 +102,26 @@ def test_a_failing_wandb_is_said_once_and_the_run_goes_on(tmp_path, capsys):
     assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_an_error_class_of_wandbs_own_is_caught_too(tmp_path):
+    from wandb.sdk.mailbox.mailbox import MailboxClosedError
+
+    with tracking.Run(tmp_path, "group", "name", {}, mode="disabled") as run:
+        run._wandb = object()
+        run._tell(lambda _: (_ for _ in ()).throw(MailboxClosedError()))
+    assert run._wandb is None
+
+
+def test_an_empty_wandb_mode_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "")
+    with tracking.Run(tmp_path, "group", "name", {}) as run:
+        assert run.mode == "offline"
+        assert run.wandb_folder is not None
+
+
 def test_an_exception_in_the_run_is_its_exit_code(tmp_path):
     with pytest.raises(KeyError), tracking.Run(tmp_path, "g", "n", {}, mode="offline") as run:
         raise KeyError("stop")
-    found = json.loads(inspect(run.wandb_folder, "--summary")) if run.wandb_folder else {}
+    found = json.loads(inspect(run.wandb_folder, "--summary"))
     assert found["exit_code"] == 1
 
 

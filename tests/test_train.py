@@ -8,7 +8,7 @@ import torch
 from benchmarks.accuracy import timm_model, trajectory
 from experiments.recipes import DIGITS
 from vitx import data, evaluate, optim
-from vitx.config import DataConfig, OptimConfig, override
+from vitx.config import DATA, DataConfig, OptimConfig, override
 from vitx.train import init, step, train
 
 SHORT = override(DIGITS, steps=6, eval_every=3, batch=32)
@@ -21,7 +21,7 @@ def digits():
 
 def test_the_splits_share_no_image_and_are_stratified(digits):
     sizes = {name: len(getattr(digits, name)) for name in ("train", "val", "test")}
-    assert sizes == data.SIZES["digits"]
+    assert sizes == {name: getattr(DATA["digits"], name) for name in sizes}
     for split in (digits.train, digits.val, digits.test):
         share = torch.bincount(split.target, minlength=10) / len(split)
         assert (share - 0.1).abs().max() < 0.012
@@ -107,7 +107,7 @@ def test_training_reads_validation_on_time_and_lowers_the_loss():
     assert result.test.images == 360
 
 
-def test_a_step_moves_every_parameter_but_the_key_bias():
+def test_a_step_moves_every_parameter():
     state = init(override(SHORT, **{"model.init": "timm"}))
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     stream = data.batches(data.load(SHORT.data), SHORT.data, batch=32, seed=0)

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vitx import stats, timing
@@ -25,6 +24,8 @@ from vitx.timing import Plan
 __all__ = ["Comparison", "Plan", "compare", "equality", "randomise"]
 
 Say = Callable[[str], None]
+
+ONE_PROCESS = "one process, no verdict"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Comparison:
     """Relative root-mean-square error to float64 of each side, as timed."""
     resources: dict[str, dict[str, Any]] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
+    """Multiply-accumulates of one image forward; empty where they can't be counted."""
     batch: int = 0
     dtype: str = ""
     device: str = ""
@@ -78,6 +80,7 @@ class Comparison:
             "warm_up": [p["warm_up"]["ended"] for p in self.processes],
             "rounds_disturbed": [p["rounds_disturbed"] for p in self.processes],
             "rounds_used": [p["rounds_used"] for p in self.processes],
+            "threads": sorted({p["threads"] for p in self.processes}),
         }
 
     def __str__(self) -> str:
@@ -146,15 +149,15 @@ def compare(
     if not result.passed:
         return base
     with tempfile.TemporaryDirectory(prefix="vitx-") as temporary:
-        job = folder or Path(temporary, "job")
-        compiled = cache or Path(temporary, "compiled")
+        job = Path(folder or temporary, "job")
+        compiled = Path(cache or temporary, "compiled")
         try:
             timing.write_job(job, plan, reference, candidate, example, keys or {})
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             return _one_process(base, reference, candidate, example, str(error))
         found = _in_processes(base, job, compiled, say)
-        if "Can't get attribute" in found.reason or "No module named" in found.reason:
-            return _one_process(base, reference, candidate, example, found.reason)
+    if found.verdict == ONE_PROCESS:
+        return _one_process(base, reference, candidate, example, found.reason)
     return found
 
 
@@ -163,7 +166,8 @@ def _in_processes(base: Comparison, job: Path, cache: Path, say: Say) -> Compari
     for side in ("reference", "candidate"):
         resources[side] = _alone(job, plan, side, cache)
         if "failure" in resources[side]:
-            return replace(base, verdict="failed", reason=resources[side]["failure"])
+            verdict = "failed" if resources[side].get("rebuilt", True) else ONE_PROCESS
+            return replace(base, verdict=verdict, reason=resources[side]["failure"])
     errors = {side: found["timed_error"] for side, found in resources.items()}
     checked = replace(base, resources=resources, timed_error=errors)
     if not errors["candidate"] <= TIMED_LIMIT * errors["reference"]:
@@ -200,11 +204,16 @@ def summarise(found: Comparison) -> Comparison:
     again = [record["log_ratio_again"] for record in found.processes]
     if len(logs) < 2:
         value = math.exp(logs[0])
-        ratio, verdict = stats.Interval(value, value, value), "one process, no verdict"
-        return replace(found, verdict=verdict, ratio=ratio, images_per_s=rates)
+        ratio = stats.Interval(value, value, value)
+        return replace(found, verdict=ONE_PROCESS, ratio=ratio, images_per_s=rates)
     ratio, floor = stats.paired_ratio(logs), stats.noise_floor(again)
-    verdict = stats.speed_verdict(ratio, floor)
-    return replace(found, verdict=verdict, ratio=ratio, floor=floor, images_per_s=rates)
+    verdict, reason = stats.speed_verdict(ratio, floor), ""
+    if not all(record["quiet"] for record in found.processes):
+        verdict = stats.INCONCLUSIVE
+        reason = "others used the machine in more than half the rounds of a process"
+    return replace(
+        found, verdict=verdict, reason=reason, ratio=ratio, floor=floor, images_per_s=rates
+    )
 
 
 def _alone(job: Path, plan: Plan, side: str, cache: Path) -> dict:
@@ -215,7 +224,7 @@ def _alone(job: Path, plan: Plan, side: str, cache: Path) -> dict:
     if plan.compile == "none":
         found = timing.run_task(job, plan, "alone", side, "error", cache=cache)
         return found | {"compile_s": None}
-    own = cache.parent / f"{cache.name}-{side}"
+    own = cache.with_name(f"{cache.name}-{side}")
     shutil.rmtree(own, ignore_errors=True)
     cold = timing.run_task(job, plan, "alone", side, "error", cache=own)
     if "failure" in cold:
@@ -232,22 +241,22 @@ def _alone(job: Path, plan: Plan, side: str, cache: Path) -> dict:
 def _one_process(
     base: Comparison, reference: nn.Module, candidate: nn.Module, example: Tensor, why: str
 ) -> Comparison:
+    """The pair in this process, for modules that no other can rebuild; it gives no verdict."""
+    timing.needs_compiler(base.plan, example.device)
     models = {"reference": reference, "again": reference, "candidate": candidate}
-    twins = {arm: deepcopy(model) for arm, model in models.items()}
-    record = timing.pair(twins, example, base.plan, 0)
-    torch.compiler.set_stance("default")
+    record = timing.pair({arm: deepcopy(m) for arm, m in models.items()}, example, base.plan, 0)
     found = summarise(replace(base, processes=[record]))
     return replace(found, reason=f"no fresh process could rebuild both modules ({why[:160]})")
 
 
 def _macs(reference: nn.Module, candidate: nn.Module, image: Tensor) -> dict[str, int]:
-    """MACs of both; empty for modules that can't run without values, on `meta`."""
+    """MACs of both, counted on `meta`."""
     try:
         return {
             "reference": forward_macs(reference, image),
             "candidate": forward_macs(candidate, image),
         }
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # what a module raises that needs values, which `meta` has not
         return {}
 
 

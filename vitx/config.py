@@ -26,7 +26,7 @@ SLOTS = {table.slot.removeprefix("model."): table for table in (
 )}  # fmt: skip
 
 SIZES = {
-    # name: (width, depth, heads); parameters at patch 4, 32 px, 10 classes: 0.12, 0.69, 4.0 M
+    # name: (width, depth, heads); the first three are for images of 8 to 32 pixels
     "Pico": (48, 4, 4),
     "Nano": (96, 6, 3),
     "Micro": (192, 9, 3),
@@ -104,8 +104,10 @@ class ModelConfig:
                 f"model.heads = {self.heads} does not divide model.width = {self.width}; "
                 f"nearest that does: {_nearest_divisors(self.width, self.heads)}"
             )
-        if self.hidden < 1:
-            raise ValueError(f"model.mlp_ratio = {self.mlp_ratio} gives the MLP no hidden unit")
+        if not math.isfinite(self.mlp_ratio) or self.hidden < 1:
+            raise ValueError(
+                f"model.mlp_ratio = {self.mlp_ratio} must give the MLP at least one hidden unit"
+            )
         if not math.isfinite(self.layer_scale) or self.layer_scale < 0:
             raise ValueError(f"model.layer_scale = {self.layer_scale} must be 0 (none) or positive")
         chosen = {name: resolve(getattr(self, name), entries) for name, entries in SLOTS.items()}
@@ -147,6 +149,21 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What is known of a data set without reading it."""
+
+    image: tuple[int, int]
+    channels: int
+    classes: int
+    train: int
+    val: int
+    test: int
+
+
+DATA = {"digits": DataFacts(image=(8, 8), channels=1, classes=10, train=1257, val=180, test=360)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images, how they are split, and how they are varied in training."""
 
@@ -163,7 +180,7 @@ class DataConfig:
     """Largest shift as a fraction of the image, either way, on each axis."""
 
     def __post_init__(self):
-        _check_choice("data.name", self.name, ("digits",))
+        _check_choice("data.name", self.name, tuple(DATA))
         if not 0 <= self.rotate <= 180:
             raise ValueError(f"data.rotate = {self.rotate} must lie between 0 and 180 degrees")
         for name in ("scale", "shear", "shift"):
@@ -196,7 +213,7 @@ class OptimConfig:
 class TrainConfig:
     """One training run: everything that its numbers depend on, but the machine."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     steps: int = 1000
@@ -211,6 +228,21 @@ class TrainConfig:
         for name in ("steps", "batch", "eval_every"):
             _check_int(name, getattr(self, name), 1)
         _check_int("seed", self.seed, 0)
+        facts, model = DATA[self.data.name], self.model
+        for name, value, wanted in (
+            ("image", model.size, facts.image),
+            ("channels", model.channels, facts.channels),
+            ("classes", model.classes, facts.classes),
+        ):
+            if value != wanted:
+                raise ValueError(
+                    f"model.{name} = {value} does not fit the data set {self.data.name}, "
+                    f"which has {wanted}"
+                )
+        if self.batch > facts.train:
+            raise ValueError(
+                f"batch = {self.batch} is larger than the training split of {facts.train}"
+            )
 
 
 Config = TypeVar("Config", ModelConfig, DataConfig, OptimConfig, TrainConfig)

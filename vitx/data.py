@@ -10,19 +10,16 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from vitx.axes import Image
-from vitx.config import DataConfig
+from vitx.config import DATA, DataConfig
 from vitx.functional.augment import AFFINE_DRAWS, affine
-
-SIZES = {"digits": {"train": 1257, "val": 180, "test": 360}}
-"""Images in each split of a data set, known without reading it."""
 
 
 @dataclass(frozen=True)
 class Split:
     """Images as stored and their class numbers."""
 
-    image: UInt8[Tensor, "n c h w"]
-    target: Int[Tensor, "n"]
+    image: UInt8[Tensor, "images c h w"]
+    target: Int[Tensor, "images"]
 
     def __len__(self) -> int:
         return len(self.target)
@@ -71,13 +68,13 @@ def digits(config: DataConfig) -> Dataset:
     labels = target.numpy()
     rest, test = train_test_split(
         range(len(labels)),
-        test_size=SIZES["digits"]["test"],
+        test_size=DATA["digits"].test,
         stratify=labels,
         random_state=config.split_seed,
     )
     train, val = train_test_split(
         rest,
-        test_size=SIZES["digits"]["val"],
+        test_size=DATA["digits"].val,
         stratify=labels[rest],
         random_state=config.split_seed,
     )
@@ -96,12 +93,12 @@ def digits(config: DataConfig) -> Dataset:
 LOADERS = {"digits": digits}
 
 
-def epoch_order(seed: int, epoch: int, images: int) -> Int[Tensor, "n"]:
+def epoch_order(seed: int, epoch: int, images: int) -> Int[Tensor, "images"]:
     """The order of an epoch: a permutation that depends on nothing but its arguments."""
     return torch.randperm(images, generator=_generator(seed, epoch, stream=0))
 
 
-def epoch_draws(seed: int, epoch: int, images: int, draws: int) -> Float[Tensor, "n draws"]:
+def epoch_draws(seed: int, epoch: int, images: int, draws: int) -> Float[Tensor, "images draws"]:
     """Uniform numbers of an epoch, a row an image of the split, whatever the order or device."""
     return torch.rand(images, draws, generator=_generator(seed, epoch, stream=1))
 
@@ -133,7 +130,7 @@ def batches(
 
 
 def _rows(image: Tensor, target: Tensor, rows: Any) -> Split:
-    return Split(rearrange(image[rows], "n h w -> n 1 h w"), target[rows])
+    return Split(rearrange(image[rows], "images h w -> images 1 h w"), target[rows])
 
 
 def _generator(seed: int, epoch: int, *, stream: int) -> torch.Generator:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -79,9 +80,12 @@ def equality(
     randomise(a, seed=seed)
     names = copy_weights(a, b, keys or {})
     image = example.detach().double()
+    _refuse_other_parameters(a, b, names)
     with _Entropy() as seen:
         out_a, grads_a = _outputs_and_gradients(a, image, seed)
     out_b, grads_b = _outputs_and_gradients(b, image, seed)
+    if out_a.shape != out_b.shape:
+        raise ValueError(f"outputs are {tuple(out_a.shape)} and {tuple(out_b.shape)}")
     entropy = seen.mean()
     output_error = _largest(out_b - out_a) / max(_largest(out_a), 1e-300)
     floor = 1e-6 * max(map(_largest, grads_a.values()))
@@ -138,6 +142,8 @@ def copy_weights(
     missing = sorted(set(candidate.state_dict()) - set(names.values()))
     unknown = sorted(set(names.values()) - set(candidate.state_dict()))
     strangers = sorted(set(keys) - set(state))
+    if len(set(names.values())) < len(names):
+        raise ValueError("keys gives two names of the reference the same name in the candidate")
     if missing or unknown or strangers:
         said = [
             f"{what} {', '.join(found[:3])}{' …' if len(found) > 3 else ''}"
@@ -158,6 +164,15 @@ def copy_weights(
             )
     candidate.load_state_dict({names[name]: value for name, value in state.items()})
     return names
+
+
+def _refuse_other_parameters(a: nn.Module, b: nn.Module, names: Mapping[str, str]) -> None:
+    ours, theirs = {names[name] for name, _ in a.named_parameters()}, dict(b.named_parameters())
+    odd = sorted(ours ^ set(theirs))
+    if odd:
+        raise ValueError(
+            f"{odd[0]} is a parameter of one module and a buffer, or tied to another, in the other"
+        )
 
 
 def timed_error(
@@ -182,6 +197,8 @@ def timed_error(
     names = copy_weights(exact, timed, keys or {})
     exact.double().train(training)
     timed.train(training)
+    if training:
+        _refuse_randomness(exact, example.double())
     images = _enough_images(exact, example, training, seed)
     wanted = [_values(exact, exact, image.double(), training, seed) for image in images]
     order = [names[name] for name, _ in exact.named_parameters()]
@@ -189,6 +206,15 @@ def timed_error(
     found = [_values(run, timed, image, training, seed, order) for image in images]
     difference = torch.cat(found) - torch.cat(wanted)
     return (difference.square().mean() / torch.cat(wanted).square().mean()).sqrt().item()
+
+
+def _refuse_randomness(model: nn.Module, image: Tensor) -> None:
+    with torch.no_grad():
+        if not torch.equal(model(image), model(image)):
+            raise ValueError(
+                "the model draws random numbers in training, so its error can't be measured; "
+                "set its dropout and drop-path rates to 0"
+            )
 
 
 def _enough_images(exact: nn.Module, example: Tensor, training: bool, seed: int) -> list[Tensor]:
@@ -214,9 +240,9 @@ def _values(
 ) -> Tensor:
     if not training:
         with torch.inference_mode():
-            return run(image).double().flatten()
+            return rearrange(run(image).double(), "... -> (...)")
     _, grads = _outputs_and_gradients(model, image, seed, run)
-    return torch.cat([grads[name].double().flatten() for name in order or grads])
+    return torch.cat([rearrange(grads[name].double(), "... -> (...)") for name in order or grads])
 
 
 def _outputs_and_gradients(
@@ -264,13 +290,19 @@ class _Entropy(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
-            with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-                q, k = args[0].detach(), args[1].detach()
-                log = (q @ k.mT * q.shape[-1] ** -0.5).log_softmax(dim=-1)
-                entropy = -(log.exp() * log).sum(dim=-1).mean().item()
-                if k.shape[-2] > 1:
-                    self.shares.append(entropy / math.log(k.shape[-2]))
+            with torch.no_grad():
+                self._record(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def _record(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+                enable_gqa=False) -> None:  # fmt: skip
+        # Of a masked or grouped call the plain entropy would say nothing.
+        if attn_mask is not None or is_causal or enable_gqa or key.shape[-2] == 1:
+            return
+        scores = query @ key.mT * (scale or query.shape[-1] ** -0.5)
+        log = scores.log_softmax(dim=-1)
+        entropy = -(log.exp() * log).sum(dim=-1).mean().item()
+        self.shares.append(entropy / math.log(key.shape[-2]))
 
     def mean(self) -> float | None:
         return sum(self.shares) / len(self.shares) if self.shares else None

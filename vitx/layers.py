@@ -118,7 +118,6 @@ class LayerScale(nn.Module):
 
     def __init__(self, width: int, value: float):
         super().__init__()
-        self.value = value
         self.gamma = nn.Parameter(torch.full((width,), value))
 
     def forward(self, branch: Tokens) -> Tokens:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,25 +26,32 @@ from vitx.registry import resolve
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then MLP, each added to what it read."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        *,
+        norm: Callable,
+        core: Callable,
+        act: Callable,
+        qkv_bias: bool,
+        layer_scale: float,
+        drop: float,
+        core_drop: float,
+        drop_path: bool,
+    ):
         super().__init__()
-        c = config
-        norm = resolve(c.norm, NORM)
-        self.norm1 = Norm(c.width, norm=norm)
+        self.norm1 = Norm(width, norm=norm)
         self.attn = Attention(
-            c.width,
-            c.heads,
-            core=resolve(c.attention, ATTENTION),
-            bias=c.qkv_bias == "qkv",
-            drop=c.drop,
-            core_drop=c.attention_drop,
+            width, heads, core=core, bias=qkv_bias, drop=drop, core_drop=core_drop
         )
-        self.ls1 = LayerScale(c.width, c.layer_scale) if c.layer_scale else nn.Identity()
-        self.drop_path1 = DropPath() if c.drop_path else nn.Identity()
-        self.norm2 = Norm(c.width, norm=norm)
-        self.mlp = Mlp(c.width, c.hidden, act=resolve(c.mlp, MLP), drop=c.drop)
-        self.ls2 = LayerScale(c.width, c.layer_scale) if c.layer_scale else nn.Identity()
-        self.drop_path2 = DropPath() if c.drop_path else nn.Identity()
+        self.ls1 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
+        self.drop_path1 = DropPath() if drop_path else nn.Identity()
+        self.norm2 = Norm(width, norm=norm)
+        self.mlp = Mlp(width, hidden, act=act, drop=drop)
+        self.ls2 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
+        self.drop_path2 = DropPath() if drop_path else nn.Identity()
 
     def forward(
         self, tokens: Tokens, *, queries: int | None = None, mask: Mask | None = None
@@ -79,7 +87,21 @@ class Vit(nn.Module):
         else:
             self.register_buffer("pos_embed", positions, persistent=False)
         self.pos_drop = nn.Dropout(c.position_drop)
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        block = partial(
+            Block,
+            c.width,
+            c.heads,
+            c.hidden,
+            norm=norm,
+            core=resolve(c.attention, ATTENTION),
+            act=resolve(c.mlp, MLP),
+            qkv_bias=c.qkv_bias == "qkv",
+            layer_scale=c.layer_scale,
+            drop=c.drop,
+            core_drop=c.attention_drop,
+            drop_path=c.drop_path > 0,
+        )
+        self.blocks = nn.ModuleList(block() for _ in range(c.depth))
         self.norm = Norm(c.width, norm=norm) if c.final_norm else nn.Identity()
         self.pool = resolve(c.pool, POOL)
         self.fc_norm = Norm(c.width, norm=norm) if c.fc_norm else nn.Identity()
@@ -91,7 +113,7 @@ class Vit(nn.Module):
     def forward(self, image: Image, *, mask: Mask | None = None) -> Float[Tensor, "b out"]:
         """Logits (b, classes), or pooled features (b, d) without a head; mask is over tokens."""
         tokens = self.encode(image, read=READS.get(self.pool), mask=mask)
-        pooled = self.pool(tokens, prefix=self.config.prefix)
+        pooled = self.pool(tokens, prefix=self.config.prefix, mask=mask)
         return self.head(self.head_drop(self.fc_norm(pooled)))
 
     def encode(self, image: Image, read: int | None = None, *, mask: Mask | None = None) -> Read:
@@ -162,7 +184,7 @@ class Vit(nn.Module):
             if parameter.is_meta:
                 continue
             module, _, leaf = name.rpartition(".")
-            if leaf == "gamma":
+            if leaf == "gamma":  # layer scale starts at its configured value, by no scheme
                 parameter.fill_(self.config.layer_scale)
                 continue
             weight = self.get_parameter(f"{module}.weight") if leaf == "bias" else parameter

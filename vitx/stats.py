@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+INCONCLUSIVE = "inconclusive"
 FLOOR_LIMIT = 0.03
 """With a noise floor above this fraction a comparison of speeds is called inconclusive."""
 
@@ -51,7 +52,7 @@ def speed_verdict(ratio: Interval, floor: float) -> str:
     A difference is claimed only when the whole interval lies beyond the floor.
     """
     if floor > FLOOR_LIMIT:
-        return "inconclusive"
+        return INCONCLUSIVE
     if ratio.low > 1 + floor:
         return "faster"
     if ratio.high < 1 / (1 + floor):
@@ -80,15 +81,15 @@ def equivalence(
 ) -> Equivalence:
     """Whether two independent samples have means closer than `margin` (Schuirmann 1987, TOST).
 
-    Raises ValueError when the values are all the same, as copies of one run are: such samples say
-    nothing about a difference.
+    Raises ValueError when both sides hold the same values in the same order, as copies of the same
+    runs do, or do not vary: such samples say nothing about a difference.
     """
     a, b = np.asarray(reference, dtype=float), np.asarray(candidate, dtype=float)
     if min(len(a), len(b)) < 2:
         raise ValueError(f"equivalence needs at least 2 values a side, not {len(a)} and {len(b)}")
     if margin <= 0:
         raise ValueError(f"margin = {margin} must be positive")
-    if len(a) == len(b) and np.array_equal(np.sort(a), np.sort(b)):
+    if np.array_equal(a, b):
         raise ValueError("both sides hold the same values: draw them independently")
     difference = float(b.mean() - a.mean())
     error, df = _welch(a, b)

@@ -36,6 +36,8 @@ STEAL_LIMIT = 0.05
 CLOCK_LIMIT = 0.90
 """Lowest clock of a block, as a share of the highest that was read."""
 ARMS = ("reference", "again", "candidate")
+REBUILD_FAILED = 3
+"""Exit status of a process that can't unpickle a module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class Watch:
 
     def read(self) -> Machine:
         wall, own, cpu = self._start
-        elapsed = (time.perf_counter() - wall) * (os.cpu_count() or 1)
+        elapsed = (time.perf_counter() - wall) * cores()
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         now = _cpu_seconds()
         if cpu is None or now is None:
@@ -138,23 +140,22 @@ def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: 
     the reference's time (geometric mean of its two arms) to the candidate's, `log_ratio_again` of
     the reference's first arm to its second. Positive means that the later of the two is faster.
     """
-    steps = {arm: make_step(models[arm], example, plan) for arm in ARMS}
+    steps = {arm: make_step(model, example, plan) for arm, model in models.items()}
     warm = warm_up(steps, plan)
     iterations = max(1, math.ceil(plan.block_s / min(warm["seconds_each"].values())))
     round_s = iterations * sum(warm["seconds_each"].values())
     wanted = 6 * max(1, round(plan.pair_s / round_s / 6))
-    torch.compiler.set_stance("fail_on_recompile")
     rounds: list[dict] = []
-    for order in _orders(random.Random(plan.seed * 1000 + process)):
-        clean = [entry for entry in rounds if not entry["disturbed"]]
-        if len(clean) == wanted or len(rounds) == wanted + wanted // 2:
-            break
-        clock = max((b["clock_mhz"] or 0 for e in rounds for b in e["blocks"].values()), default=0)
-        blocks = {arm: _watched(steps[arm], iterations, example.device, clock) for arm in order}
-        disturbed = any(block["disturbed"] for block in blocks.values())
-        rounds.append({"order": order, "disturbed": disturbed, "blocks": blocks})
-    # Where the machine was never quiet, the disturbed rounds are all there is; the row says so.
-    used = clean if len(clean) >= wanted // 2 else rounds
+    clean: list[dict] = []
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for order in _orders(random.Random(plan.seed * 1000 + process)):
+            if len(clean) == wanted or len(rounds) == wanted + wanted // 2:
+                break
+            rounds.append(_round(steps, order, iterations, example.device, rounds))
+            clean = [entry for entry in rounds if not entry["disturbed"]]
+    # Where the machine was never quiet, the disturbed rounds are all there is; no verdict follows.
+    quiet = len(clean) >= wanted // 2
+    used = clean if quiet else rounds
     times = {arm: [entry["blocks"][arm]["seconds"] for entry in used] for arm in ARMS}
     logs = {arm: [math.log(seconds) for seconds in times[arm]] for arm in ARMS}
     arms = list(zip(logs["reference"], logs["again"], logs["candidate"], strict=True))
@@ -165,9 +166,26 @@ def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: 
         "rounds": rounds,
         "rounds_used": len(used),
         "rounds_disturbed": len(rounds) - len(clean),
+        "quiet": quiet,
         "iterations": iterations,
+        "made_in_order": list(models),
+        "threads": torch.get_num_threads(),
         "warm_up": warm,
     }
+
+
+def _round(
+    steps: Mapping[str, Callable[[], Any]],
+    order: tuple[str, ...],
+    iterations: int,
+    device: torch.device,
+    before: list[dict],
+) -> dict:
+    """One block of each arm; disturbed if one of them was."""
+    clock = max((b["clock_mhz"] or 0 for e in before for b in e["blocks"].values()), default=0)
+    blocks = {arm: _watched(steps[arm], iterations, device, clock) for arm in order}
+    disturbed = any(block["disturbed"] for block in blocks.values())
+    return {"order": order, "disturbed": disturbed, "blocks": blocks}
 
 
 def warm_up(steps: Mapping[str, Callable[[], Any]], plan: Plan) -> dict:
@@ -231,7 +249,8 @@ def run_task(folder: Path, plan: Plan, task: str, *args: str, cache: Path) -> di
             child.wait()
     if child.returncode == 0 and result.exists():
         return json.loads(result.read_text())
-    return {"failure": _last_words(errors, child.returncode), "stderr": errors[-4000:]}
+    rebuilt = child.returncode != REBUILD_FAILED
+    return {"failure": _last_words(errors, child.returncode), "rebuilt": rebuilt}
 
 
 def write_job(
@@ -261,6 +280,12 @@ def cpp_compiler() -> str | None:
 
     choices = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else [config.cpp.cxx]
     return next(filter(None, (shutil.which(name) for name in choices if name)), None)
+
+
+def needs_compiler(plan: Plan, device: torch.device) -> None:
+    """RuntimeError if the plan compiles for the CPU and no C++ compiler is found."""
+    if plan.compile != "none" and device.type == "cpu" and not cpp_compiler():
+        raise RuntimeError("torch.compile needs a C++ compiler on the CPU, and none was found")
 
 
 def _orders(rng: random.Random):
@@ -294,6 +319,11 @@ def _block(step: Callable[[], Any], iterations: int, device: torch.device | None
 def _synchronise(device: torch.device | None) -> None:
     if torch.accelerator.is_available() and (device is None or device.type != "cpu"):
         torch.accelerator.synchronize()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _own_seconds() -> float:
@@ -351,15 +381,19 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
 
     # The pickles are this project's own, in a folder that only this user can write to.
     def load(name: str, device: str | None = None) -> Any:
-        return torch.load(folder / f"{name}.pt", weights_only=False, map_location=device)
+        try:
+            return torch.load(folder / f"{name}.pt", weights_only=False, map_location=device)
+        except (AttributeError, ImportError) as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            raise SystemExit(REBUILD_FAILED) from None
 
     example = load("example")
-    if plan.compile != "none" and example.device.type == "cpu" and not cpp_compiler():
-        raise RuntimeError("torch.compile needs a C++ compiler on the CPU, and none was found")
+    needs_compiler(plan, example.device)
     torch.manual_seed(plan.seed)
     if task == "pair":
-        sources = {"reference": "reference", "again": "reference", "candidate": "candidate"}
-        models = {arm: load(name) for arm, name in sources.items()}
+        # Which arm is made and warmed first changes from process to process.
+        arms = random.Random(int(args[0])).sample(ARMS, 3)
+        models = {arm: load("candidate" if arm == "candidate" else "reference") for arm in arms}
         found = pair(models, example, plan, int(args[0]))
     else:
         side, *more = args

@@ -7,6 +7,7 @@ a run: what it raises is said once and the run goes on without it.
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -70,6 +71,8 @@ class Run:
         self._events = (self.folder / "metrics.jsonl").open("a", encoding="utf8")
         self.write("config.json", dict(config))
         self.write("environment.json", environment())
+        if changes := git("diff", "HEAD"):
+            (self.folder / "git.diff").write_text(changes + "\n", encoding="utf8")
         self._wandb = self._start_wandb(group, name, config)
 
     def __enter__(self) -> "Run":
@@ -135,6 +138,8 @@ class Run:
     def _start_wandb(self, group: str, name: str, config: Mapping[str, Any]) -> Any:
         if self.mode == "disabled":
             return None
+        if os.environ.get("WANDB_MODE") == "":
+            del os.environ["WANDB_MODE"]  # the library refuses an empty one
         import wandb
 
         # A kill loses at most this many seconds of the offline file.
@@ -152,7 +157,7 @@ class Run:
             )
             run.define_metric(STEP)
             run.define_metric("*", step_metric=STEP)
-        except (wandb.Error, OSError, ValueError) as error:
+        except _wandb_errors() as error:
             self._give_up(error)
             return None
         return run
@@ -160,11 +165,9 @@ class Run:
     def _tell(self, act: Any) -> None:
         if self._wandb is None:
             return
-        import wandb
-
         try:
             act(self._wandb)
-        except (wandb.Error, OSError, ValueError, TypeError) as error:
+        except _wandb_errors() as error:
             self._give_up(error)
 
     def _give_up(self, error: BaseException) -> None:
@@ -173,18 +176,24 @@ class Run:
         print(f"W&B is left out from here on: {self.why}", file=sys.stderr)
 
 
+def _wandb_errors() -> tuple[type[Exception], ...]:
+    """What W&B raises: its own exception classes, which have no common base, and a few built in."""
+    own = [kind for kind in Exception.__subclasses__() if kind.__module__.startswith("wandb")]
+    return (*own, OSError, ValueError, TypeError)
+
+
 def environment() -> dict[str, Any]:
     """What a number depends on besides its configuration: code, versions, machine, settings."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join(["python", *_command()]),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
-        "device": _device_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
@@ -203,7 +212,10 @@ def device(name: str = "") -> torch.device:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     here = ["cpu", *([found.type] if found else [])]
     kind, _, number = name.partition(":")
-    if name and (kind not in here or not (number or "0").isdecimal()):
+    exists = (number or "0").isdecimal() and int(number or 0) < max(
+        torch.accelerator.device_count(), 1
+    )
+    if name and (kind not in here or not exists):
         raise ValueError(f"device = {name!r} is not on this machine; choices: {', '.join(here)}")
     return torch.device(name) if name else found or torch.device("cpu")
 
@@ -213,11 +225,12 @@ def _command() -> list[str]:
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     module = spec.name.removesuffix(".__main__") if spec else None
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    words = [re.sub(r"(^|=)/\S*/", r"\1", word) for word in sys.argv[1:]]
     return ["-m", module, *words] if module else [Path(sys.argv[0]).name, *words]
 
 
-def _git(*words: str) -> str | None:
+def git(*words: str) -> str | None:
+    """What git says in the checkout that this package was imported from; None outside of one."""
     folder = Path(__file__).resolve().parent.parent
     try:
         found = subprocess.run(
@@ -233,10 +246,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else device().type
 
 
 def _cpu_name() -> str:

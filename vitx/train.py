@@ -116,7 +116,10 @@ def summary(result: Result, config: TrainConfig) -> dict[str, Any]:
 def _events(
     state: State, stream: Iterator[Batch], dataset: data.Dataset, config: TrainConfig
 ) -> Iterator[dict[str, Any]]:
-    """Run the steps; yield a reading every `eval_every` of them and at the last."""
+    """Run the steps; yield a reading every `eval_every` of them and at the last.
+
+    Training loss and accuracy are those of the last batch.
+    """
     since, seen = time.perf_counter(), 0
     with tqdm(total=config.steps, unit="step", disable=not sys.stderr.isatty()) as bar:
         while state.steps_done < config.steps:
@@ -125,18 +128,19 @@ def _events(
             seen += config.batch
             if state.steps_done % config.eval_every and state.steps_done < config.steps:
                 continue
-            rate = seen / (time.perf_counter() - since)
+            loss, accuracy = metrics["loss"].item(), metrics["accuracy"].item()
+            rate = seen / (time.perf_counter() - since)  # after .item(), which waits for the device
             logits = evaluate.predict(state.model, dataset, dataset.val)
             val = evaluate.score(logits, dataset.val.target)
             event = {
                 tracking.STEP: state.steps_done,
-                tracking.TRAIN_LOSS: metrics["loss"].item(),
-                tracking.TRAIN_ACCURACY: metrics["accuracy"].item(),
+                tracking.TRAIN_LOSS: loss,
+                tracking.TRAIN_ACCURACY: accuracy,
                 tracking.VAL_LOSS: val.loss,
                 tracking.VAL_ACCURACY: val.accuracy,
                 tracking.LEARNING_RATE: state.optimizer.param_groups[0]["lr"],
                 tracking.IMAGES_PER_S: rate,
             }
-            bar.set_postfix(loss=f"{event[tracking.TRAIN_LOSS]:.3f}", val=f"{val.accuracy:.1%}")
+            bar.set_postfix(loss=f"{loss:.3f}", val=f"{val.accuracy:.1%}")
             yield event
             since, seen = time.perf_counter(), 0

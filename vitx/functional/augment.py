@@ -32,10 +32,12 @@ def affine(
     size = 1 + size * scale
     slant = slant * shear
     cos, sin = angle.cos() / size, angle.sin() / size
+    # grid_sample measures both axes from -1 to 1, so a turn in pixels needs the sides' ratio.
+    ratio = image.shape[-2] / image.shape[-1]
     matrix = torch.stack(
         [
-            torch.stack([cos, slant * cos - sin, 2 * shift * right], dim=1),
-            torch.stack([sin, slant * sin + cos, 2 * shift * down], dim=1),
+            torch.stack([cos, (slant * cos - sin) * ratio, 2 * shift * right], dim=1),
+            torch.stack([sin / ratio, slant * sin + cos, 2 * shift * down], dim=1),
         ],
         dim=1,
     )

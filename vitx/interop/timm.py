@@ -81,7 +81,10 @@ def live_model(model_or_name: Any, timm_kwargs: dict[str, Any]) -> nn.Module:
             names = timm.list_models("vit_*") + timm.list_models("deit*")
             hint = nearest(model_or_name, names).partition(" Choices")[0][:80]
             raise ValueError(f"timm has no model {model_or_name!r}; {hint}")
-        return timm.create_model(model_or_name, **timm_kwargs)
+        try:
+            return timm.create_model(model_or_name, **timm_kwargs)
+        except (RuntimeError, TypeError) as error:  # timm's words for a wrong tag or option
+            raise ValueError(f"timm can't make {model_or_name!r}: {error}") from error
     if timm_kwargs:
         raise ValueError(f"timm_kwargs {sorted(timm_kwargs)} go with a name, not with a live model")
     if not isinstance(model_or_name, nn.Module):
@@ -91,12 +94,7 @@ def live_model(model_or_name: Any, timm_kwargs: dict[str, Any]) -> nn.Module:
 
 def _refuse_inexpressible(model: nn.Module) -> None:
     """Every check is one row: (holds, the timm option, what was found)."""
-    from timm.layers.attention import Attention
-    from timm.layers.drop import DropPath
-    from timm.layers.layer_scale import LayerScale
-    from timm.layers.mlp import Mlp
     from timm.layers.norm import LayerNorm
-    from timm.layers.patch_embed import PatchEmbed
     from timm.models.vision_transformer import Block, VisionTransformer
 
     if type(model) is not VisionTransformer:
@@ -104,39 +102,14 @@ def _refuse_inexpressible(model: nn.Module) -> None:
             f"from_timm takes timm's VisionTransformer; {type(model).__name__} is another class"
         )
     m: Any = model
-    _check(type(m.patch_embed) is PatchEmbed, "embed_layer", type(m.patch_embed).__name__)
-    _check(isinstance(m.patch_embed.norm, nn.Identity), "embed_norm_layer", m.patch_embed.norm)
-    _check(not m.patch_embed.dynamic_img_pad, "dynamic_img_pad", True)
-    _check(isinstance(m.norm_pre, nn.Identity), "pre_norm", True)
-    _check(m.patch_embed.proj.bias is not None, "pre_norm", "patch embedding without bias")
-    _check(
-        isinstance(m.patch_drop, nn.Identity), "patch_drop_rate", getattr(m.patch_drop, "prob", 0)
-    )
-    _check(m.global_pool in ("token", "avg"), "global_pool", m.global_pool)
-    _check(not m.pool_include_prefix, "pool_include_prefix", True)
-    _check(not m.grad_checkpointing, "grad_checkpointing", True)
-    _check(not m.fix_init, "fix_init", True)
-    _check(m.weight_init_mode in ("", "jax"), "weight_init", m.weight_init_mode)
+    _refuse_around_blocks(m)
     blocks = list(m.blocks)
     _check(len(blocks) > 0, "depth", 0)
-    norms = [module for module in m.modules() if "Norm" in type(module).__name__]
     for block in blocks:
         _check(type(block) is Block, "block_fn", type(block).__name__)
-        _check(type(block.attn) is Attention, "attn_layer", type(block.attn).__name__)
-        _check(isinstance(block.attn.q_norm, nn.Identity), "qk_norm", True)
-        _check(isinstance(block.attn.norm, nn.Identity), "scale_attn_norm", True)
-        _check(block.attn.gate is None, "attn_layer", "gated attention")
-        _check(block.attn.head_dim * block.attn.num_heads == m.embed_dim, "attn_layer", "head_dim")
-        _check(type(block.mlp) is Mlp, "mlp_layer", type(block.mlp).__name__)
-        _check(isinstance(block.mlp.norm, nn.Identity), "scale_mlp_norm", True)
-        _check(block.attn.proj.bias is not None, "proj_bias", False)
-        _check(block.mlp.fc1.bias is not None, "proj_bias", False)
-        exact = isinstance(block.mlp.act, nn.GELU) and block.mlp.act.approximate == "none"
-        _check(exact, "act_layer", block.mlp.act)
-        _check(isinstance(block.ls1, nn.Identity | LayerScale), "init_values", block.ls1)
-        _check(isinstance(block.drop_path1, nn.Identity | DropPath), "drop_path_rate", "custom")
+        _refuse_in_block(block, m.embed_dim)
         _check(_shape(block) == _shape(blocks[0]), "block_fn", "blocks that differ from each other")
-    for norm in norms:
+    for norm in (module for module in m.modules() if "Norm" in type(module).__name__):
         _check(type(norm) in (LayerNorm, nn.LayerNorm), "norm_layer", type(norm).__name__)
         same = norm.eps == blocks[0].norm1.eps and norm.elementwise_affine
         _check(same and norm.bias is not None, "norm_layer", norm)
@@ -144,8 +117,58 @@ def _refuse_inexpressible(model: nn.Module) -> None:
     linear = torch.linspace(0, rates[-1], len(rates), dtype=torch.float64).tolist()
     close = all(abs(a - b) < 1e-6 for a, b in zip(rates, linear, strict=True))
     _check(close, "drop_path_rate", rates)
-    hooked = [name for name, module in m.named_modules() if module._forward_hooks]
-    _check(not hooked, "forward hooks on", ", ".join(hooked))
+    _check(len({p.dtype for p in m.parameters()}) == 1, "dtype", "more than one")
+    hooked = [n for n, module in m.named_modules() if _hooks(module)]
+    _check(not hooked, "forward hooks on", ", ".join(name or "the model" for name in hooked))
+
+
+def _refuse_around_blocks(m: Any) -> None:
+    from timm.layers.patch_embed import PatchEmbed
+
+    _check(type(m.patch_embed) is PatchEmbed, "embed_layer", type(m.patch_embed).__name__)
+    _check(isinstance(m.patch_embed.norm, nn.Identity), "embed_norm_layer", m.patch_embed.norm)
+    _check(not m.patch_embed.dynamic_img_pad, "dynamic_img_pad", True)
+    _check(isinstance(m.norm_pre, nn.Identity), "pre_norm", True)
+    _check(m.patch_embed.proj.bias is not None, "pre_norm", "patch embedding without bias")
+    _check(isinstance(m.patch_drop, nn.Identity), "patch_drop_rate", m.patch_drop)
+    _check(m.global_pool in ("token", "avg"), "global_pool", m.global_pool)
+    _check(not m.pool_include_prefix, "pool_include_prefix", True)
+    _check(not m.grad_checkpointing, "grad_checkpointing", True)
+    _check(not m.fix_init, "fix_init", True)
+    _check(m.weight_init_mode in ("", "jax"), "weight_init", m.weight_init_mode)
+    head = type(m.head) is nn.Identity or (type(m.head) is nn.Linear and m.head.bias is not None)
+    _check(head, "head", m.head)
+
+
+def _refuse_in_block(block: Any, width: int) -> None:
+    from timm.layers.attention import Attention
+    from timm.layers.drop import DropPath
+    from timm.layers.layer_scale import LayerScale
+    from timm.layers.mlp import Mlp
+
+    attn, mlp = block.attn, block.mlp
+    _check(type(attn) is Attention, "attn_layer", type(attn).__name__)
+    _check(isinstance(attn.q_norm, nn.Identity), "qk_norm", True)
+    _check(isinstance(attn.norm, nn.Identity), "scale_attn_norm", True)
+    _check(attn.gate is None, "attn_layer", "gated attention")
+    _check(attn.head_dim * attn.num_heads == width, "attn_layer", f"head_dim {attn.head_dim}")
+    _check(type(mlp) is Mlp, "mlp_layer", type(mlp).__name__)
+    _check(isinstance(mlp.norm, nn.Identity), "scale_mlp_norm", True)
+    _check(attn.proj.bias is not None and mlp.fc1.bias is not None, "proj_bias", False)
+    exact = isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none"
+    _check(exact, "act_layer", mlp.act)
+    rates = {attn.proj_drop.p, mlp.drop1.p, mlp.drop2.p}
+    _check(len(rates) == 1, "proj_drop_rate", sorted(rates))
+    for name in ("ls1", "ls2"):
+        _check(type(getattr(block, name)) in (nn.Identity, LayerScale), "init_values", name)
+    for name in ("drop_path1", "drop_path2"):
+        _check(type(getattr(block, name)) in (nn.Identity, DropPath), "drop_path_rate", name)
+    same = _drop_path_rate(block) == float(getattr(block.drop_path2, "drop_prob", 0.0) or 0.0)
+    _check(same, "drop_path_rate", "two rates in one block")
+
+
+def _hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _check(holds: bool, option: str, value: object) -> None:
@@ -154,7 +177,7 @@ def _check(holds: bool, option: str, value: object) -> None:
 
 
 def _shape(block: Any) -> tuple:
-    drops = (block.attn.proj_drop.p, block.attn.attn_drop.p, block.mlp.drop1.p, block.mlp.drop2.p)
+    drops = (block.attn.proj_drop.p, block.attn.attn_drop.p)
     shapes = tuple((name, tuple(value.shape)) for name, value in block.state_dict().items())
     return block.attn.num_heads, drops, _layer_scale(block), shapes
 
