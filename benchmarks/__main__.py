@@ -176,7 +176,7 @@ def main(args: list[str]) -> None:
             write_report(job)
         finish(job)
         where = run.where
-    print(f"\n{render.headline(job.rows.kept)}\n")
+    print(f"\n{render.headline(job.rows.kept).markdown()}\n")
     print(f"report: {folder / 'report.html'} and report.md; rows: {job.rows.path}\n{where}")
 
 

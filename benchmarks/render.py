@@ -124,7 +124,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
                     label,
                     f"{rate['median']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})",
                     f"{row['macs'][side] / 1e9:.3f}" if row["macs"] else "not counted",
-                    f"{row['peak_mib'][side]:.0f}",
+                    f"{row['peak_mib'][side]:.0f}" if row["peak_mib"] else "–",
                     compiled,
                 )
             )

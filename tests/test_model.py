@@ -245,6 +245,8 @@ def test_a_model_survives_pickle_and_its_state_dict():
 
 
 def test_fixed_positions_follow_the_dtype_of_the_model():
+    single = vitx.build(override(SMALL, position="sincos2d"))
+    assert single.pos_embed.dtype == single(images(single)).dtype == torch.float32
     vit = vitx.build(override(SMALL, position="sincos2d"), dtype=torch.float64)
     assert torch.equal(vit.pos_embed, vit.positions())
     assert "pos_embed" not in vit.state_dict()

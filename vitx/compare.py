@@ -111,6 +111,10 @@ class Comparison:
         return "\n".join(lines)
 
 
+class _CantRebuild(Exception):
+    """A fresh process can't unpickle a module."""
+
+
 def compare(
     reference: nn.Module,
     candidate: nn.Module,
@@ -155,10 +159,10 @@ def compare(
             timing.write_job(job, plan, reference, candidate, example, keys or {})
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             return _one_process(base, reference, candidate, example, str(error))
-        found = _in_processes(base, job, compiled, say)
-    if found.verdict == ONE_PROCESS:
-        return _one_process(base, reference, candidate, example, found.reason)
-    return found
+        try:
+            return _in_processes(base, job, compiled, say)
+        except _CantRebuild as error:
+            return _one_process(base, reference, candidate, example, str(error))
 
 
 def _in_processes(base: Comparison, job: Path, cache: Path, say: Say) -> Comparison:
@@ -166,8 +170,9 @@ def _in_processes(base: Comparison, job: Path, cache: Path, say: Say) -> Compari
     for side in ("reference", "candidate"):
         resources[side] = _alone(job, plan, side, cache)
         if "failure" in resources[side]:
-            verdict = "failed" if resources[side].get("rebuilt", True) else ONE_PROCESS
-            return replace(base, verdict=verdict, reason=resources[side]["failure"])
+            if not resources[side].get("rebuilt", True):
+                raise _CantRebuild(resources[side]["failure"])
+            return replace(base, verdict="failed", reason=resources[side]["failure"])
     errors = {side: found["timed_error"] for side, found in resources.items()}
     checked = replace(base, resources=resources, timed_error=errors)
     if not errors["candidate"] <= TIMED_LIMIT * errors["reference"]:

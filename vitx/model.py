@@ -85,7 +85,8 @@ class Vit(nn.Module):
         if isinstance(positions, nn.Parameter):
             self.pos_embed = positions
         else:
-            self.register_buffer("pos_embed", positions, persistent=False)
+            fixed = None if positions is None else positions.to(self.patch_embed.proj.weight)
+            self.register_buffer("pos_embed", fixed, persistent=False)
         self.pos_drop = nn.Dropout(c.position_drop)
         block = partial(
             Block,

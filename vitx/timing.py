@@ -182,7 +182,7 @@ def _round(
     before: list[dict],
 ) -> dict:
     """One block of each arm; disturbed if one of them was."""
-    clock = max((b["clock_mhz"] or 0 for e in before for b in e["blocks"].values()), default=0)
+    clock = max((b["clock_mhz"] or 0.0 for e in before for b in e["blocks"].values()), default=0.0)
     blocks = {arm: _watched(steps[arm], iterations, device, clock) for arm in order}
     disturbed = any(block["disturbed"] for block in blocks.values())
     return {"order": order, "disturbed": disturbed, "blocks": blocks}
@@ -303,7 +303,7 @@ def _watched(
     started, watch = time.time(), Watch()
     seconds = _block(step, iterations, device) / iterations
     state = watch.read()
-    disturbed = state.disturbed(max(clock_mhz, state.clock_mhz or 0))
+    disturbed = state.disturbed(max(clock_mhz, state.clock_mhz or 0.0))
     return {"started": started, "seconds": seconds, "disturbed": disturbed, **asdict(state)}
 
 
