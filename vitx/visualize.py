@@ -44,7 +44,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 def ratios(bars: Sequence[Bar], *, title: str) -> Figure:
     """Speed ratios with 95 % intervals; the grey band around 1 is each comparison's noise floor."""
-    figure, axes = _axes(5.2, 1.1 + 0.36 * len(bars))
+    figure, axes = _axes(5.2, 1.2 + 0.4 * len(bars))
     rows = range(len(bars))[::-1]
     for row, bar in zip(rows, bars, strict=True):
         if bar.floor is not None:
@@ -54,13 +54,18 @@ def ratios(bars: Sequence[Bar], *, title: str) -> Figure:
         span = [[bar.value - bar.low], [bar.high - bar.value]]
         axes.errorbar(bar.value, row, xerr=span, fmt="o", color=COLOURS["vitx"], capsize=3)
         axes.annotate(
-            f"{bar.value:.3f}", (bar.high, row), (5, 0), textcoords="offset points", va="center"
+            f"{bar.value:.3f}",
+            (bar.high, row),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
         )
     axes.axvline(1, color=GREY, lw=0.8)
     axes.set_yticks(list(rows), [bar.label for bar in bars])
     axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.margins(x=0.18)
-    axes.set_xlabel("images/s of vitx over timm (95 % interval; grey: noise floor)")
+    axes.set_xlabel("images/s of vitx over timm's\n95 % interval; grey: noise floor")
     axes.set_title(title, loc="left", fontsize=9)
     return figure
 
@@ -74,7 +79,9 @@ def accuracies(values: Mapping[str, Sequence[float]], *, reading: float, label: 
         axes.scatter(found, row + jitter, edgecolor=COLOURS[side], facecolor=filled, s=22)
         axes.plot([np.mean(found)] * 2, [row - 0.35, row + 0.35], color=COLOURS[side], lw=2)
     axes.axvline(reading, color=GREY, ls="--", lw=0.9)
-    axes.annotate(label, (reading, len(values) - 0.45), (3, 0), textcoords="offset points")
+    axes.annotate(
+        label, (reading, len(values) - 0.45), (3, 0), textcoords="offset points", fontsize=8
+    )
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(-0.6, len(values) - 0.2)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
