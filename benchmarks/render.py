@@ -43,11 +43,14 @@ class Table:
     @property
     def numeric(self) -> list[bool]:
         """Whether a column holds numbers, which are aligned right."""
+        number = re.compile(r"[-+±]?[\d.,e-]+( ?(%|points))?|–")
         columns = range(len(self.header))
-        return [all(re.match(r"^[-+±]?\d", line[k]) for line in self.body) for k in columns]
+        return [all(number.fullmatch(line[k]) for line in self.body) for k in columns]
 
     def markdown(self) -> str:
-        """The table as GitHub shows it."""
+        """The table as GitHub shows it; without lines, the words that it is not measured yet."""
+        if not self.body:
+            return "Not measured yet."
         rule = tuple("--:" if right else "---" for right in self.numeric)
         cells = ([cell.replace("|", "\\|") for cell in line] for line in self.body)
         return "\n".join("| " + " | ".join(line) + " |" for line in (self.header, rule, *cells))

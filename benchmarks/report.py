@@ -56,6 +56,8 @@ def sections_of(rows: list[dict], figures: dict[str, Path]) -> list[Section]:
     if "accuracy" in kinds:
         shown = pictures("accuracy", "curves", "confusion", "attention")
         found.append(Section("Accuracy", ACCURACY_WORDS, render.accuracy_table(rows), shown))
+    if render.pilot_table(rows).body:
+        found.append(Section("Pilot", PILOT_WORDS, render.pilot_table(rows)))
     environment = rows[-1]["environment"]
     lines = [f"{key}: {value}" for key, value in environment.items()]
     return [*found, Section("Where these numbers come from", "\n".join(lines))]
@@ -86,6 +88,9 @@ CONTROL_WORDS = (
 ACCURACY_WORDS = (
     "Each side draws its own initial weights with its own library's code and has its own data "
     "seeds. The test split is read once, after the last step; nothing is chosen by it."
+)
+PILOT_WORDS = (
+    "Validation accuracy over seeds that are not used again; it fixes how many are needed."
 )
 CAPTIONS = {
     "speed": "Ratio of images/s with 95 % intervals; grey: noise floor of each comparison.",
