@@ -65,7 +65,7 @@ QUICK = Scale(
     timed=(("vit_tiny_patch16_224", {}),),
     configurations=(*EAGER, ("inference", "default")),
     equal=(("vit_tiny_patch16_224", {}),),
-    plan=Plan(processes=5, pair_s=15.0, warm_up_s=10.0),
+    plan=Plan(processes=5, pair_s=12.0, warm_up_s=5.0),
 )
 SMOKE = Scale(
     name="smoke",
