@@ -156,9 +156,7 @@ def test_randomise_scales_matrices_by_fan_in_and_spreads_attention():
 def test_the_timed_dtype_is_as_exact_as_the_reference(training):
     a, b = vitx.build(CONFIG), vitx.build(override(CONFIG, patchify="unfold", attention="math"))
     image = torch.randn(2, 3, 12, 12)
-    errors = [
-        timed_error(a, model, image, training=training, prepare=lambda m: m) for model in (a, b)
-    ]
+    errors = [timed_error(a, model, image, training=training, run=model) for model in (a, b)]
     assert 1e-8 < errors[0] < 1e-5
     assert errors[1] < 2 * errors[0]
 
@@ -166,7 +164,7 @@ def test_the_timed_dtype_is_as_exact_as_the_reference(training):
 def test_a_model_that_draws_in_training_is_refused_there():
     vit = vitx.build(override(CONFIG, drop=0.1))
     with pytest.raises(ValueError, match="draws random numbers in training"):
-        timed_error(vit, vit, torch.randn(2, 3, 12, 12), training=True, prepare=lambda m: m)
+        timed_error(vit, vit, torch.randn(2, 3, 12, 12), training=True, run=vit)
 
 
 def test_outputs_and_parameters_must_correspond():
@@ -194,5 +192,5 @@ def test_a_low_precision_candidate_is_seen_in_the_timed_dtype():
 
     a, b = vitx.build(CONFIG), Rounded(CONFIG)
     image = torch.randn(2, 3, 12, 12)
-    errors = [timed_error(a, model, image, training=False, prepare=lambda m: m) for model in (a, b)]
+    errors = [timed_error(a, model, image, training=False, run=model) for model in (a, b)]
     assert errors[1] > 100 * errors[0]

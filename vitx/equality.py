@@ -181,29 +181,29 @@ def timed_error(
     example: Tensor,
     *,
     training: bool,
-    prepare: Callable[[nn.Module], Callable[[Tensor], Any]],
+    run: Callable[[Tensor], Any],
     keys: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> float:
     """Relative root-mean-square error of `model`, as it is timed, to the reference in float64.
 
-    Both hold the same randomised weights; `keys` maps the reference's names to the model's.
-    `prepare` compiles or leaves the module as the timing does. In inference the error is over at
-    least 1,000 output values (of further random images where the example gives fewer); in training
-    over all gradients together.
+    `run` is the model as the timing calls it, compiled or not. Both get the same randomised
+    weights, the model in place, so give a copy of one that is needed later; `keys` maps the
+    reference's names to the model's. In inference the error is over at least 1,000 output values
+    (of further random images where the example gives fewer); in training over all gradients
+    together.
     """
-    exact, timed = deepcopy(reference).requires_grad_(True), deepcopy(model).requires_grad_(True)
+    exact = deepcopy(reference).requires_grad_(True)
     randomise(exact, seed=seed)
-    names = copy_weights(exact, timed, keys or {})
+    names = copy_weights(exact, model.requires_grad_(True), keys or {})
     exact.double().train(training)
-    timed.train(training)
+    model.train(training)
     if training:
         _refuse_randomness(exact, example.double())
     images = _enough_images(exact, example, training, seed)
     wanted = [_values(exact, exact, image.double(), training, seed) for image in images]
     order = [names[name] for name, _ in exact.named_parameters()]
-    run = prepare(timed)
-    found = [_values(run, timed, image, training, seed, order) for image in images]
+    found = [_values(run, model, image, training, seed, order) for image in images]
     difference = torch.cat(found) - torch.cat(wanted)
     return (difference.square().mean() / torch.cat(wanted).square().mean()).sqrt().item()
 

@@ -106,9 +106,13 @@ def prepare(model: nn.Module, plan: Plan) -> Callable[[Tensor], Tensor]:
     return torch.compile(model, fullgraph=True)
 
 
-def make_step(model: nn.Module, example: Tensor, plan: Plan) -> Callable[[], Any]:
-    """One inference call, or one whole training step (forward, loss, backward, AdamW)."""
-    run = prepare(model, plan)
+def make_step(
+    model: nn.Module, run: Callable[[Tensor], Tensor], example: Tensor, plan: Plan
+) -> Callable[[], Any]:
+    """One inference call, or one whole training step (forward, loss, backward, AdamW).
+
+    `run` is what `prepare` made of the model.
+    """
     if plan.mode == "inference":
         model.eval()
 
@@ -140,7 +144,9 @@ def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: 
     the reference's time (geometric mean of its two arms) to the candidate's, `log_ratio_again` of
     the reference's first arm to its second. Positive means that the later of the two is faster.
     """
-    steps = {arm: make_step(model, example, plan) for arm, model in models.items()}
+    steps = {
+        arm: make_step(model, prepare(model, plan), example, plan) for arm, model in models.items()
+    }
     warm = warm_up(steps, plan)
     iterations = max(1, math.ceil(plan.block_s / min(warm["seconds_each"].values())))
     round_s = iterations * sum(warm["seconds_each"].values())
@@ -210,12 +216,11 @@ def warm_up(steps: Mapping[str, Callable[[], Any]], plan: Plan) -> dict:
     }
 
 
-def measure_resources(model: nn.Module, example: Tensor, plan: Plan, before_mib: float) -> dict:
+def measure_resources(step: Callable[[], Any], example: Tensor, before_mib: float) -> dict:
     """Peak memory in MiB, of the process above `before_mib`; compile seconds of the first call.
 
     On a GPU the memory is the allocator's peak. Compiling takes memory too, and is counted.
     """
-    step = make_step(model, example, plan)
     if example.is_cuda:
         torch.cuda.reset_peak_memory_stats()
     first = _block(step, 1, example.device)
@@ -400,14 +405,16 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
         # Both are first read without their weights, so that each carries the same imports.
         _ = load("reference", "meta"), load("candidate", "meta")
         before_mib = _peak_mib()
-        found = measure_resources(load(side), example, plan, before_mib)
+        model = load(side)
+        run = prepare(model, plan)
+        found = measure_resources(make_step(model, run, example, plan), example, before_mib)
         if more == ["error"]:
             found["timed_error"] = timed_error(
                 load("reference"),
-                load(side),
+                model,
                 example,
                 training=plan.mode == "training",
-                prepare=lambda model: prepare(model, plan),
+                run=run,
                 keys=job["keys"] if side == "candidate" else None,
             )
     result.write_text(json.dumps(found))
