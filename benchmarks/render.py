@@ -63,7 +63,9 @@ def model_name(row: Row) -> str:
 
 def speed_rows(rows: Sequence[Row]) -> list[Row]:
     """The latest speed or failure row of each configuration on each machine."""
-    wanted = [row for row in rows if row["kind"] in ("speed", "failure") and "mode" in row]
+    kinds = ("speed", "failure")
+    wanted = [row for row in rows if row["kind"] in kinds and row["candidate"][:5] == "vitx:"]
+    wanted = [row for row in wanted if "mode" in row]  # not the failure of a training
     keys = ("reference", "mode", "compile", "dtype", "batch", "device", *MACHINE)
     found = rows_file.latest(wanted, *keys)
     return sorted(found, key=lambda row: (row["mode"], row["compile"] != "none", _size(row)))

@@ -1,9 +1,8 @@
 """Speed of vitx against timm: which pairs are timed, and the rows that come of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,68 +57,38 @@ def check(pair: Pair) -> tuple[Equality, dict[str, Any]]:
     return result, pair.labels | {"equality": vars(result), "verdict": verdict}
 
 
-def time_pair(
-    pair: Pair,
-    plan: Plan,
-    *,
-    checked: Equality,
-    folder: Path,
-    cache: Path,
-    say: Callable[[str], None],
-) -> tuple[str, dict[str, Any]]:
-    """One configuration: the row's kind and its fields, raw times among them."""
-    found = compare(
-        pair.reference,
-        pair.candidate,
-        pair.example,
-        plan=plan,
-        folder=folder,
-        cache=cache,
-        checked=checked,
-        say=say,
-    )
-    kind = "failure" if found.verdict == "failed" else "speed"
-    return kind, pair.labels | found.fields() | {"raw": _raw(found)}
+def time_pair(pair: Pair, plan: Plan, **how: Any) -> tuple[str, dict[str, Any]]:
+    """One configuration: the row's kind and its fields, raw times among them.
+
+    `how` are further arguments of `compare`, here and in the controls below.
+    """
+    return _timed("speed", pair, pair.candidate, plan, how)
 
 
-def plant(
-    pair: Pair, plan: Plan, *, folder: Path, cache: Path, say: Callable[[str], None]
-) -> tuple[str, dict[str, Any]]:
+def plant(pair: Pair, plan: Plan, **how: Any) -> tuple[str, dict[str, Any]]:
     """The same timing of timm against timm with 5 % more work, which it must find slower."""
     slowed, keys = slow_down(pair.reference, pair.example[:1], PLANTED)
-    found = compare(
-        pair.reference,
-        slowed,
-        pair.example,
-        keys=keys,
-        plan=plan,
-        folder=folder,
-        cache=cache,
-        say=say,
-    )
-    kind = "failure" if found.verdict == "failed" else "plant"
-    macs = found.macs
-    labels = pair.labels | {"candidate": f"timm:{pair.name} with {PLANTED:.0%} more MACs"}
-    planted = {"planted": PLANTED, "planted_counted": macs["candidate"] / macs["reference"] - 1}
-    return kind, labels | found.fields() | planted | {"raw": _raw(found)}
+    kind, fields = _timed("plant", pair, slowed, plan, how | {"keys": keys})
+    macs = fields["macs"]
+    return kind, fields | {
+        "candidate": f"timm:{pair.name} with {PLANTED:.0%} more MACs",
+        "planted": PLANTED,
+        "planted_counted": macs["candidate"] / macs["reference"] - 1,
+    }
 
 
-def null(
-    pair: Pair, plan: Plan, *, folder: Path, cache: Path, say: Callable[[str], None]
-) -> tuple[str, dict[str, Any]]:
+def null(pair: Pair, plan: Plan, **how: Any) -> tuple[str, dict[str, Any]]:
     """The same timing of timm against timm as the candidate, which it must not tell apart."""
-    found = compare(
-        pair.reference,
-        deepcopy(pair.reference),
-        pair.example,
-        plan=plan,
-        folder=folder,
-        cache=cache,
-        say=say,
-    )
-    kind = "failure" if found.verdict == "failed" else "noise"
-    labels = pair.labels | {"candidate": f"timm:{pair.name} again", "planted_counted": 0.0}
-    return kind, labels | found.fields() | {"raw": _raw(found)}
+    kind, fields = _timed("noise", pair, deepcopy(pair.reference), plan, how)
+    return kind, fields | {"candidate": f"timm:{pair.name} again", "planted_counted": 0.0}
+
+
+def _timed(
+    kind: str, pair: Pair, candidate: nn.Module, plan: Plan, how: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    found = compare(pair.reference, candidate, pair.example, plan=plan, **how)
+    kind = "failure" if found.verdict == "failed" else kind
+    return kind, pair.labels | found.fields() | {"raw": _raw(found)}
 
 
 class Burden(nn.Module):

@@ -1,0 +1,26 @@
+"""The planted slowdown: the same function with the stated share of added work."""
+
+import pytest
+import torch
+
+from benchmarks import render, speed
+from vitx.cost import forward_macs
+from vitx.equality import equality
+
+
+def test_the_planted_slowdown_adds_its_share_of_macs_and_changes_no_value():
+    options = {"img_size": 64, "depth": 3}
+    pair = speed.make_pair("vit_tiny_patch16_224", batch=2, device=torch.device("cpu"), **options)
+    image = pair.example[:1]
+    slowed, keys = speed.slow_down(pair.reference, image, speed.PLANTED)
+    added = forward_macs(slowed, image) / forward_macs(pair.reference, image) - 1
+    assert added == pytest.approx(speed.PLANTED, rel=0.02)
+    assert equality(pair.reference, slowed, pair.example, keys=keys).passed
+
+
+def test_a_failed_control_takes_no_place_among_the_speeds():
+    rows = [row for row in render.committed() if row["kind"] == "speed"]
+    failed = rows[-1] | {"kind": "failure", "candidate": "timm:vit_tiny_patch16_224 again"}
+    assert render.speed_rows([*rows, failed]) == render.speed_rows(rows)
+    ours = rows[-1] | {"kind": "failure"}
+    assert ours in render.speed_rows([*rows, ours])
