@@ -213,7 +213,10 @@ def time_speed(job: Job) -> None:
 
 
 def time_controls(job: Job) -> None:
-    """Known cases: a slowdown of counted size, which must be found, and none, which must not."""
+    """Known cases: a slowdown of counted size, which must be found, and none, which must not.
+
+    And the first configuration once more without `timing.KEEP_MEMORY`, which shows what that does.
+    """
     name, options = job.scale.timed[0]
     pair = speed.make_pair(name, batch=job.scale.batch, device=job.device, **options)
     for control, what in (
@@ -221,6 +224,9 @@ def time_controls(job: Job) -> None:
         (speed.null, "timm against itself"),
     ):
         _time(job, partial(control, pair, job.scale.plan, say=job.say), what)
+    plan = replace(job.scale.plan, keep_memory=False)
+    measure = partial(speed.time_pair, pair, plan, say=job.say)
+    _time(job, measure, f"{name} {plan.mode}, freed memory as by default")
 
 
 def train_digits(job: Job) -> None:
@@ -283,7 +289,7 @@ def write_report(job: Job) -> None:
     """report.md and report.html from the rows so far."""
     if not job.rows.kept:
         return
-    if any(row["ratio"] is not None for row in render.speed_rows(job.rows.kept)):
+    if any(row["ratio"] is not None for row in render.claimed(job.rows.kept)):
         job.figures["speed"] = _save(job, "speed", render.speed_figure(job.rows.kept))
     title = f"vitx against timm, {job.scale.name} run"
     report.write(job.folder, title, report.sections_of(job.rows.kept, job.figures))
@@ -314,7 +320,7 @@ def _stages(scale: Scale) -> dict[str, tuple[float, Callable[[Job], None]]]:
     stages = {
         "equality": (0.1 + 0.3 * (len(scale.equal) - 1), check_equality),
         "speed": (configurations * per_configuration / 60, time_speed),
-        "controls": (2 * per_configuration / 60, time_controls),
+        "controls": (3 * per_configuration / 60, time_controls),
         "pilot": (0.1 + len(accuracy.PILOT_SEEDS) * training, pilot_digits),
         "accuracy": (0.1 + scale.seeds * training, train_digits),
     }

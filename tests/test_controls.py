@@ -20,7 +20,16 @@ def test_the_planted_slowdown_adds_its_share_of_macs_and_changes_no_value():
 
 def test_a_failed_control_takes_no_place_among_the_speeds():
     rows = [row for row in render.committed() if row["kind"] == "speed"]
+    rows[-1] |= {"keep_memory": True}
     failed = rows[-1] | {"kind": "failure", "candidate": "timm:vit_tiny_patch16_224 again"}
     assert render.speed_rows([*rows, failed]) == render.speed_rows(rows)
     ours = rows[-1] | {"kind": "failure"}
     assert ours in render.speed_rows([*rows, ours])
+
+
+def test_only_timings_with_freed_memory_kept_are_claimed():
+    rows = [row for row in render.committed() if row["kind"] == "speed"][-1:]
+    kept, default = (rows[0] | {"keep_memory": keep, "ratio": 1.5 - keep} for keep in (True, False))
+    assert render.claimed([kept, default]) == render.claimed([default, kept]) == [kept]
+    assert [line[3] for line in render.speed_table([default, kept]).body] == ["kept", "by default"]
+    assert "1.500" not in render.headline([kept, default]).markdown()

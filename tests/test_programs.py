@@ -158,7 +158,7 @@ def test_every_row_has_the_fields_that_readers_rely_on(smoke):
             assert {
                 "mode", "compile", "dtype", "batch", "image", "device", "ratio", "ratio_low",
                 "ratio_high", "noise_floor", "verdict", "images_per_s", "processes", "order",
-                "macs", "peak_mib", "compile_s", "equality",
+                "macs", "peak_mib", "compile_s", "equality", "page_faults", "keep_memory",
             } <= set(row)  # fmt: skip
 
 

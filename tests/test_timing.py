@@ -2,7 +2,9 @@
 
 import math
 import os
+import platform
 import random
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +40,9 @@ class Crash(nn.Module):
 
 def record(log_ratio, again=0.001):
     times = {"reference": [0.10, 0.11], "again": [0.10, 0.11], "candidate": [0.09, 0.10]}
+    faults = {"reference": [9.0, 7.0], "again": [8.0, 8.0], "candidate": [0.0, 1.0]}
     return {
+        "page_faults": faults,
         "log_ratio": log_ratio, "log_ratio_again": again, "seconds": times, "rounds": [],
         "rounds_disturbed": 0, "rounds_used": 2, "warm_up": {"ended": "steady"}, "quiet": True,
         "threads": 1,
@@ -123,6 +127,7 @@ def test_a_comparison_says_faster_only_beyond_the_floor():
     noisy = comparison([record(0.050, 0.05), record(0.052, -0.05), record(0.051, 0.0)])
     assert noisy.verdict == "inconclusive"
     assert fast.images_per_s["reference"]["median"] == pytest.approx(8 / 0.105, rel=0.05)
+    assert fast.page_faults == {"reference": 8.0, "candidate": 0.5}
 
 
 def test_a_machine_that_was_never_quiet_gives_no_verdict():
@@ -151,7 +156,23 @@ def test_compare_times_two_equal_models_in_fresh_processes():
     assert "floor" in text
     fields = found.fields()
     assert {"ratio", "ratio_low", "ratio_high", "noise_floor", "verdict", "order"} <= set(fields)
+    assert fields["keep_memory"]
+    assert fields["page_faults"]["candidate"] >= 0
     assert all(order.count("r") == order.count("c") >= 6 for order in fields["order"])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_a_timed_process_keeps_the_memory_that_it_frees(tmp_path):
+    """Megabytes an iteration cost page faults by default, and none once they are kept."""
+    a = vitx.build(CONFIG)
+    faults = {}
+    for keep in (True, False):
+        plan = replace(QUICK, block_s=0.1, pair_s=0.1, keep_memory=keep)
+        timing.write_job(tmp_path, plan, a, a, torch.randn(2000, 3, 12, 12), {})
+        found = timing.run_task(tmp_path, plan, "pair", "0", cache=tmp_path / "cache")
+        faults[keep] = statistics.median(found["page_faults"]["reference"])
+    assert faults[True] < 1
+    assert faults[False] > 100
 
 
 def test_unequal_models_are_not_timed():
@@ -199,6 +220,7 @@ def test_what_no_other_process_can_rebuild_is_timed_in_one_without_verdict():
     assert found.verdict == "one process, no verdict"
     assert "no fresh process could rebuild" in found.reason
     assert found.ratio is not None
+    assert not found.fields()["keep_memory"]
 
 
 def test_the_folder_of_pickles_and_compiled_code_is_private(tmp_path):

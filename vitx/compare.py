@@ -41,6 +41,8 @@ class Comparison:
     floor: float | None = None
     images_per_s: dict[str, dict[str, float]] = field(default_factory=dict)
     """Median, 10 % and 90 % quantile of each side over all blocks."""
+    page_faults: dict[str, float] = field(default_factory=dict)
+    """Median of each side over all blocks, of one iteration."""
     timed_error: dict[str, float] = field(default_factory=dict)
     """Relative root-mean-square error to float64 of each side, as timed."""
     resources: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -68,6 +70,8 @@ class Comparison:
             "verdict": self.verdict,
             "reason": self.reason,
             "images_per_s": self.images_per_s,
+            "page_faults": self.page_faults,
+            "keep_memory": self.plan.keep_memory,
             "processes": len(self.processes),
             "order": ["".join(_letters(p)) for p in self.processes],
             "macs": self.macs,
@@ -201,24 +205,24 @@ def _in_processes(base: Comparison, job: Path, cache: Path, say: Say) -> Compari
 
 def summarise(found: Comparison) -> Comparison:
     """Ratio, floor, rates and verdict from the raw records of the processes."""
-    rates = {
-        side: _rates(found, arms)
-        for side, arms in (("reference", ("reference", "again")), ("candidate", ("candidate",)))
+    sides = {"reference": ("reference", "again"), "candidate": ("candidate",)}
+    rates = {side: _rates(found, arms) for side, arms in sides.items()}
+    faults = {
+        side: statistics.median(_all(found, "page_faults", arms)) for side, arms in sides.items()
     }
+    found = replace(found, images_per_s=rates, page_faults=faults)
     logs = [record["log_ratio"] for record in found.processes]
     again = [record["log_ratio_again"] for record in found.processes]
     if len(logs) < 2:
         value = math.exp(logs[0])
         ratio = stats.Interval(value, value, value)
-        return replace(found, verdict=ONE_PROCESS, ratio=ratio, images_per_s=rates)
+        return replace(found, verdict=ONE_PROCESS, ratio=ratio)
     ratio, floor = stats.paired_ratio(logs), stats.noise_floor(again)
     verdict, reason = stats.speed_verdict(ratio, floor), ""
     if not all(record["quiet"] for record in found.processes):
         verdict = stats.INCONCLUSIVE
         reason = "others used the machine in more than half the rounds of a process"
-    return replace(
-        found, verdict=verdict, reason=reason, ratio=ratio, floor=floor, images_per_s=rates
-    )
+    return replace(found, verdict=verdict, reason=reason, ratio=ratio, floor=floor)
 
 
 def _alone(job: Path, plan: Plan, side: str, cache: Path) -> dict:
@@ -248,6 +252,7 @@ def _one_process(
 ) -> Comparison:
     """The pair in this process, for modules that no other can rebuild; it gives no verdict."""
     timing.needs_compiler(base.plan, example.device)
+    base = replace(base, plan=replace(base.plan, keep_memory=False))
     models = {"reference": reference, "again": reference, "candidate": candidate}
     record = timing.pair({arm: deepcopy(m) for arm, m in models.items()}, example, base.plan, 0)
     found = summarise(replace(base, processes=[record]))
@@ -271,7 +276,11 @@ def _letters(record: dict) -> list[str]:
 
 
 def _rates(found: Comparison, arms: tuple[str, ...]) -> dict[str, float]:
-    seconds = [t for record in found.processes for arm in arms for t in record["seconds"][arm]]
-    rates = sorted(found.batch / t for t in seconds)
+    rates = sorted(found.batch / t for t in _all(found, "seconds", arms))
     low, high = (rates[min(int(share * len(rates)), len(rates) - 1)] for share in (0.1, 0.9))
     return {"median": statistics.median(rates), "low": low, "high": high}
+
+
+def _all(found: Comparison, what: str, arms: tuple[str, ...]) -> list[float]:
+    """A reading of the blocks of those arms in every process."""
+    return [value for record in found.processes for arm in arms for value in record[what][arm]]

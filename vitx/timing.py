@@ -36,6 +36,10 @@ STEAL_LIMIT = 0.05
 CLOCK_LIMIT = 0.90
 """Lowest clock of a block, as a share of the highest that was read."""
 ARMS = ("reference", "again", "candidate")
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**60)}
+"""Settings of glibc by which a process keeps the memory that it frees. By default large blocks go
+back to the system and are mapped again page by page, as often as the order of allocations happens
+to ask for; that luck differs between processes by more than the differences that are timed."""
 REBUILD_FAILED = 3
 """Exit status of a process that can't unpickle a module."""
 
@@ -55,6 +59,8 @@ class Plan:
     warm_up_s: float = 20.0
     limit_s: float = 600.0
     """A process that takes longer is killed and reported."""
+    keep_memory: bool = True
+    """Pairs run under `KEEP_MEMORY`; otherwise as the allocator is set up."""
     seed: int = 0
 
     def __post_init__(self):
@@ -169,6 +175,7 @@ def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: 
         "log_ratio": statistics.median((a + b) / 2 - c for a, b, c in arms),
         "log_ratio_again": statistics.median(a - b for a, b, _ in arms),
         "seconds": times,
+        "page_faults": {arm: [e["blocks"][arm]["page_faults"] for e in used] for arm in ARMS},
         "rounds": rounds,
         "rounds_used": len(used),
         "rounds_disturbed": len(rounds) - len(clean),
@@ -240,6 +247,8 @@ def run_task(folder: Path, plan: Plan, task: str, *args: str, cache: Path) -> di
     result = folder / f"result-{task}-{'-'.join(args) or 'all'}.json"
     result.unlink(missing_ok=True)
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache.resolve())}
+    if task == "pair" and plan.keep_memory:
+        environment |= KEEP_MEMORY
     command = [sys.executable, "-m", "vitx.timing", str(folder), str(result), task, *args]
     child = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -304,12 +313,17 @@ def _orders(rng: random.Random):
 def _watched(
     step: Callable[[], Any], iterations: int, device: torch.device, clock_mhz: float
 ) -> dict:
-    """One block: start (UTC seconds), seconds an iteration, and the machine's state around it."""
-    started, watch = time.time(), Watch()
+    """One block: start (UTC seconds), seconds and page faults an iteration, the machine's state."""
+    started, watch, faults = time.time(), Watch(), _page_faults()
     seconds = _block(step, iterations, device) / iterations
-    state = watch.read()
-    disturbed = state.disturbed(max(clock_mhz, state.clock_mhz or 0.0))
-    return {"started": started, "seconds": seconds, "disturbed": disturbed, **asdict(state)}
+    faults, state = (_page_faults() - faults) / iterations, watch.read()
+    return {
+        "started": started,
+        "seconds": seconds,
+        "page_faults": faults,
+        "disturbed": state.disturbed(max(clock_mhz, state.clock_mhz or 0.0)),
+        **asdict(state),
+    }
 
 
 def _block(step: Callable[[], Any], iterations: int, device: torch.device | None) -> float:
@@ -329,6 +343,11 @@ def _synchronise(device: torch.device | None) -> None:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _page_faults() -> int:
+    """Pages that the system has mapped for this process without reading a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _own_seconds() -> float:
