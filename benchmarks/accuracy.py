@@ -4,7 +4,7 @@ Trajectory: the same initial weights and batches give the same losses in float64
 Equivalence: each side draws its own initial weights with its own library's code (the scheme that
 timm calls `jax` and vitx `xavier`) and has its own data seeds; two one-sided tests and a margin.
 
-`python -m benchmarks.accuracy SIDE SEED FILE` trains one model and writes its result.
+`python -m benchmarks.accuracy SIDE SEED FILE STEPS DEVICE` trains one model and writes its result.
 """
 
 import json
@@ -31,6 +31,9 @@ from vitx.train import State, init, step, train
 
 MARGIN = 0.01
 """Largest difference of mean test accuracy that counts as the same: one point, fixed beforehand."""
+
+LIMIT_S = 900
+"""A training that takes longer is ended and reported."""
 
 PILOT_SEEDS = (600, 601, 602, 603)
 
@@ -69,11 +72,11 @@ def trajectory(config: TrainConfig, steps: int) -> float:
     return max(abs(a - b) / abs(a) for a, b in zip(losses["timm"], losses["vitx"], strict=True))
 
 
-def train_side(side: str, seed: int, config: TrainConfig) -> dict:
+def train_side(side: str, seed: int, config: TrainConfig, device: torch.device | str) -> dict:
     """Train vitx or timm on digits from its own draws; the values that a row needs."""
     config = override(config, seed=seed)
     model = timm_model(config.model, seed) if side == "timm" else build(config.model, seed=seed)
-    state, result = train(config, model=model)
+    state, result = train(config, model=model, device=device)
     dataset = data.load(config.data)
     found = {
         "side": side,
@@ -85,14 +88,19 @@ def train_side(side: str, seed: int, config: TrainConfig) -> dict:
         "seconds": result.seconds,
         "curve": result.curve,
         "confusion": confusion(
-            result.test_logits, dataset.test.target, len(dataset.classes)
+            result.test_logits.cpu(), dataset.test.target, len(dataset.classes)
         ).tolist(),
     }
-    return found | {"weights": state.model.state_dict()}
+    return found | {"weights": state.model.cpu().state_dict()}
 
 
 def train_all(
-    seeds: list[int], folder: Path, *, steps: int, say: Callable[[str], None]
+    seeds: list[int],
+    folder: Path,
+    *,
+    steps: int,
+    device: torch.device,
+    say: Callable[[str], None],
 ) -> list[dict]:
     """Both sides for every seed, two at a time on one thread each, a fresh process each.
 
@@ -102,7 +110,7 @@ def train_all(
     jobs = [(side, seed + from_) for seed in seeds for side, from_ in _SIDES.items()]
     results = []
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for found in pool.map(lambda job: _train_process(*job, folder, steps), jobs):
+        for found in pool.map(lambda job: _train_process(*job, folder, steps, device), jobs):
             results.append(found)
             if "failure" in found:
                 continue
@@ -124,8 +132,9 @@ def row_fields(results: list[dict], margin: float = MARGIN) -> dict:
     try:
         test = stats.equivalence(values["timm"], values["vitx"], margin=margin)
         verdict = "equivalent" if test.equivalent else "equivalence not shown"
-    except ValueError as error:  # both sides the same, or neither varies
-        test = stats.Equivalence(0.0, math.nan, math.nan, margin, 1.0)
+    except stats.Uninformative as error:
+        difference = statistics.mean(values["vitx"]) - statistics.mean(values["timm"])
+        test = stats.Equivalence(difference, math.nan, math.nan, margin, 1.0)
         verdict = f"uninformative: {error}"
     return {
         "seeds": len(values["vitx"]),
@@ -140,7 +149,10 @@ def row_fields(results: list[dict], margin: float = MARGIN) -> dict:
         "p_equivalence": test.p_equivalence,
         "verdict": verdict,
         "standard_error": statistics.mean(found["standard_error"] for found in results),
-        "seconds": statistics.mean(found["seconds"] for found in results),
+        **{
+            f"{name}_seconds": statistics.mean(r["seconds"] for r in results if r["side"] == side)
+            for name, side in (("reference", "timm"), ("candidate", "vitx"))
+        },
     }
 
 
@@ -172,27 +184,31 @@ def _double_step(state: State, batch: tuple, config: TrainConfig) -> float:
     return step(state, (image.double(), target), config)["loss"].item()
 
 
-def _train_process(side: str, seed: int, folder: Path, steps: int) -> dict:
+def _train_process(side: str, seed: int, folder: Path, steps: int, device: torch.device) -> dict:
     path = folder / f"{side}-{seed}.json"
-    command = [sys.executable, "-m", "benchmarks.accuracy", side, str(seed), str(path), str(steps)]
-    child = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    words = [side, str(seed), str(path), str(steps), str(device)]
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "benchmarks.accuracy", *words],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return {"failure": f"training {side} with seed {seed}: took longer than {LIMIT_S} s"}
     if child.returncode:
         last = (child.stderr.strip().splitlines() or ["no word"])[-1]
         return {"failure": f"training {side} with seed {seed}: {last}"}
     return json.loads(path.read_text())
 
 
-def _main(side: str, seed: str, path: str, steps: str) -> None:
+def _main(side: str, seed: str, path: str, steps: str, device: str) -> None:
     torch.set_num_threads(1)
     config = override(DIGITS, steps=int(steps))
-    found = train_side(side, int(seed), config)
+    found = train_side(side, int(seed), config, device)
     torch.save(found.pop("weights"), Path(path).with_suffix(".pt"))
     Path(path).write_text(json.dumps(found))
 

@@ -5,9 +5,11 @@ the figure, from `benchmarks/results`; no number in them is typed by hand.
 """
 
 import ast
+import math
 import re
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from matplotlib.figure import Figure
 from benchmarks import rows as rows_file
 from benchmarks.mutants import Score
 from experiments import cli
+from vitx.config import DATA
 from vitx.stats import mean_interval
 from vitx.visualize import Bar, ratios, save
 
@@ -27,6 +30,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 FIGURE = RESULTS / "speed.svg"
 READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 NOT_MEASURED = "not measured: run `python -m benchmarks --device cuda`"
+PLANTED_BUGS = "planted one-token bugs that this check catches"
 MACHINE = ("environment.cpu", "environment.gpu", "environment.cores")
 """Rows that differ in one of these are never in one cell."""
 
@@ -76,7 +80,7 @@ def speed_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def claimed(rows: Sequence[Row]) -> list[Row]:
-    """Of `speed_rows` those that speak for their configuration: timed with freed memory kept."""
+    """Of `speed_rows` those that stand for their configuration: timed with freed memory kept."""
     return [row for row in speed_rows(rows) if row["keep_memory"]]
 
 
@@ -84,6 +88,8 @@ def ratio_text(row: Row) -> str:
     """The ratio with its interval, or why there is none."""
     if row["ratio"] is None:
         return f"{row['verdict']}: {row['reason']}"
+    if row["ratio_low"] is None:
+        return f"{row['ratio']:.3f} (one process, no interval)"
     return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
 
 
@@ -126,6 +132,8 @@ def cost_table(rows: Sequence[Row]) -> Table:
         "model",
         "mode",
         "compile",
+        "freed memory",
+        "machine",
         "side",
         "images/s",
         "page faults",
@@ -146,6 +154,8 @@ def cost_table(rows: Sequence[Row]) -> Table:
                     model_name(row),
                     row["mode"],
                     row["compile"],
+                    _memory(row),
+                    machine(row),
                     label,
                     f"{rate['median']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})",
                     f"{row['page_faults'][side]:,.0f}" if "page_faults" in row else "not counted",
@@ -170,7 +180,7 @@ def equality_table(rows: Sequence[Row]) -> Table:
             f"{row['equality']['parameters_candidate']:,}",
             row["verdict"],
         )
-        for row in rows_file.latest(wanted, "reference")
+        for row in rows_file.latest(wanted, "reference", "device")
     ]
     return Table(header, body)
 
@@ -200,10 +210,13 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
         "seeds",
         "test accuracy (95 % over seeds)",
         "standard error of the test set",
+        "seconds a seed",
         "equivalence to timm",
     )
     body = []
-    for row in rows_file.latest([r for r in rows if r["kind"] == "accuracy"], "data"):
+    wanted = [row for row in rows if row["kind"] == "accuracy"]
+    for row in rows_file.latest(wanted, "data", *MACHINE):
+        images = DATA[row["data"]].test
         said = row["verdict"]
         if isinstance(row["low"], float):
             said += (
@@ -211,22 +224,28 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
                 f"{100 * row['difference']:+.2f} (90 % {100 * row['low']:+.2f} to "
                 f"{100 * row['high']:+.2f}), p = {row['p_equivalence']:.1g}"
             )
-        for side, label in (("candidate_values", "vitx"), ("reference_values", "timm")):
-            mean = mean_interval(row[side])
+        for side, label in (("candidate", "vitx"), ("reference", "timm")):
+            mean = mean_interval(row[f"{side}_values"])
             text = f"{mean.value:.2%} ({mean.low:.2%} to {mean.high:.2%})"
-            error = f"{100 * row['standard_error']:.2f} points"
             body.append(
                 (
                     row["data"],
                     label,
                     str(row["seeds"]),
                     text,
-                    error,
+                    _standard_error(mean.value, images),
+                    f"{row.get(f'{side}_seconds', math.nan):.0f}",
                     said if label == "vitx" else "",
                 )
             )
-        body.append((row["data"], "RBF SVM on pixels", "–", f"{row['svm']:.2%}", error, ""))
+        error = _standard_error(row["svm"], images)
+        body.append((row["data"], "RBF SVM on pixels", "–", f"{row['svm']:.2%}", error, "–", ""))
     return Table(header, body)
+
+
+def _standard_error(accuracy: float, images: int) -> str:
+    """Binomial standard error of an accuracy on that many images."""
+    return f"{100 * (accuracy * (1 - accuracy) / images) ** 0.5:.2f} points"
 
 
 def plant_table(rows: Sequence[Row]) -> Table:
@@ -241,7 +260,7 @@ def plant_table(rows: Sequence[Row]) -> Table:
             row["verdict"],
         )
         for row in rows_file.latest(
-            [r for r in rows if r["kind"] in ("plant", "noise")], "candidate"
+            [r for r in rows if r["kind"] in ("plant", "noise")], "candidate", *MACHINE
         )
     ]
     return Table(header, body)
@@ -264,25 +283,39 @@ def pilot_table(rows: Sequence[Row]) -> Table:
 
 
 def headline(rows: Sequence[Row]) -> Table:
-    """The verdict table: a line a claim, a column a machine, and a column for CUDA until it is."""
-    machines = sorted({machine(row) for row in rows})
+    """The verdict table: a line a claim; a column for the CPU and for each kind of accelerator.
+
+    Of several machines of a kind it shows the one that most claims were measured on, the later one
+    if they are equal; the other tables show all.
+    """
+    evidence = _evidence(rows)
+    counts = Counter(machine(row) for row in evidence)
+    columns: dict[str, str] = {}
+    for row in sorted(evidence, key=_when):
+        kind, name = row.get("device", "cpu").partition(":")[0], machine(row)
+        if counts[name] >= counts[columns.get(kind, "")]:
+            columns[kind] = name
+    machines = [columns[kind] for kind in sorted(columns)]
     claims: dict[str, dict[str, list[str]]] = {}
-    for row in _evidence(rows):
+    for row in evidence:
         claim, said = _claim(row, rows)
         claims.setdefault(claim, {}).setdefault(machine(row), []).append(said)
-    unmeasured = [] if any("CPU" not in name for name in machines) else ["CUDA"]
+    unmeasured = [] if set(columns) - {"cpu"} else ["CUDA"]
     body = []
     for claim, found in claims.items():
         cells = ("; ".join(found.get(name, ["–"])) for name in machines)
-        body.append((claim, *cells, *(NOT_MEASURED for _ in unmeasured)))
+        # The planted bugs are in the source, and score the check itself.
+        missing = "–" if claim == PLANTED_BUGS else NOT_MEASURED
+        body.append((claim, *cells, *(missing for _ in unmeasured)))
     return Table(("claim", *machines, *unmeasured), body)
 
 
 def machine(row: Row) -> str:
-    """What a row was measured on: the GPU's name, or the CPU with its cores."""
-    environment = row["environment"]
-    on_cpu = row.get("device", "cpu").startswith("cpu")
-    return f"CPU, {environment['cores']} cores" if on_cpu else str(environment["gpu"])
+    """What a row was measured on: the GPU, or the CPU with its cores."""
+    environment, device = row["environment"], row.get("device", "cpu")
+    if device.startswith("cpu"):
+        return f"CPU ({environment['cpu']}, {environment['cores']} cores)"
+    return str(environment["gpu"] or device)
 
 
 def _evidence(rows: Sequence[Row]) -> list[Row]:
@@ -290,17 +323,18 @@ def _evidence(rows: Sequence[Row]) -> list[Row]:
     equal = [row for row in rows if row["kind"] == "equality"]
     accuracies = [row for row in rows if row["kind"] == "accuracy"]
     return [
-        *equal[-1:],
+        *rows_file.latest(equal, "device", *MACHINE),
         *_calibrations(rows, "mutants"),
         *claimed(rows),
-        *rows_file.latest(accuracies, "data"),
+        *rows_file.latest(accuracies, "data", *MACHINE),
     ]
 
 
 def _claim(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
     """A row's line in the verdict table: the claim, and what was found."""
     if row["kind"] == "equality":
-        equal = rows_file.latest([r for r in rows if r["kind"] == "equality"], "reference")
+        same = [r for r in rows if r["kind"] == "equality" and machine(r) == machine(row)]
+        equal = rows_file.latest(same, "reference")
         errors = [r["equality"][key] for r in equal for key in ("output_error", "gradient_error")]
         passed = sum(r["verdict"] == "equal" for r in equal)
         said = f"{passed} of {len(equal)} models, largest relative error {max(errors):.0e}"
@@ -308,18 +342,24 @@ def _claim(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
     if row["kind"] == "calibration":
         common = f"{row['caught_by_common_check']} of {row['planted']}"
         said = f"{row['caught']} of {row['planted']} (default init, logits, 1e-4: {common})"
-        return "planted one-token bugs that this check catches", said
+        return PLANTED_BUGS, said
     if row["kind"] == "accuracy":
         mean = mean_interval(row["candidate_values"])
         said = (
             f"{mean.value:.2%} ({mean.low:.2%} to {mean.high:.2%}), {row['seeds']} seeds; "
-            f"{row['verdict']} to timm within {100 * row['margin']:.0f} point"
+            f"{_equivalence_text(row)}"
         )
         return f"test accuracy on {row['data']}, from scratch", said
     how = "eager" if row["compile"] == "none" else "compiled"
-    floor = f", floor {floor_text(row)}" if row["noise_floor"] is not None else ""
-    said = f"{_size(row)}: {ratio_text(row)}{floor}, {row['verdict']}"
+    said = f"{_size(row)}: {ratio_text(row)}"
+    if row["noise_floor"] is not None:
+        said += f", floor {floor_text(row)}, {row['verdict']}"
     return f"images/s over timm's, {row['mode']}, {how}", said
+
+
+def _equivalence_text(row: Row) -> str:
+    within = f" to timm within {100 * row['margin']:.0f} point"
+    return row["verdict"] + (within if isinstance(row["low"], float) else "")
 
 
 def _memory(row: Row) -> str:

@@ -68,8 +68,9 @@ VERDICT_WORDS = (
     "beyond the noise floor, which is the same comparison made between two copies of timm's model."
 )
 EQUALITY_WORDS = (
-    "Both models hold the same randomised weights. The error of a tensor is max|Δ| over max|ref|; "
-    "the check passes below 1e-10 for the outputs and for every parameter's gradient."
+    "Both models hold the same randomised weights. The error of a tensor is max|Δ| over max|ref|, "
+    "for a gradient at least 1e-6 of the largest gradient; the check passes below 1e-10 for the "
+    "outputs and for every parameter's gradient."
 )
 SPEED_WORDS = (
     "Ratios are vitx's images/s over timm's on the same weights and batch, in fresh processes that "

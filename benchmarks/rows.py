@@ -41,7 +41,11 @@ class Rows:
 def read(path: Path) -> list[dict]:
     """The rows of a file. Raises ValueError naming file and line where one is not a row."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text") from None
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -55,8 +59,8 @@ def read(path: Path) -> list[dict]:
 def commit(rows: list[dict], folder: Path, name: str) -> None:
     """Add rows to the kept evidence: `name.jsonl`, and their raw values in `name.raw.jsonl.gz`.
 
-    Raises ValueError for rows of a smoke run or of uncommitted code, and FileExistsError if they
-    were kept before.
+    Raises ValueError for rows of a smoke run or of uncommitted code, which is also said of code
+    that is in no checkout, and FileExistsError if they were kept before.
     """
     if name.endswith("-smoke"):
         raise ValueError(f"{name} is a smoke run; its rows are not evidence")
@@ -86,9 +90,9 @@ def _plain(value: Any) -> Any:
 
 
 def _rounded(value: Any) -> Any:
-    """The value with its floats at six digits after the point: microseconds."""
+    """The value with its floats to seven digits, times of day to microseconds."""
     if isinstance(value, float):
-        return round(value, 6)
+        return round(value, 6) if abs(value) > 1e6 else float(f"{value:.7g}")
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     if isinstance(value, dict):

@@ -12,7 +12,7 @@ from vitx.compare import Comparison, compare
 from vitx.cost import forward_macs
 from vitx.equality import Equality, equality
 from vitx.interop.timm import from_timm, live_model
-from vitx.timing import Plan, cpp_compiler
+from vitx.timing import Plan
 
 PLANTED = 0.05
 """Extra work of the planted slowdown, as a share of the model's MACs."""
@@ -33,6 +33,7 @@ class Pair:
         return {
             "reference": f"timm:{self.name}",
             "candidate": f"vitx:from_timm({self.name})",
+            "device": str(self.example.device),
             "image": list(self.example.shape[-2:]),
             "batch": len(self.example),
         }
@@ -119,11 +120,6 @@ def slow_down(model: nn.Module, image: Tensor, share: float) -> tuple[nn.Module,
     )
     names = model.state_dict()
     return slowed, {name: _burdened(name) for name in names if name.startswith("blocks.")}
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs for the device."""
-    return device.type != "cpu" or cpp_compiler() is not None
 
 
 def _burdened(name: str) -> str:

@@ -36,12 +36,26 @@ def parse(kind: type[Settings], args: Sequence[str], *, prog: str) -> Settings:
 
 
 def run(program: Callable[[list[str]], None], args: list[str] | None = None) -> None:
-    """Run a program: exit 2 with one sentence on a bad value or missing file, 130 on Ctrl-C."""
+    """Run a program: exit 2 with one sentence on a bad value or missing file, 130 on Ctrl-C.
+
+    A ValueError of another library is a defect here, and keeps its traceback.
+    """
     try:
         program(sys.argv[1:] if args is None else args)
     except (ValueError, OSError) as error:
+        if isinstance(error, ValueError) and not _ours(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped; what was finished is on disk", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _ours(error: ValueError) -> bool:
+    """Whether the line that raised it is in this project."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    return name.partition(".")[0] in ("vitx", "experiments", "benchmarks", "__main__")

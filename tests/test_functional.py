@@ -123,6 +123,14 @@ def test_sincos2d_positions_differ_by_row_and_column_only():
     assert len({tuple(cell.tolist()) for cell in table[2:]}) == Y * X
 
 
+def test_sincos2d_is_its_formula():
+    cells = position.sincos2d((Y, X), 16, prefix=0, temperature=100.0)[0]
+    frequency = torch.tensor([1.0, 100 ** (-1 / 3), 100 ** (-2 / 3), 0.01], dtype=torch.float64)
+    for row, (y, x) in zip(cells, ((y, x) for y in range(Y) for x in range(X)), strict=True):
+        wanted = [f(p * frequency) for p in (x, y) for f in (torch.sin, torch.cos)]
+        torch.testing.assert_close(row, torch.cat(wanted))
+
+
 def test_sincos2d_inner_products_depend_on_distance_only():
     cells = position.sincos2d((1, 7), 16, prefix=0)[0]
     products = cells @ cells.T

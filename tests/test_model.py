@@ -151,8 +151,10 @@ def test_functionalize_is_pure_and_bit_equal():
     assert vit(image).abs().max() > 0
 
 
-def test_functionalize_takes_vmap_and_jacrev():
-    vit = make(attention="math")
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # no batched fused attention
+@pytest.mark.parametrize("attention", SLOTS["attention"])
+def test_functionalize_takes_vmap_and_jacrev(attention):
+    vit = make(attention=attention)
     params, apply = vitx.functionalize(vit)
     image = images(vit, batch=1)
     stacked = {name: torch.stack([value, 2 * value]) for name, value in params.items()}
@@ -160,6 +162,35 @@ def test_functionalize_takes_vmap_and_jacrev():
     torch.testing.assert_close(both[0], vit(image))
     bias = torch.func.jacrev(lambda p: apply(p, image))(params)["head.bias"]
     torch.testing.assert_close(bias[0], torch.eye(7, dtype=torch.float64))
+
+
+def test_a_model_is_exported_whole(unchecked):
+    vit = make(depth=1)
+    image = images(vit)
+    program = torch.export.export(vit, (image,))
+    torch.testing.assert_close(program.module()(image), vit(image))
+
+
+@pytest.mark.parametrize("how", ["hook", "adapter"])
+def test_what_is_put_on_qkv_acts_in_the_last_block_too(how):
+    class Adapter(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    vit = make()
+    image, attn = images(vit), vit.blocks[-1].attn
+    everything = vit.encode(image)
+    if how == "hook":
+        attn.qkv.register_forward_hook(lambda module, args, out: 2 * out)
+    else:
+        attn.qkv = Adapter(attn.qkv)
+    changed = vit.encode(image)
+    assert (changed - everything).abs().max() > 1e-3
+    torch.testing.assert_close(vit.encode(image, read=1), changed[:, :1])
 
 
 def test_the_same_seed_draws_the_same_bits_and_another_does_not():

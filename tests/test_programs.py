@@ -83,6 +83,14 @@ def test_a_mistake_is_one_plain_sentence_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_another_librarys_error_keeps_its_traceback():
+    def program(args):
+        json.loads("{")
+
+    with pytest.raises(json.JSONDecodeError):
+        cli.run(program, [])
+
+
 def test_a_mistake_leaves_no_traceback_in_a_terminal():
     found = run("experiments.train", "digit")
     assert found.returncode == 2

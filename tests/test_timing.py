@@ -5,7 +5,9 @@ import os
 import platform
 import random
 import statistics
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,9 +107,6 @@ def test_a_block_is_judged_by_the_machine_alone(state, highest, disturbed):
 
 
 def test_the_watch_sees_another_process_at_work():
-    import subprocess
-    import time
-
     if timing._cpu_seconds() is None:
         pytest.skip("the machine's state can't be read here")
     busy = "import time; end = time.time() + 3\nwhile time.time() < end: pass"
@@ -118,6 +117,18 @@ def test_the_watch_sees_another_process_at_work():
     state = watch.read()
     child.wait()
     assert state.foreign > 0.5 / timing.cores()
+
+
+def test_the_watch_does_not_count_this_processs_own_work():
+    if timing._cpu_seconds() is None:
+        pytest.skip("the machine's state can't be read here")
+    watch, end = timing.Watch(), time.perf_counter() + 1
+    while time.perf_counter() < end:
+        pass
+    own = watch.read().foreign
+    watch = timing.Watch()
+    time.sleep(1)
+    assert own < watch.read().foreign + 0.5 / timing.cores()
 
 
 def test_a_comparison_says_faster_only_beyond_the_floor():
@@ -137,7 +148,11 @@ def test_a_machine_that_was_never_quiet_gives_no_verdict():
 
 
 def test_one_process_gives_no_verdict():
-    assert comparison([record(0.5)]).verdict == "one process, no verdict"
+    found = comparison([record(0.5)])
+    assert found.verdict == "one process, no verdict"
+    assert found.fields()["ratio"] == pytest.approx(math.exp(0.5))
+    assert found.fields()["ratio_low"] is None
+    assert "one process, no interval" in str(found)
 
 
 def test_compare_times_two_equal_models_in_fresh_processes():
@@ -173,6 +188,24 @@ def test_a_timed_process_keeps_the_memory_that_it_frees(tmp_path):
         faults[keep] = statistics.median(found["page_faults"]["reference"])
     assert faults[True] < 1
     assert faults[False] > 100
+
+
+def test_models_in_float64_are_timed():
+    a = vitx.build(CONFIG, dtype=torch.float64)
+    images = torch.randn(4, 3, 12, 12, dtype=torch.float64)
+    found = compare(a, a, images, plan=replace(QUICK, processes=1))
+    assert found.ratio is not None, found.reason
+
+
+def test_fresh_processes_get_this_processs_settings(tmp_path):
+    a = vitx.build(CONFIG)
+    torch.set_num_threads(2)
+    try:
+        timing.write_job(tmp_path, QUICK, a, a, torch.randn(4, 3, 12, 12), {})
+    finally:
+        torch.set_num_threads(1)
+    found = timing.run_task(tmp_path, QUICK, "pair", "0", cache=tmp_path / "cache")
+    assert found["threads"] == 2
 
 
 def test_unequal_models_are_not_timed():
@@ -235,6 +268,8 @@ def test_wrong_plans_are_refused():
         Plan(compile="max")
     with pytest.raises(ValueError, match="processes = 0 must be at least 1"):
         Plan(processes=0)
+    with pytest.raises(ValueError, match=r"warm_up_s = 0\.0 must be positive"):
+        Plan(warm_up_s=0.0)
     with pytest.raises(ValueError, match="example holds no image"):
         compare(nn.Linear(3, 5), nn.Linear(3, 5), torch.randn(0, 3))
 

@@ -1,8 +1,10 @@
 """The run folder and W&B: modes, what an offline run holds, and that W&B never fails a run."""
 
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +111,20 @@ def test_an_error_class_of_wandbs_own_is_caught_too(tmp_path):
         run._wandb = object()
         run._tell(lambda _: (_ for _ in ()).throw(MailboxClosedError()))
     assert run._wandb is None
+
+
+def test_the_sync_command_can_be_pasted(tmp_path):
+    with tracking.Run(tmp_path, "group", "model.norm=layernorm(eps=1e-5)", {}) as run:
+        words = shlex.split(run.where.partition("upload with: ")[2])
+    assert words[:2] == ["wandb", "sync"]
+    assert Path(words[2]).is_dir()
+
+
+def test_code_outside_of_a_checkout_is_dirty(monkeypatch, tmp_path):
+    monkeypatch.setattr(tracking, "__file__", str(tmp_path / "vitx" / "tracking.py"))
+    found = tracking.environment()
+    assert found["commit"] is None
+    assert found["dirty"]
 
 
 def test_an_empty_wandb_mode_is_the_default(tmp_path, monkeypatch):

@@ -94,6 +94,13 @@ def test_only_matrices_and_kernels_decay():
     assert state.optimizer.param_groups[1]["weight_decay"] == 0
 
 
+def test_a_wrapped_models_tokens_and_positions_do_not_decay():
+    state = init(SHORT)
+    wrapped = torch.nn.ModuleDict({"module": state.model})
+    decayed = {id(p) for p in optim.parameter_groups(wrapped, 0.1)[0]["params"]}
+    assert decayed == {id(p) for p in state.optimizer.param_groups[0]["params"]}
+
+
 def test_the_same_seed_trains_to_the_same_bits_and_another_does_not():
     one, two, three = (train(override(SHORT, seed=seed))[0].model for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

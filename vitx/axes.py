@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Image = Float[Tensor, "b c h w"]
-Patches = Float[Tensor, "b n cpq"]
 Kernel = Float[Tensor, "d c p q"]
 Tokens = Float[Tensor, "b n d"]
 Read = Float[Tensor, "b read d"]

@@ -38,6 +38,7 @@ class Comparison:
     """A word of `stats.speed_verdict`, `not timed`, `failed`, or `one process, no verdict`."""
     reason: str = ""
     ratio: stats.Interval | None = None
+    """From one process the value stands at both ends, and there is no floor."""
     floor: float | None = None
     images_per_s: dict[str, dict[str, float]] = field(default_factory=dict)
     """Median, 10 % and 90 % quantile of each side over all blocks."""
@@ -57,6 +58,7 @@ class Comparison:
     def fields(self) -> dict[str, Any]:
         """The comparison as the fields of a row, without the raw times."""
         ratio = self.ratio
+        known = ratio if len(self.processes) > 1 else None  # one process has no interval
         return {
             "mode": self.plan.mode,
             "compile": self.plan.compile,
@@ -64,8 +66,8 @@ class Comparison:
             "batch": self.batch,
             "device": self.device,
             "ratio": ratio and ratio.value,
-            "ratio_low": ratio and ratio.low,
-            "ratio_high": ratio and ratio.high,
+            "ratio_low": known and known.low,
+            "ratio_high": known and known.high,
             "noise_floor": self.floor,
             "verdict": self.verdict,
             "reason": self.reason,
@@ -95,11 +97,10 @@ class Comparison:
             lines.append(f"as timed   error to float64: reference {a:.1e}, candidate {b:.1e}")
         if self.ratio is not None:
             r = self.ratio
-            floor = "" if self.floor is None else f"; floor ±{self.floor:.1%}"
-            lines.append(
-                f"speed      {r.value:.3f}× the reference's images/s "
-                f"(95 % {r.low:.3f} to {r.high:.3f}{floor})"
-            )
+            said = "one process, no interval"
+            if self.floor is not None:
+                said = f"95 % {r.low:.3f} to {r.high:.3f}; floor ±{self.floor:.1%}"
+            lines.append(f"speed      {r.value:.3f}× the reference's images/s ({said})")
         for side, rate in self.images_per_s.items():
             found = self.resources.get(side, {})
             extra = [f"{self.macs[side] / 1e9:.3f} GMAC an image"] if side in self.macs else []

@@ -91,6 +91,11 @@ class ModelConfig:
             _check_int(f"model.{name}", getattr(self, name), 0)
         for name in ("drop", "attention_drop", "position_drop", "head_drop", "drop_path"):
             _check_rate(f"model.{name}", getattr(self, name))
+        for name in ("mlp_ratio", "layer_scale"):
+            _check_number(f"model.{name}", getattr(self, name))
+        for name in ("class_token", "final_norm", "fc_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"model.{name} = {getattr(self, name)!r} must be True or False")
         _check_choice("model.position_tokens", self.position_tokens, ("all", "patches"))
         _check_choice("model.qkv_bias", self.qkv_bias, ("qkv", "none"))
         for axis, image, patch in zip(("height", "width"), self.size, self.patch_size, strict=True):
@@ -104,11 +109,11 @@ class ModelConfig:
                 f"model.heads = {self.heads} does not divide model.width = {self.width}; "
                 f"nearest that does: {_nearest_divisors(self.width, self.heads)}"
             )
-        if not math.isfinite(self.mlp_ratio) or self.hidden < 1:
+        if self.hidden < 1:
             raise ValueError(
                 f"model.mlp_ratio = {self.mlp_ratio} must give the MLP at least one hidden unit"
             )
-        if not math.isfinite(self.layer_scale) or self.layer_scale < 0:
+        if self.layer_scale < 0:
             raise ValueError(f"model.layer_scale = {self.layer_scale} must be 0 (none) or positive")
         chosen = {name: resolve(getattr(self, name), entries) for name, entries in SLOTS.items()}
         if chosen["pool"] is cls and not self.class_token:
@@ -181,6 +186,7 @@ class DataConfig:
 
     def __post_init__(self):
         _check_choice("data.name", self.name, tuple(DATA))
+        _check_number("data.rotate", self.rotate)
         if not 0 <= self.rotate <= 180:
             raise ValueError(f"data.rotate = {self.rotate} must lie between 0 and 180 degrees")
         for name in ("scale", "shear", "shift"):
@@ -200,9 +206,11 @@ class OptimConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        if not self.lr > 0 or not math.isfinite(self.lr):
+        for name in ("lr", "weight_decay"):
+            _check_number(f"optim.{name}", getattr(self, name))
+        if self.lr <= 0:
             raise ValueError(f"optim.lr = {self.lr} must be positive")
-        if not self.weight_decay >= 0 or not math.isfinite(self.weight_decay):
+        if self.weight_decay < 0:
             raise ValueError(f"optim.weight_decay = {self.weight_decay} must be 0 or positive")
         for name in ("beta1", "beta2", "label_smoothing"):
             _check_rate(f"optim.{name}", getattr(self, name))
@@ -313,12 +321,12 @@ def _plain(value: Any) -> Any:
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = value if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{name} = {value!r} must be one number or height and width")
     for number in pair:
         _check_int(name, number, 1)
-    return pair
+    return pair[0], pair[1]
 
 
 def _check_int(name: str, value: Any, least: int) -> None:
@@ -327,8 +335,14 @@ def _check_int(name: str, value: Any, least: int) -> None:
 
 
 def _check_rate(name: str, value: float) -> None:
+    _check_number(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{name} = {value!r} must lie in [0, 1)")
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name} = {value!r} must be a finite number")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

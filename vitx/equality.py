@@ -69,17 +69,20 @@ def equality(
 ) -> Equality:
     """Compare outputs and all parameter gradients of two modules in float64 on `example`.
 
-    Copies in evaluation mode are compared; the originals are untouched. `keys` maps a state-dict
-    name of the reference to the candidate's where they differ. The error of a tensor is
+    Copies in evaluation mode are compared; the originals are untouched. A device without float64
+    (MPS) is left out: the copies are then on the CPU. `keys` maps a state-dict name of the
+    reference to the candidate's where they differ. The error of a tensor is
     max|Δ| / max(max|ref|, 1e-6 · the largest max|ref| among all gradients), and an output's is
     max|Δ| / max|ref|. Raises ValueError when the state dicts can't be matched.
     """
+    device = exact_device(example)
     a, b = (
-        deepcopy(model).double().eval().requires_grad_(True) for model in (reference, candidate)
+        deepcopy(model).to(device).double().eval().requires_grad_(True)
+        for model in (reference, candidate)
     )
     randomise(a, seed=seed)
     names = copy_weights(a, b, keys or {})
-    image = example.detach().double()
+    image = example.detach().to(device).double()
     _refuse_other_parameters(a, b, names)
     with _Entropy() as seen:
         out_a, grads_a = _outputs_and_gradients(a, image, seed)
@@ -166,6 +169,11 @@ def copy_weights(
     return names
 
 
+def exact_device(example: Tensor) -> torch.device:
+    """The example's device, or the CPU where that has no float64."""
+    return torch.device("cpu") if example.device.type == "mps" else example.device
+
+
 def _refuse_other_parameters(a: nn.Module, b: nn.Module, names: Mapping[str, str]) -> None:
     ours, theirs = {names[name] for name, _ in a.named_parameters()}, dict(b.named_parameters())
     odd = sorted(ours ^ set(theirs))
@@ -193,19 +201,22 @@ def timed_error(
     (of further random images where the example gives fewer); in training over all gradients
     together.
     """
+    device = exact_device(example)
     exact = deepcopy(reference).requires_grad_(True)
     randomise(exact, seed=seed)
     names = copy_weights(exact, model.requires_grad_(True), keys or {})
-    exact.double().train(training)
+    exact.to(device).double().train(training)
     model.train(training)
     if training:
-        _refuse_randomness(exact, example.double())
-    images = _enough_images(exact, example, training, seed)
+        _refuse_randomness(exact, example.to(device).double())
+    images = _enough_images(exact, example.to(device), training, seed)
     wanted = [_values(exact, exact, image.double(), training, seed) for image in images]
     order = [names[name] for name, _ in exact.named_parameters()]
-    found = [_values(run, model, image, training, seed, order) for image in images]
-    difference = torch.cat(found) - torch.cat(wanted)
-    return (difference.square().mean() / torch.cat(wanted).square().mean()).sqrt().item()
+    found = [_values(run, model, image.to(example), training, seed, order) for image in images]
+    difference = torch.cat(found).to(device) - torch.cat(wanted)
+    error = (difference.square().mean() / torch.cat(wanted).square().mean()).sqrt().item()
+    # The float64 run is itself exact to rounding only.
+    return max(error, torch.finfo(torch.float64).eps)
 
 
 def _refuse_randomness(model: nn.Module, image: Tensor) -> None:
@@ -240,9 +251,13 @@ def _values(
 ) -> Tensor:
     if not training:
         with torch.inference_mode():
-            return rearrange(run(image).double(), "... -> (...)")
+            return rearrange(_exact(run(image)), "... -> (...)")
     _, grads = _outputs_and_gradients(model, image, seed, run)
-    return torch.cat([rearrange(grads[name].double(), "... -> (...)") for name in order or grads])
+    return torch.cat([rearrange(_exact(grads[name]), "... -> (...)") for name in order or grads])
+
+
+def _exact(value: Tensor) -> Tensor:
+    return value.to(exact_device(value)).double()
 
 
 def _outputs_and_gradients(

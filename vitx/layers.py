@@ -20,7 +20,7 @@ class Linear(nn.Linear):
         pass
 
 
-class Kernel(nn.Conv2d):
+class PatchKernel(nn.Conv2d):
     """The weights of PyTorch's Conv2d, left unfilled; a `patchify` function applies them."""
 
     def reset_parameters(self) -> None:
@@ -32,7 +32,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, channels: int, width: int, patch: tuple[int, int], *, patchify: Callable):
         super().__init__()
-        self.proj = Kernel(channels, width, kernel_size=patch, stride=patch)
+        self.proj = PatchKernel(channels, width, kernel_size=patch, stride=patch)
         self.patchify = patchify
 
     def forward(self, image: Image) -> Tokens:
@@ -53,7 +53,7 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; `core` mixes the values. Only the first `queries` tokens ask."""
+    """Multi-head self-attention; `core` mixes the values, for the first `queries` tokens."""
 
     def __init__(
         self, width: int, heads: int, *, core: Callable, bias: bool, drop: float, core_drop: float
@@ -73,13 +73,17 @@ class Attention(nn.Module):
         return self.drop(self.proj(rearrange(mixed, "b heads i e -> b i (heads e)")))
 
     def split(self, tokens: Tokens, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the first `queries` tokens (all: None), keys and values of all tokens."""
-        if queries is None:
+        """Queries of the first `queries` tokens (all: None), keys and values of all tokens.
+
+        A `qkv` that was replaced, as by an adapter, or that has a forward hook is called on all
+        tokens, and nothing is saved.
+        """
+        if queries is None or type(self.qkv) is not Linear or self.qkv._forward_hooks:
             qkv = self.qkv(tokens)
             q, k, v = rearrange(
                 qkv, "b n (three heads e) -> three b heads n e", three=3, heads=self.heads
             )
-            return q, k, v
+            return q[:, :, :queries], k, v
         weight, bias, d = self.qkv.weight, self.qkv.bias, tokens.shape[-1]
         q = F.linear(tokens[:, :queries], weight[:d], None if bias is None else bias[:d])
         kv = F.linear(tokens, weight[d:], None if bias is None else bias[d:])
@@ -136,5 +140,6 @@ class DropPath(nn.Module):
     def forward(self, branch: Tokens) -> Tokens:
         if not self.training:
             return branch
-        uniform = torch.rand(branch.shape[0], 1, 1, device=branch.device, dtype=branch.dtype)
+        # In float32: bfloat16 draws would be multiples of 1/256.
+        uniform = torch.rand(branch.shape[0], 1, 1, device=branch.device)
         return drop_path(branch, uniform, self.rate)

@@ -213,7 +213,9 @@ def build(
 def functionalize(vit: nn.Module) -> tuple[dict[str, Tensor], Callable[..., Any]]:
     """`params, apply`: `apply(params, image)` is pure and bit-equal to `vit(image)`.
 
-    `params` are detached copies of the parameters by name; buffers are those of `vit` at the call.
+    `params` are detached copies of the parameters by name; buffers and the train or eval state are
+    those of `vit` at the call. In training with dropout or drop path the draws are those of the
+    device's global generator.
     """
     params = {name: value.detach().clone() for name, value in vit.named_parameters()}
 

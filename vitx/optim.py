@@ -8,16 +8,19 @@ from torch import nn
 from vitx.config import OptimConfig
 
 UNDECAYED = ("cls_token", "reg_token", "pos_embed")
+"""Last words of the names of parameters that never decay, whatever their shape."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: matrices and kernels decay; biases, gains, tokens and positions do not."""
-    wanted = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in wanted if p.ndim >= 2 and name not in UNDECAYED]
-    others = [p for name, p in wanted if not (p.ndim >= 2 and name not in UNDECAYED)]
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and name.rpartition(".")[2] not in UNDECAYED
+            groups[decays].append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": groups[True], "weight_decay": weight_decay},
+        {"params": groups[False], "weight_decay": 0.0},
     ]
 
 

@@ -60,6 +60,10 @@ def speed_verdict(ratio: Interval, floor: float) -> str:
     return "no difference seen"
 
 
+class Uninformative(ValueError):
+    """Samples that say nothing about a difference of means."""
+
+
 @dataclass(frozen=True)
 class Equivalence:
     """Two one-sided Welch tests of candidate minus reference against ±margin."""
@@ -81,8 +85,8 @@ def equivalence(
 ) -> Equivalence:
     """Whether two independent samples have means closer than `margin` (Schuirmann 1987, TOST).
 
-    Raises ValueError when both sides hold the same values in the same order, as copies of the same
-    runs do, or do not vary: such samples say nothing about a difference.
+    Raises Uninformative when both sides hold the same values in the same order, as copies of the
+    same runs do, or do not vary.
     """
     a, b = np.asarray(reference, dtype=float), np.asarray(candidate, dtype=float)
     if min(len(a), len(b)) < 2:
@@ -90,11 +94,11 @@ def equivalence(
     if margin <= 0:
         raise ValueError(f"margin = {margin} must be positive")
     if np.array_equal(a, b):
-        raise ValueError("both sides hold the same values: draw them independently")
+        raise Uninformative("both sides hold the same values: draw them independently")
     difference = float(b.mean() - a.mean())
     error, df = _welch(a, b)
     if error == 0:
-        raise ValueError("neither side varies: the test needs independent seeds")
+        raise Uninformative("neither side varies: the test needs independent seeds")
     p_low = float(stats.t.sf((difference + margin) / error, df))
     p_high = float(stats.t.cdf((difference - margin) / error, df))
     half = float(stats.t.ppf(0.95, df)) * error
@@ -104,9 +108,9 @@ def equivalence(
 def power(*, margin: float, std: float, seeds: int) -> float:
     """Chance that `equivalence` succeeds with `seeds` a side, if the true means are equal.
 
-    `std` is the standard deviation over seeds of one side, in the unit of `margin`. Exact but for
-    treating the estimated error as independent of the difference, integrated over its chi-squared
-    law (Phillips 1990).
+    `std` is the standard deviation over seeds of one side, in the unit of `margin`. Integrated
+    over the chi-squared law of the estimated error (Phillips 1990), with both sides' variance
+    pooled, where `equivalence` estimates the two apart.
     """
     if seeds < 2 or std <= 0 or margin <= 0:
         raise ValueError(f"power needs seeds >= 2, std > 0, margin > 0: {seeds}, {std}, {margin}")

@@ -39,7 +39,7 @@ ARMS = ("reference", "again", "candidate")
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**60)}
 """Settings of glibc by which a process keeps the memory that it frees. By default large blocks go
 back to the system and are mapped again page by page, as often as the order of allocations happens
-to ask for; that luck differs between processes by more than the differences that are timed."""
+to ask for; the cost differs between processes by more than the differences that are timed."""
 REBUILD_FAILED = 3
 """Exit status of a process that can't unpickle a module."""
 
@@ -70,11 +70,17 @@ class Plan:
                 raise ValueError(f"{name} = {value!r} is not known; choices: {', '.join(choices)}")
         if self.processes < 1:
             raise ValueError(f"processes = {self.processes} must be at least 1")
+        for name in ("pair_s", "block_s", "warm_up_s", "limit_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Readings around a block, as shares of all cores' time; None where they can't be read."""
+    """Readings around a block, as shares of the time of the cores that this process may use.
+
+    None where they can't be read. They say nothing of a GPU.
+    """
 
     foreign: float | None
     steal: float | None
@@ -153,7 +159,7 @@ def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: 
     steps = {
         arm: make_step(model, prepare(model, plan), example, plan) for arm, model in models.items()
     }
-    warm = warm_up(steps, plan)
+    warm = warm_up(steps, plan, example.device)
     iterations = max(1, math.ceil(plan.block_s / min(warm["seconds_each"].values())))
     round_s = iterations * sum(warm["seconds_each"].values())
     wanted = 6 * max(1, round(plan.pair_s / round_s / 6))
@@ -201,16 +207,16 @@ def _round(
     return {"order": order, "disturbed": disturbed, "blocks": blocks}
 
 
-def warm_up(steps: Mapping[str, Callable[[], Any]], plan: Plan) -> dict:
+def warm_up(steps: Mapping[str, Callable[[], Any]], plan: Plan, device: torch.device) -> dict:
     """Blocks of every arm until each arm has had three in a row within 3 %, at most `warm_up_s`."""
-    first = {arm: _block(step, 1, None) for arm, step in steps.items()}
+    first = {arm: _block(step, 1, device) for arm, step in steps.items()}
     start = time.perf_counter()
     blocks: dict[str, list[float]] = {arm: [] for arm in steps}
     counts = dict.fromkeys(steps, 1)
     steady: set[str] = set()
     while len(steady) < len(steps) and time.perf_counter() - start < plan.warm_up_s:
         for arm, step in steps.items():
-            blocks[arm].append(_block(step, counts[arm], None) / counts[arm])
+            blocks[arm].append(_block(step, counts[arm], device) / counts[arm])
             counts[arm] = max(1, math.ceil(plan.block_s / blocks[arm][-1]))
             last = blocks[arm][-3:]
             if len(last) == 3 and max(last) <= 1.03 * min(last):
@@ -229,11 +235,13 @@ def measure_resources(step: Callable[[], Any], example: Tensor, before_mib: floa
     On a GPU the memory is the allocator's peak. Compiling takes memory too, and is counted.
     """
     if example.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(example.device)
     first = _block(step, 1, example.device)
     later = statistics.median(_block(step, 1, example.device) for _ in range(3))
     peak = (
-        torch.cuda.max_memory_allocated() / 2**20 if example.is_cuda else _peak_mib() - before_mib
+        torch.cuda.max_memory_allocated(example.device) / 2**20
+        if example.is_cuda
+        else _peak_mib() - before_mib
     )
     return {"peak_mib": peak, "first_s": first, "compile_s": max(first - later, 0.0)}
 
@@ -275,9 +283,17 @@ def write_job(
     example: Tensor,
     keys: Mapping[str, str],
 ) -> None:
-    """Write what the processes of a job need; raises what pickle raises."""
+    """Write what the processes of a job need; raises what pickle raises.
+
+    They get this process's number of threads and its precision of float32 products.
+    """
     private_folder(folder)
-    (folder / "job.json").write_text(json.dumps({"plan": asdict(plan), "keys": dict(keys)}))
+    settings = {
+        "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    job = {"plan": asdict(plan), "keys": dict(keys), "settings": settings}
+    (folder / "job.json").write_text(json.dumps(job))
     for name, value in (("reference", reference), ("candidate", candidate), ("example", example)):
         torch.save(value, folder / f"{name}.pt")
 
@@ -326,7 +342,7 @@ def _watched(
     }
 
 
-def _block(step: Callable[[], Any], iterations: int, device: torch.device | None) -> float:
+def _block(step: Callable[[], Any], iterations: int, device: torch.device) -> float:
     _synchronise(device)
     start = time.perf_counter()
     for _ in range(iterations):
@@ -335,9 +351,9 @@ def _block(step: Callable[[], Any], iterations: int, device: torch.device | None
     return time.perf_counter() - start
 
 
-def _synchronise(device: torch.device | None) -> None:
-    if torch.accelerator.is_available() and (device is None or device.type != "cpu"):
-        torch.accelerator.synchronize()
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def cores() -> int:
@@ -356,12 +372,14 @@ def _own_seconds() -> float:
 
 
 def _cpu_seconds() -> dict[str, float] | None:
-    """Seconds since boot that all cores were busy, and that were stolen; Linux only."""
+    """Seconds since boot that this process's cores were busy, and were stolen; Linux only."""
     path = Path("/proc/stat")
     if not path.exists():
         return None
-    ticks = [int(word) for word in path.read_text().split("\n", 1)[0].split()[1:9]]
-    user, nice, system, _, _, irq, softirq, steal = ticks
+    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    lines = [words for line in path.read_text().splitlines() if (words := line.split())]
+    each = [[int(word) for word in words[1:9]] for words in lines if words[0] in ours]
+    user, nice, system, _, _, irq, softirq, steal = map(sum, zip(*each, strict=True))
     hertz = os.sysconf("SC_CLK_TCK")
     return {"busy": (user + nice + system + irq + softirq) / hertz, "steal": steal / hertz}
 
@@ -402,6 +420,8 @@ def _last_words(errors: str, code: int) -> str:
 def _main(folder: Path, result: Path, task: str, *args: str) -> None:
     job = json.loads((folder / "job.json").read_text())
     plan = Plan(**job["plan"])
+    torch.set_num_threads(job["settings"]["threads"])
+    torch.set_float32_matmul_precision(job["settings"]["matmul_precision"])
 
     # The pickles are this project's own, in a folder that only this user can write to.
     def load(name: str, device: str | None = None) -> Any:

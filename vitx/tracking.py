@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ import torch
 
 PROJECT = "vitx"
 MODES = ("online", "offline", "disabled")
+CODE = ("vitx", "experiments", "benchmarks", ":!benchmarks/results")
+"""What makes results, in git's words: with a change or a new file there, a run is dirty."""
 PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scikit-learn", "wandb")
 
 TRAIN_LOSS = "train/loss"
@@ -31,6 +34,8 @@ TEST_LOSS = "test/loss"
 TEST_ACCURACY = "test/accuracy"
 LEARNING_RATE = "lr"
 STEP = "step"
+ROW = "row"
+"""Number of the result rows so far, in a run that makes rows and not steps."""
 IMAGES_PER_S = "images_per_s"
 
 
@@ -127,7 +132,8 @@ class Run:
         if self._wandb is None:
             return f"W&B: {self.mode} ({self.why})"
         if self.mode == "offline":
-            return f"W&B: offline ({self.why}); upload with: wandb sync {self.wandb_folder}"
+            command = shlex.join(["wandb", "sync", str(self.wandb_folder)])
+            return f"W&B: offline ({self.why}); upload with: {command}"
         return f"W&B: {self.mode} ({self.why}); {getattr(self._wandb, 'url', '')}"
 
     @property
@@ -140,8 +146,11 @@ class Run:
             return None
         if os.environ.get("WANDB_MODE") == "":
             del os.environ["WANDB_MODE"]  # the library refuses an empty one
-        import wandb
-
+        try:
+            import wandb
+        except ImportError as error:
+            self._give_up(error)
+            return None
         # A kill loses at most this many seconds of the offline file.
         os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
         try:
@@ -188,7 +197,7 @@ def environment() -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join(["python", *_command()]),
         "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": git("status", "--porcelain", "--", *CODE) != "",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
@@ -230,15 +239,22 @@ def _command() -> list[str]:
 
 
 def git(*words: str) -> str | None:
-    """What git says in the checkout that this package was imported from; None outside of one."""
+    """What git says in the checkout that this package was imported from; None outside of one.
+
+    An installed package may lie in some other project's checkout, which is not asked.
+    """
     folder = Path(__file__).resolve().parent.parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
+
+    def ask(*question: str) -> str | None:
+        command = ["git", "-C", str(folder), *question]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return found.stdout.strip() if found.returncode == 0 else None
+
+    top = ask("rev-parse", "--show-toplevel")
+    return ask(*words) if top and Path(top).resolve() == folder else None
 
 
 def _version(package: str) -> str | None:

@@ -23,13 +23,13 @@ FONT = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 @dataclass(frozen=True)
 class Bar:
-    """One line of a forest plot: a value with its interval, and the noise floor beside it."""
+    """One line of a forest plot: a value with its interval, and the noise floor, where known."""
 
     label: str
     value: float
-    low: float
-    high: float
-    floor: float | None = None
+    low: float | None
+    high: float | None
+    floor: float | None
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -51,11 +51,12 @@ def ratios(bars: Sequence[Bar], *, title: str) -> Figure:
             axes.fill_betweenx(
                 [row - 0.4, row + 0.4], 1 / (1 + bar.floor), 1 + bar.floor, color="#DDDDDD", lw=0
             )
-        span = [[bar.value - bar.low], [bar.high - bar.value]]
+        low, high = bar.low or bar.value, bar.high or bar.value
+        span = [[bar.value - low], [high - bar.value]]
         axes.errorbar(bar.value, row, xerr=span, fmt="o", color=COLOURS["vitx"], capsize=3)
         axes.annotate(
             f"{bar.value:.3f}",
-            (bar.high, row),
+            (high, row),
             (5, 0),
             textcoords="offset points",
             va="center",
@@ -156,9 +157,9 @@ def attention_grid(
 
 
 def class_attention(maps: Tensor, *, grid: tuple[int, int], prefix: int, size: tuple) -> Tensor:
-    """What the class token reads of each pixel, averaged over blocks and heads: (n, h, w).
+    """What the class token reads of each pixel, averaged over blocks and heads: (b, h, w).
 
-    `maps` (depth, n, heads, i, j) of `Vit.attention_maps`; patches are enlarged bilinearly to
+    `maps` (depth, b, heads, i, j) of `Vit.attention_maps`; patches are enlarged bilinearly to
     `size` and each image's map is scaled to [0, 1].
     """
     row = reduce(maps[:, :, :, 0, prefix:], "depth b heads j -> b j", "mean")

@@ -35,7 +35,8 @@ def timm(name: str, shape: Shape, fan_in: int, generator: torch.Generator) -> Te
 def xavier(name: str, shape: Shape, fan_in: int, generator: torch.Generator) -> Tensor:
     """The original ViT's: Xavier uniform, MLP biases normal(1e-6), LeCun patch kernel, zero head.
 
-    The scheme of Google's JAX code, which timm spells `weight_init='jax'`.
+    As timm's `weight_init='jax'` renders Google's JAX code: query, key and value are drawn as one
+    matrix, whose bound is √2 smaller than that of three.
     """
     value = torch.empty(shape, device="cpu")
     if name.startswith("head."):

@@ -17,8 +17,9 @@ def sincos2d(
 ) -> Tensor:
     """Fixed 2-D sine and cosine features of the column, then of the row; prefix tokens get zero.
 
-    Chen, Xie and He 2021 (MoCo v3, arXiv:2104.02057), with the four quarters of Beyer et al. 2022
-    (arXiv:2205.01580): sin x, cos x, sin y, cos y. `width` must be a multiple of 4.
+    The quarters sin x, cos x, sin y, cos y of MoCo v3 (Chen, Xie and He 2021, arXiv:2104.02057),
+    with the frequencies of Beyer et al. 2022 (arXiv:2205.01580): temperature^(-k / (d/4 - 1)) for
+    k = 0 … d/4 - 1. `width` must be a multiple of 4.
     """
     if width % 4:
         raise ValueError(f"sincos2d needs model.width to be a multiple of 4, not {width}")

@@ -134,8 +134,6 @@ def _refuse_around_blocks(m: Any) -> None:
     _check(m.global_pool in ("token", "avg"), "global_pool", m.global_pool)
     _check(not m.pool_include_prefix, "pool_include_prefix", True)
     _check(not m.grad_checkpointing, "grad_checkpointing", True)
-    _check(not m.fix_init, "fix_init", True)
-    _check(m.weight_init_mode in ("", "jax"), "weight_init", m.weight_init_mode)
     head = type(m.head) is nn.Identity or (type(m.head) is nn.Linear and m.head.bias is not None)
     _check(head, "head", m.head)
 
@@ -151,6 +149,9 @@ def _refuse_in_block(block: Any, width: int) -> None:
     _check(isinstance(attn.q_norm, nn.Identity), "qk_norm", True)
     _check(isinstance(attn.norm, nn.Identity), "scale_attn_norm", True)
     _check(attn.gate is None, "attn_layer", "gated attention")
+    _check(attn.scale == attn.head_dim**-0.5, "attn_layer", f"scale {attn.scale}")
+    linear = all(type(m) is nn.Linear for m in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2))
+    _check(linear, "attn_layer", "a linear map of another class")
     _check(attn.head_dim * attn.num_heads == width, "attn_layer", f"head_dim {attn.head_dim}")
     _check(type(mlp) is Mlp, "mlp_layer", type(mlp).__name__)
     _check(isinstance(mlp.norm, nn.Identity), "scale_mlp_norm", True)
@@ -163,6 +164,7 @@ def _refuse_in_block(block: Any, width: int) -> None:
         _check(type(getattr(block, name)) in (nn.Identity, LayerScale), "init_values", name)
     for name in ("drop_path1", "drop_path2"):
         _check(type(getattr(block, name)) in (nn.Identity, DropPath), "drop_path_rate", name)
+    _check(type(block.ls1) is type(block.ls2), "init_values", "one branch only")
     same = _drop_path_rate(block) == float(getattr(block.drop_path2, "drop_prob", 0.0) or 0.0)
     _check(same, "drop_path_rate", "two rates in one block")
 
