@@ -13,7 +13,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
 h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { border-bottom: 1px solid #ccc; padding: 0.3rem 0.6rem; text-align: left;
-         vertical-align: top; }
+         vertical-align: top; min-width: 5.5em; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; max-width: 40rem; }
 figcaption { font-size: 0.85rem; color: #444; } pre { overflow-x: auto; font-size: 0.8rem; }
