@@ -30,7 +30,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 FIGURE = RESULTS / "speed.svg"
 READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 NOT_MEASURED = "not measured: run `python -m benchmarks --device cuda`"
-PLANTED_BUGS = "planted one-token bugs that this check catches"
+PLANTED_BUGS = "bugs of one word, planted in the source, that this check catches"
 MACHINE = ("environment.cpu", "environment.gpu", "environment.cores")
 """Rows that differ in one of these are never in one cell."""
 
@@ -341,7 +341,7 @@ def _claim(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
         return "float64 outputs and all gradients equal timm's", said
     if row["kind"] == "calibration":
         common = f"{row['caught_by_common_check']} of {row['planted']}"
-        said = f"{row['caught']} of {row['planted']} (default init, logits, 1e-4: {common})"
+        said = f"{row['caught']} of {row['planted']} (comparing logits at default init to 1e-4: {common})"
         return PLANTED_BUGS, said
     if row["kind"] == "accuracy":
         mean = mean_interval(row["candidate_values"])
