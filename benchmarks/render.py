@@ -5,7 +5,6 @@ the figure, from `benchmarks/results`; no number in them is typed by hand.
 """
 
 import ast
-import math
 import re
 import sys
 import textwrap
@@ -169,7 +168,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
 
 def equality_table(rows: Sequence[Row]) -> Table:
     """float64 errors of outputs and gradients, a line a model."""
-    header = ("model", "outputs", "gradients", "tensors", "parameters", "verdict")
+    header = ("model", "outputs", "gradients", "tensors", "parameters", "verdict", "machine")
     wanted = [row for row in rows if row["kind"] == "equality"]
     body = [
         (
@@ -179,8 +178,9 @@ def equality_table(rows: Sequence[Row]) -> Table:
             str(row["equality"]["gradients"]),
             f"{row['equality']['parameters_candidate']:,}",
             row["verdict"],
+            machine(row),
         )
-        for row in rows_file.latest(wanted, "reference", "device")
+        for row in rows_file.latest(wanted, "reference", "device", *MACHINE)
     ]
     return Table(header, body)
 
@@ -211,11 +211,12 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
         "test accuracy (95 % over seeds)",
         "standard error of the test set",
         "seconds a seed",
+        "machine",
         "equivalence to timm",
     )
     body = []
     wanted = [row for row in rows if row["kind"] == "accuracy"]
-    for row in rows_file.latest(wanted, "data", *MACHINE):
+    for row in rows_file.latest(wanted, "data", "device", *MACHINE):
         images = DATA[row["data"]].test
         said = row["verdict"]
         if isinstance(row["low"], float):
@@ -234,12 +235,24 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
                     str(row["seeds"]),
                     text,
                     _standard_error(mean.value, images),
-                    f"{row.get(f'{side}_seconds', math.nan):.0f}",
+                    f"{row[f'{side}_seconds']:.0f}" if f"{side}_seconds" in row else "–",
+                    machine(row),
                     said if label == "vitx" else "",
                 )
             )
         error = _standard_error(row["svm"], images)
-        body.append((row["data"], "RBF SVM on pixels", "–", f"{row['svm']:.2%}", error, "–", ""))
+        body.append(
+            (
+                row["data"],
+                "RBF SVM on pixels",
+                "–",
+                f"{row['svm']:.2%}",
+                error,
+                "–",
+                machine(row),
+                "",
+            )
+        )
     return Table(header, body)
 
 
@@ -250,7 +263,7 @@ def _standard_error(accuracy: float, images: int) -> str:
 
 def plant_table(rows: Sequence[Row]) -> Table:
     """Controls of the protocol: a slowdown of counted size, and timm against itself."""
-    header = ("control", "expected by MACs", "images/s ratio (95 %)", "floor", "verdict")
+    header = ("control", "expected by MACs", "images/s ratio (95 %)", "floor", "verdict", "machine")
     body = [
         (
             row["candidate"],
@@ -258,9 +271,10 @@ def plant_table(rows: Sequence[Row]) -> Table:
             ratio_text(row),
             floor_text(row),
             row["verdict"],
+            machine(row),
         )
         for row in rows_file.latest(
-            [r for r in rows if r["kind"] in ("plant", "noise")], "candidate", *MACHINE
+            [r for r in rows if r["kind"] in ("plant", "noise")], "candidate", "device", *MACHINE
         )
     ]
     return Table(header, body)
@@ -268,7 +282,14 @@ def plant_table(rows: Sequence[Row]) -> Table:
 
 def pilot_table(rows: Sequence[Row]) -> Table:
     """Standard deviations over the pilot's seeds, and the seeds that the margin needs."""
-    header = ("pilot seeds a side", "std of timm", "std of vitx", "margin", "seeds for 90 % power")
+    header = (
+        "pilot seeds a side",
+        "std of timm",
+        "std of vitx",
+        "margin",
+        "seeds for 90 % power",
+        "machine",
+    )
     body = [
         (
             str(row["seeds"]),
@@ -276,6 +297,7 @@ def pilot_table(rows: Sequence[Row]) -> Table:
             f"{100 * row['candidate_std']:.2f} points",
             f"{100 * row['margin']:.1f} points",
             str(row["seeds_needed"]),
+            machine(row),
         )
         for row in _calibrations(rows, "pilot")
     ]
@@ -326,7 +348,7 @@ def _evidence(rows: Sequence[Row]) -> list[Row]:
         *rows_file.latest(equal, "device", *MACHINE),
         *_calibrations(rows, "mutants"),
         *claimed(rows),
-        *rows_file.latest(accuracies, "data", *MACHINE),
+        *rows_file.latest(accuracies, "data", "device", *MACHINE),
     ]
 
 
@@ -341,7 +363,8 @@ def _claim(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
         return "float64 outputs and all gradients equal timm's", said
     if row["kind"] == "calibration":
         common = f"{row['caught_by_common_check']} of {row['planted']}"
-        said = f"{row['caught']} of {row['planted']} (comparing logits at default init to 1e-4: {common})"
+        other = f"comparing logits at default init to 1e-4: {common}"
+        said = f"{row['caught']} of {row['planted']} ({other})"
         return PLANTED_BUGS, said
     if row["kind"] == "accuracy":
         mean = mean_interval(row["candidate_values"])
@@ -375,8 +398,9 @@ def _size(row: Row) -> str:
 
 
 def _calibrations(rows: Sequence[Row], what: str) -> list[Row]:
+    """The latest calibration of that kind on each machine."""
     wanted = [row for row in rows if row["kind"] == "calibration" and row["what"] == what]
-    return wanted[-1:]
+    return rows_file.latest(wanted, *MACHINE)
 
 
 def speed_figure(rows: Sequence[Row]) -> Figure:
@@ -435,7 +459,8 @@ def _code(file: str, name: str) -> str:
 def committed() -> list[Row]:
     """All committed rows, oldest first."""
     found = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in rows_file.read(path)]
-    return sorted(found, key=_when)
+    # The first rows of equality and accuracy were all made on a CPU, and did not say so.
+    return sorted(({"device": "cpu"} | row for row in found), key=_when)
 
 
 def _when(row: Row) -> tuple[str, int]:
@@ -456,7 +481,7 @@ def main(args: list[str]) -> None:
     """Commit rows if asked, then rewrite both READMEs and the figure."""
     settings = cli.parse(Settings, args, prog="python -m benchmarks.render")
     for folder in settings.keep:
-        rows_file.commit(rows_file.read(folder / "rows.jsonl"), RESULTS, folder.name)
+        rows_file.commit(rows_file.read(folder / "rows.jsonl"), RESULTS, folder.resolve().name)
     rows = committed()
     for path in READMES:
         path.write_text(fill(path.read_text(encoding="utf8"), rows), encoding="utf8")

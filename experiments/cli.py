@@ -38,7 +38,7 @@ def parse(kind: type[Settings], args: Sequence[str], *, prog: str) -> Settings:
 def run(program: Callable[[list[str]], None], args: list[str] | None = None) -> None:
     """Run a program: exit 2 with one sentence on a bad value or missing file, 130 on Ctrl-C.
 
-    A ValueError of another library is a defect here, and keeps its traceback.
+    A ValueError raised in another library's Python code is a defect here: it keeps its traceback.
     """
     try:
         program(sys.argv[1:] if args is None else args)

@@ -171,7 +171,7 @@ def test_a_model_is_exported_whole(unchecked):
     torch.testing.assert_close(program.module()(image), vit(image))
 
 
-@pytest.mark.parametrize("how", ["hook", "adapter"])
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "forward", "adapter"])
 def test_what_is_put_on_qkv_acts_in_the_last_block_too(how):
     class Adapter(torch.nn.Module):
         def __init__(self, inner):
@@ -186,6 +186,11 @@ def test_what_is_put_on_qkv_acts_in_the_last_block_too(how):
     everything = vit.encode(image)
     if how == "hook":
         attn.qkv.register_forward_hook(lambda module, args, out: 2 * out)
+    elif how == "pre-hook":
+        attn.qkv.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    elif how == "forward":
+        real = attn.qkv.forward
+        attn.qkv.forward = lambda x: 2 * real(x)
     else:
         attn.qkv = Adapter(attn.qkv)
     changed = vit.encode(image)

@@ -225,6 +225,8 @@ def test_ctrl_c_leaves_every_finished_row_on_disk(tmp_path):
         [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(tmp_path)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"WANDB_MODE": "disabled"}, start_new_session=True,
+        # What a shell starts in the background ignores Ctrl-C, and its children do too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     for line in child.stdout:
         if "speed …" in line:

@@ -69,6 +69,7 @@ def test_a_pair_finds_planted_times(monkeypatch, unchecked):
     seconds = {"reference": 0.20, "again": 0.21, "candidate": 0.10}
     monkeypatch.setattr(timing, "make_step", lambda model, run, example, plan: model)
     monkeypatch.setattr(timing, "_block", lambda step, iterations, device: step * iterations)
+    monkeypatch.setattr(timing.Watch, "read", lambda self: Machine(0.0, 0.0, None, 0.0))
     found = timing.pair(seconds, torch.zeros(1), replace(QUICK, block_s=0.3), 0)
     wanted = [math.log(2.0), math.log(2.1)]
     assert found["log_ratio"] == pytest.approx(sum(wanted) / 2)
@@ -107,7 +108,7 @@ def test_a_block_is_judged_by_the_machine_alone(state, highest, disturbed):
 
 
 def test_the_watch_sees_another_process_at_work():
-    if timing._cpu_seconds() is None:
+    if timing._cpu_seconds(timing._core_numbers()) is None:
         pytest.skip("the machine's state can't be read here")
     busy = "import time; end = time.time() + 3\nwhile time.time() < end: pass"
     child = subprocess.Popen([sys.executable, "-c", busy])
@@ -119,8 +120,14 @@ def test_the_watch_sees_another_process_at_work():
     assert state.foreign > 0.5 / timing.cores()
 
 
+def test_cores_that_the_system_does_not_list_are_not_read():
+    assert timing._cpu_seconds({100_000}) is None
+    assert timing._cpu_seconds({0, 100_000}) is None
+    assert timing._cpu_seconds(set()) is None
+
+
 def test_the_watch_does_not_count_this_processs_own_work():
-    if timing._cpu_seconds() is None:
+    if timing._cpu_seconds(timing._core_numbers()) is None:
         pytest.skip("the machine's state can't be read here")
     watch, end = timing.Watch(), time.perf_counter() + 1
     while time.perf_counter() < end:
@@ -191,9 +198,12 @@ def test_a_timed_process_keeps_the_memory_that_it_frees(tmp_path):
 
 
 def test_models_in_float64_are_timed():
-    a = vitx.build(CONFIG, dtype=torch.float64)
+    a, b = (
+        vitx.build(vitx.override(CONFIG, attention=core), dtype=torch.float64)
+        for core in ("sdpa", "math")
+    )
     images = torch.randn(4, 3, 12, 12, dtype=torch.float64)
-    found = compare(a, a, images, plan=replace(QUICK, processes=1))
+    found = compare(a, b, images, plan=replace(QUICK, processes=1))
     assert found.ratio is not None, found.reason
 
 

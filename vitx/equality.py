@@ -26,6 +26,9 @@ ENTROPY_RANGE = (0.20, 0.98)
 TIMED_LIMIT = 2.0
 """Largest error of the candidate in the timed dtype, in errors of the reference."""
 
+EXACT = 1e-13
+"""Least error in the timed dtype: below it lies what the order of sums does in float64."""
+
 LEAST_VALUES = 1000
 """Output values that the error in the timed dtype is taken over."""
 
@@ -215,8 +218,7 @@ def timed_error(
     found = [_values(run, model, image.to(example), training, seed, order) for image in images]
     difference = torch.cat(found).to(device) - torch.cat(wanted)
     error = (difference.square().mean() / torch.cat(wanted).square().mean()).sqrt().item()
-    # The float64 run is itself exact to rounding only.
-    return max(error, torch.finfo(torch.float64).eps)
+    return max(error, EXACT)
 
 
 def _refuse_randomness(model: nn.Module, image: Tensor) -> None:

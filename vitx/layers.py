@@ -27,6 +27,17 @@ class PatchKernel(nn.Conv2d):
         pass
 
 
+def _plain(linear: nn.Module) -> bool:
+    """Whether calling it does nothing but its product: our class, no hook, its own `forward`."""
+    hooks = (
+        linear._forward_hooks,
+        linear._forward_pre_hooks,
+        linear._backward_hooks,
+        linear._backward_pre_hooks,
+    )
+    return type(linear) is Linear and not any(hooks) and "forward" not in vars(linear)
+
+
 class PatchEmbed(nn.Module):
     """Image to patch tokens: one linear map a patch, evaluated by `patchify`."""
 
@@ -75,10 +86,10 @@ class Attention(nn.Module):
     def split(self, tokens: Tokens, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the first `queries` tokens (all: None), keys and values of all tokens.
 
-        A `qkv` that was replaced, as by an adapter, or that has a forward hook is called on all
-        tokens, and nothing is saved.
+        A `qkv` that was replaced, as by an adapter, or that has a hook is called on all tokens, and
+        nothing is saved.
         """
-        if queries is None or type(self.qkv) is not Linear or self.qkv._forward_hooks:
+        if queries is None or not _plain(self.qkv):
             qkv = self.qkv(tokens)
             q, k, v = rearrange(
                 qkv, "b n (three heads e) -> three b heads n e", three=3, heads=self.heads

@@ -82,6 +82,6 @@ def _parse(call: str, slot: str) -> tuple[str, dict[str, Any]]:
     for keyword in node.keywords:
         try:
             knobs[keyword.arg or "**"] = ast.literal_eval(keyword.value)
-        except ValueError:
+        except (ValueError, TypeError):
             raise ValueError(f"{slot} = {call!r}: a knob must be a plain value; {rule}") from None
     return node.func.id, knobs

@@ -5,6 +5,7 @@ tasks are `alone` (one model: peak memory, compile seconds, error in the timed d
 (three arms in one process: reference, the same reference again, candidate).
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -97,13 +98,14 @@ class Watch:
     """Reads the machine's state over a stretch of time."""
 
     def __init__(self):
-        self._start = (time.perf_counter(), _own_seconds(), _cpu_seconds())
+        self._cores = _core_numbers()
+        self._start = (time.perf_counter(), _own_seconds(), _cpu_seconds(self._cores))
 
     def read(self) -> Machine:
         wall, own, cpu = self._start
-        elapsed = (time.perf_counter() - wall) * cores()
+        elapsed = (time.perf_counter() - wall) * (len(self._cores) or cores())
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        now = _cpu_seconds()
+        now = _cpu_seconds(self._cores)
         if cpu is None or now is None:
             return Machine(None, None, _clock_mhz(), load)
         foreign = (now["busy"] - cpu["busy"]) - (_own_seconds() - own)
@@ -285,13 +287,18 @@ def write_job(
 ) -> None:
     """Write what the processes of a job need; raises what pickle raises.
 
-    They get this process's number of threads and its precision of float32 products.
+    They get this process's number of threads and its precision of float32 products; ValueError if
+    that was set by PyTorch's newer interface.
     """
     private_folder(folder)
-    settings = {
-        "threads": torch.get_num_threads(),
-        "matmul_precision": torch.get_float32_matmul_precision(),
-    }
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        raise ValueError(
+            "torch.backends.*.fp32_precision is set, which fresh processes can't take over; use "
+            "torch.set_float32_matmul_precision"
+        ) from None
+    settings = {"threads": torch.get_num_threads(), "matmul_precision": precision}
     job = {"plan": asdict(plan), "keys": dict(keys), "settings": settings}
     (folder / "job.json").write_text(json.dumps(job))
     for name, value in (("reference", reference), ("candidate", candidate), ("example", example)):
@@ -358,7 +365,7 @@ def _synchronise(device: torch.device) -> None:
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_core_numbers()) or os.cpu_count() or 1
 
 
 def _page_faults() -> int:
@@ -371,14 +378,32 @@ def _own_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _cpu_seconds() -> dict[str, float] | None:
-    """Seconds since boot that this process's cores were busy, and were stolen; Linux only."""
+def _core_numbers() -> set[int]:
+    """The cores that any thread of this process may use; empty where that can't be read."""
+    threads = Path("/proc/self/task")
+    if not (threads.exists() and hasattr(os, "sched_getaffinity")):
+        return set()
+    # OpenMP may bind the main thread to one core, and each of its others to another.
+    found: set[int] = set()
+    for thread in threads.iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            found |= os.sched_getaffinity(int(thread.name))
+    return found
+
+
+def _cpu_seconds(numbers: set[int]) -> dict[str, float] | None:
+    """Seconds since boot that these cores were busy, and were stolen; Linux only.
+
+    None where the system does not list every one of them, as in some containers.
+    """
     path = Path("/proc/stat")
     if not path.exists():
         return None
-    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    ours = {f"cpu{core}" for core in numbers}
     lines = [words for line in path.read_text().splitlines() if (words := line.split())]
     each = [[int(word) for word in words[1:9]] for words in lines if words[0] in ours]
+    if not ours or len(each) != len(ours):
+        return None
     user, nice, system, _, _, irq, softirq, steal = map(sum, zip(*each, strict=True))
     hertz = os.sysconf("SC_CLK_TCK")
     return {"busy": (user + nice + system + irq + softirq) / hertz, "steal": steal / hertz}

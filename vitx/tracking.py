@@ -197,7 +197,7 @@ def environment() -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join(["python", *_command()]),
         "commit": git("rev-parse", "HEAD"),
-        "dirty": git("status", "--porcelain", "--", *CODE) != "",
+        "dirty": git("status", "--porcelain", "--untracked-files=all", "--", *CODE) != "",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
@@ -207,7 +207,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "threads": torch.get_num_threads(),
-        "matmul_precision": torch.get_float32_matmul_precision(),
+        "matmul_precision": _matmul_precision(),
         "system": f"{platform.system()} {platform.machine()}",
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
@@ -229,6 +229,18 @@ def device(name: str = "") -> torch.device:
     return torch.device(name) if name else found or torch.device("cpu")
 
 
+def _matmul_precision() -> str:
+    """The precision of float32 products, by whichever of PyTorch's two interfaces it was set."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # the older one can't say what the newer one set
+        backends: Any = torch.backends
+        return (
+            f"cuda {backends.cuda.matmul.fp32_precision}, "
+            f"cpu {backends.mkldnn.matmul.fp32_precision}"
+        )
+
+
 def _command() -> list[str]:
     """The command line as a person types it, without the folders of this machine."""
     main = sys.modules.get("__main__")
@@ -248,7 +260,11 @@ def git(*words: str) -> str | None:
     def ask(*question: str) -> str | None:
         command = ["git", "-C", str(folder), *question]
         try:
-            found = subprocess.run(command, capture_output=True, text=True, check=False)
+            # A hook of git sets variables that would name another repository.
+            clean = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+            found = subprocess.run(
+                command, capture_output=True, encoding="utf8", errors="replace", env=clean
+            )
         except FileNotFoundError:
             return None
         return found.stdout.strip() if found.returncode == 0 else None
