@@ -23,7 +23,7 @@ from torch import nn
 
 from experiments.recipes import DIGITS
 from vitx import data, stats
-from vitx.config import DATA, ModelConfig, TrainConfig, override
+from vitx.config import ModelConfig, TrainConfig, override
 from vitx.evaluate import confusion
 from vitx.interop.timm import from_timm
 from vitx.model import build
@@ -67,7 +67,7 @@ def trajectory(config: TrainConfig, steps: int) -> float:
     losses = {}
     for side, model in models.items():
         state = init(config, model=model)
-        stream = data.batches(dataset, config.data, batch=config.batch, seed=config.seed)
+        stream = data.batches(dataset, batch=config.batch, seed=config.seed)
         losses[side] = [_double_step(state, next(stream), config) for _ in range(steps)]
     return max(abs(a - b) / abs(a) for a, b in zip(losses["timm"], losses["vitx"], strict=True))
 
@@ -77,7 +77,6 @@ def train_side(side: str, seed: int, config: TrainConfig, device: torch.device |
     config = override(config, seed=seed)
     model = timm_model(config.model, seed) if side == "timm" else build(config.model, seed=seed)
     state, result = train(config, model=model, device=device)
-    dataset = data.load(config.data)
     found = {
         "side": side,
         "seed": seed,
@@ -88,7 +87,7 @@ def train_side(side: str, seed: int, config: TrainConfig, device: torch.device |
         "seconds": result.seconds,
         "curve": result.curve,
         "confusion": confusion(
-            result.test_logits.cpu(), dataset.test.target, len(dataset.classes)
+            result.test_logits, result.test_target, config.model.classes
         ).tolist(),
     }
     return found | {"weights": state.model.cpu().state_dict()}
@@ -166,7 +165,7 @@ def pilot_fields(results: list[dict], margin: float = MARGIN) -> dict:
         for side in _SIDES
     }
     pooled = math.sqrt(statistics.mean(std**2 for std in stds.values()))
-    pooled = max(pooled, 1 / DATA["digits"].val)
+    pooled = max(pooled, 1 / DIGITS.data.val)
     return {
         "seeds": len(results) // 2,
         "reference_std": stds["timm"],

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from benchmarks import rows as rows_file
 from benchmarks.mutants import Score
 from experiments import cli
-from vitx.config import DATA
+from experiments.recipes import DIGITS
 from vitx.stats import mean_interval
 from vitx.visualize import Bar, ratios, save
 
@@ -217,7 +217,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
     body = []
     wanted = [row for row in rows if row["kind"] == "accuracy"]
     for row in rows_file.latest(wanted, "data", "device", *MACHINE):
-        images = DATA[row["data"]].test
+        images = DIGITS.data.test
         said = row["verdict"]
         if isinstance(row["low"], float):
             said += (

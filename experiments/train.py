@@ -1,5 +1,6 @@
 """Train one model: `python -m experiments.train RECIPE [--model.depth=6] [--dry-run]`."""
 
+import sys
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +10,9 @@ import tyro
 from experiments import cli
 from experiments.recipes import RECIPES
 from vitx import tracking
-from vitx.config import DATA, TrainConfig, delta, flat
+from vitx.config import TrainConfig, delta, flat
 from vitx.cost import cost
+from vitx.data import steps_an_epoch
 from vitx.registry import nearest
 
 PROG = "python -m experiments.train"
@@ -22,8 +24,12 @@ class Switches:
 
     dry_run: bool = False
     """Print configuration, parameters, MACs and steps; train nothing."""
+    resume: bool = False
+    """Go on with the last run of the same recipe and settings, or the one in --folder."""
     out: Path = Path("runs")
     """Folder of run folders."""
+    folder: Path | None = None
+    """Folder of this run; if not given, one of its own under --out."""
     wandb: str = ""
     """W&B mode: online, offline or disabled; empty for WANDB_MODE, else offline."""
     device: str = ""
@@ -58,35 +64,60 @@ def read(name: str, flags: list[str]) -> tuple[TrainConfig, Switches]:
 
 def describe(name: str, config: TrainConfig) -> None:
     """Print what will be trained and what it costs; needs no data."""
-    found, images = cost(config.model), DATA[config.data.name].train
+    found, images = cost(config.model), config.data.train_images
     for key, value in flat(config).items():
         print(f"  {key} = {value}")
+    epochs = "an unknown number of epochs"
+    if images:
+        a_epoch = steps_an_epoch(images, config.batch, drop_last=config.data.drop_last)
+        epochs = f"{config.steps / a_epoch:.1f} epochs of {images:,}"
     print(
         f"{name}: {found.parameters:,} parameters, {found.macs:,} MACs an image forward, "
-        f"{config.steps:,} steps of {config.batch} images "
-        f"({config.steps * config.batch / images:.1f} epochs of {images:,})"
+        f"{config.steps:,} steps of {config.batch} images ({epochs})"
     )
 
 
 def train(name: str, config: TrainConfig, switches: Switches) -> None:
-    """Train with a run folder and W&B; print the test accuracy with its standard error."""
-    from vitx.train import train
+    """Train with a run folder and W&B; print the final readings with their standard errors."""
+    from vitx.parallel import gathered, processes
+    from vitx.train import Stopped, train
 
     changed = delta(config, RECIPES[name])
     # A folder's name has a limit; the whole difference stands in config.json.
     label = ",".join(f"{key}={value}" for key, value in changed.items())[:100] or "base"
-    device = str(tracking.device(switches.device))
-    values = {"recipe": name, "device": device} | flat(config)
-    with tracking.Run(switches.out, name, label, values, mode=switches.wandb or None) as run:
-        print(run.where)
-        _, result = train(config, run, device=device)
-        where = run.where
-    test = result.test
-    print(
-        f"test accuracy {test.accuracy:.2%} ± {test.standard_error:.2%} (standard error of "
-        f"{test.images} images), test loss {test.loss:.4f}, {result.seconds:.1f} s"
-    )
-    print(f"run: {run.folder}\n{where}")
+    folder = switches.folder or (_last(switches.out / name, label) if switches.resume else None)
+    with processes(tracking.device(switches.device)) as (part, device):
+        values = {"recipe": name, "device": str(device)} | flat(config)
+        if not part.first:
+            folder = gathered(None, part)[0]  # the first process made it
+            train(config, device=device, part=part, folder=folder, resume=switches.resume)
+            return
+        with tracking.Run(
+            switches.out, name, label, values, mode=switches.wandb or None, folder=folder
+        ) as run:
+            print(run.where)
+            how = {"device": device, "part": part, "folder": gathered(run.folder, part)[0]}
+            try:
+                _, result = train(config, run, resume=switches.resume, **how)
+            except Stopped as stopped:
+                print(f"{stopped}; go on with: --resume --folder {run.folder}", file=sys.stderr)
+                raise SystemExit(stopped.exit_status) from None
+            where = run.where
+    for split, score in (("validation", result.val), ("test", result.test)):
+        if score.images:
+            print(
+                f"{split} accuracy {score.accuracy:.2%} ± {score.standard_error:.2%} (standard "
+                f"error of {score.images:,} images), loss {score.loss:.4f}"
+            )
+    print(f"{result.seconds:.1f} s, {result.cpu_seconds:.1f} s of CPU\nrun: {run.folder}\n{where}")
+
+
+def _last(group: Path, label: str) -> Path:
+    """The newest run folder of that label that holds a checkpoint."""
+    found = [path.parent for path in group.glob("*/*.ckpt") if path.parent.name[:-9] == label]
+    if not found:
+        raise ValueError(f"{group} holds no run named {label} with a checkpoint to resume")
+    return max(found, key=lambda path: path.stat().st_mtime)
 
 
 if __name__ == "__main__":

@@ -117,9 +117,11 @@ def test_the_released_defaults_have_not_moved():
         "image": [224, 224], "patch": [16, 16], "channels": 3, "classes": 1000, "width": 192,
         "depth": 12, "heads": 3, "mlp_ratio": 4.0, "class_token": True, "registers": 0,
         "patchify": "conv", "position": "learned", "position_tokens": "all", "attention": "sdpa",
-        "qkv_bias": "qkv", "norm": "layernorm", "mlp": "gelu", "pool": "cls", "layer_scale": 0.0,
-        "final_norm": True, "fc_norm": False, "drop": 0.0, "attention_drop": 0.0,
-        "position_drop": 0.0, "head_drop": 0.0, "drop_path": 0.0, "init": "timm",
+        "qkv_bias": "qkv", "norm": "layernorm", "mlp": "gelu", "placement": "pre", "pool": "cls",
+        "layer_scale": 0.0, "final_norm": True, "fc_norm": False, "drop": 0.0,
+        "attention_drop": 0.0, "position_drop": 0.0, "head_drop": 0.0,
+        "drop_path": 0.0, "patch_drop": 0.0,
+        "init": "timm",
     }  # fmt: skip
 
 

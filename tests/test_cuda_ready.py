@@ -42,8 +42,9 @@ def test_loss_augmentation_and_metrics_stay_on_the_device(fake):
     recipe = RECIPES["digits"]
     images = torch.empty(1257, 1, 8, 8, dtype=torch.uint8, device="cuda")
     split = Split(images, torch.empty(1257, dtype=torch.long, device="cuda"))
-    dataset = Dataset(train=split, val=split, test=split, classes=("0",), mean=0.0, std=1.0)
-    image, target = next(batches(dataset, recipe.data, batch=4, seed=0))
+    one = torch.ones(1, device="cuda")
+    dataset = Dataset(split, split, split, ("0",), one, one, "", recipe.data, (8, 8))
+    image, target = next(batches(dataset, batch=4, seed=0, device="cuda"))
     logits = vitx.build(recipe.model, device="cuda")(image)
     loss = cross_entropy(logits, target, label_smoothing=0.1)
     accuracy = (logits.argmax(dim=1) == target).float().mean()
@@ -52,7 +53,7 @@ def test_loss_augmentation_and_metrics_stay_on_the_device(fake):
 
 def test_the_fused_optimizer_steps_on_cuda(fake):
     vit = vitx.build(vitx.size("Pico/4", image=8, classes=10), device="cuda")
-    optimizer = optim.adamw(vit, OptimConfig())
+    (optimizer,) = optim.optimizers(vit, OptimConfig())
     for parameter in vit.parameters():
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()

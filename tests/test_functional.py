@@ -9,12 +9,13 @@ from torch import nn
 
 from vitx.functional import augment, patches, position
 from vitx.functional.attention import ATTENTION, weights
-from vitx.functional.drop import drop_path
+from vitx.functional.drop import drop_patches, drop_path
 from vitx.functional.init import INIT, keyed_generator
 from vitx.functional.loss import cross_entropy
 from vitx.functional.mlp import MLP
 from vitx.functional.norm import layernorm
 from vitx.functional.pool import POOL, READS
+from vitx.layers import PATCHIFY
 
 B, C, Y, X, P, Q, HEADS, E = 2, 3, 3, 5, 2, 7, 2, 8
 
@@ -59,7 +60,7 @@ def test_every_patchify_is_a_strided_convolution(name, device):
         ],
         dim=1,
     )
-    torch.testing.assert_close(patches.PATCHIFY[name](picture, kernel, bias), wanted)
+    torch.testing.assert_close(PATCHIFY[name](picture, kernel, bias), wanted)
 
 
 def qkv(n=5, i=None, device="cpu"):
@@ -103,6 +104,13 @@ def test_attention_weights_sum_to_one_over_keys():
 def test_gelu_is_x_times_the_normal_distribution_function():
     x = torch.linspace(-4, 4, 31, dtype=torch.float64)
     torch.testing.assert_close(MLP["gelu"](x), x * 0.5 * (1 + torch.erf(x / math.sqrt(2))))
+
+
+def test_gelu_tanh_is_its_formula():
+    x = torch.linspace(-4, 4, 31, dtype=torch.float64)
+    wanted = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    torch.testing.assert_close(MLP["gelu_tanh"](x), wanted)
+    assert (MLP["gelu"](x) - wanted).abs().max() > 1e-4
 
 
 def test_layernorm_has_mean_zero_and_the_variance_that_eps_leaves():
@@ -157,6 +165,16 @@ def test_drop_path_drops_at_its_rate_and_keeps_the_mean():
     torch.testing.assert_close(out[:, 0, 0], torch.tensor([0, 0, 4 / 3, 4 / 3]).double())
 
 
+def test_dropped_patches_leave_the_prefix_and_a_random_rest_in_order():
+    tokens = torch.arange(2 * 13, dtype=torch.float64).reshape(2, 13, 1)
+    uniform = torch.rand(2, 11)
+    out = drop_patches(tokens, uniform, rate=0.5, prefix=2)
+    assert out.shape == (2, 7, 1)
+    assert torch.equal(out[:, :2], tokens[:, :2])
+    for kept, draws, whole in zip(out[:, 2:, 0], uniform, tokens[:, 2:, 0], strict=True):
+        assert torch.equal(kept, whole[draws.argsort()[:5].sort().values])
+
+
 def test_affine_without_size_is_the_identity():
     picture = torch.rand(B, C, 9, 11, dtype=torch.float64)
     same = augment.affine(picture, torch.rand(B, 5, dtype=torch.float64))
@@ -186,6 +204,81 @@ def test_affine_turns_in_pixels_on_an_image_that_is_not_square():
     torch.testing.assert_close(turned[..., 2:7], picture[..., 2:7].rot90(1, (2, 3)))
 
 
+def test_flip_mirrors_at_its_rate():
+    picture = torch.rand(4, C, 5, 7)
+    uniform = torch.tensor([[0.1], [0.49], [0.5], [0.9]])
+    out = augment.flip(picture, uniform, rate=0.5)
+    assert torch.equal(out[:2], picture[:2].flip(-1))
+    assert torch.equal(out[2:], picture[2:])
+
+
+def boxes(uniform, smallest, h, w):
+    """RandomResizedCrop's draw, one image at a time."""
+    for row in uniform.tolist():
+        for share, slant in zip(row[:10], row[10:20], strict=True):
+            area = h * w * (smallest + (1 - smallest) * share)
+            aspect = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * slant)
+            height, width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if 0 < height <= h and 0 < width <= w:
+                break
+        else:
+            height, width = min(h, round(w / (3 / 4))), min(w, round(h * 4 / 3))
+        yield int(row[20] * (h - height + 1)), int(row[21] * (w - width + 1)), height, width
+
+
+@pytest.mark.parametrize("smallest", [0.08, 0.8])
+def test_a_resized_crop_is_a_crop_stretched_by_pytorch(smallest, device):
+    picture = torch.rand(64, C, 13, 11, dtype=torch.float64, device=device)
+    uniform = torch.rand(64, augment.CROP_DRAWS, dtype=torch.float64, device=device)
+    out = augment.resized_crop(picture, uniform, smallest=smallest)
+    for k, (top, left, height, width) in enumerate(boxes(uniform, smallest, 13, 11)):
+        crop = picture[k : k + 1, :, top : top + height, left : left + width]
+        wanted = F.interpolate(crop, (13, 11), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(out[k : k + 1], wanted)
+
+
+def test_a_crop_that_never_fits_takes_the_largest_box():
+    picture = torch.rand(1, 1, 4, 12, dtype=torch.float64)
+    uniform = torch.full((1, augment.CROP_DRAWS), 0.999, dtype=torch.float64)
+    out = augment.resized_crop(picture, uniform, smallest=0.99)
+    crop = picture[:, :, :, 7:]  # 4 rows, 5 columns: the widest within 4/3, at the right end
+    wanted = F.interpolate(crop, (4, 12), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(out, wanted)
+
+
+def test_erase_sets_one_box_to_zero_at_its_rate():
+    picture = torch.ones(500, 1, 16, 16)
+    uniform = torch.rand(500, augment.ERASE_DRAWS)
+    out = augment.erase(picture, uniform, rate=0.25)
+    erased = (out == 0).flatten(1).sum(dim=1)
+    assert torch.equal(erased > 0, uniform[:, 0] < 0.25)
+    assert (erased[erased > 0] / 256).mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.03)
+    for hole in (out[erased > 0] == 0)[:, 0]:
+        rows, columns = hole.any(dim=1), hole.any(dim=0)
+        assert hole.sum() == rows.sum() * columns.sum()
+        assert rows.nonzero().diff(dim=0).le(1).all()
+
+
+@pytest.mark.parametrize("how", ["mixup", "cutmix"])
+def test_mixed_targets_sum_to_one_and_weigh_the_pixels(how):
+    picture = torch.arange(4.0)[:, None, None, None].expand(4, C, 9, 7)
+    target, share = F.one_hot(torch.arange(4), 5).float(), torch.tensor(0.6)
+    where = (torch.tensor([0.9, 0.2]),) if how == "cutmix" else ()
+    mixed, soft = getattr(augment, how)(picture, target, share, *where)
+    torch.testing.assert_close(soft.sum(dim=1), torch.ones(4))
+    torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), soft @ torch.arange(5.0))
+    assert soft[0, 0] < 1
+
+
+def test_cutmix_pastes_a_box_of_the_stated_area():
+    picture = torch.stack([torch.zeros(1, 20, 30), torch.ones(1, 20, 30)])
+    target = torch.eye(2)
+    mixed, soft = augment.cutmix(picture, target, torch.tensor(0.75), torch.tensor([0.5, 0.5]))
+    assert mixed[0].sum() == 10 * 15
+    assert torch.equal(mixed[0], 1 - mixed[1])
+    torch.testing.assert_close(soft[0], torch.tensor([0.75, 0.25]))
+
+
 def test_label_smoothing_moves_its_share_to_all_classes():
     logits, target = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 3, 1, 2, 2])
     soft = F.one_hot(target, 4) * 0.9 + 0.1 / 4
@@ -208,3 +301,25 @@ def test_a_draw_depends_on_seed_and_name_only(scheme):
 def test_a_scheme_refuses_a_parameter_it_has_no_rule_for(scheme):
     with pytest.raises(ValueError, match="no rule for the parameter 'strange'"):
         INIT[scheme]("strange", (3,), 3, keyed_generator(0, "strange"))
+
+
+def test_the_torch_scheme_has_the_distribution_of_pytorchs_layers():
+    layer = nn.Linear(300, 500)
+    for leaf, theirs in (("weight", layer.weight), ("bias", layer.bias)):
+        name = f"blocks.0.mlp.fc1.{leaf}"
+        ours = INIT["torch"](name, tuple(theirs.shape), 300, keyed_generator(0, name))
+        assert ours.abs().max() <= 300**-0.5
+        assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.1)
+    tokens = INIT["torch"]("cls_token", (1, 1, 4000), 4000, keyed_generator(0, "cls_token"))
+    assert tokens.std().item() == pytest.approx(1, rel=0.05)
+    gain = INIT["torch"]("blocks.0.norm1.weight", (7,), 1, keyed_generator(0, "gain"))
+    assert torch.equal(gain, torch.ones(7))
+
+
+def test_the_normal_scheme_has_its_deviation_and_zero_biases():
+    def draw(name, *shape):
+        return INIT["normal"](name, shape, shape[-1], keyed_generator(0, name), std=0.1)
+
+    assert draw("blocks.0.mlp.fc1.weight", 300, 200).std().item() == pytest.approx(0.1, rel=0.02)
+    assert draw("patch_embed.proj.weight", 300, 3, 8, 8).abs().max() > 0.3
+    assert torch.equal(draw("blocks.0.mlp.fc1.bias", 300), torch.zeros(300))

@@ -27,6 +27,8 @@ OPTIONS = {
     "no head": {"classes": 0},
     "depth one": {"depth": 1},
     "one patch": {"patch": (9, 20), "registers": 0},
+    "norm after": {"placement": "post"},
+    "stem": {"patchify": "stem", "image": (8, 20), "patch": 4},
 }
 
 
@@ -44,7 +46,9 @@ def images(vit, batch=2):
 
 
 def variant(slot, name):
-    return {slot: name} | ({"class_token": False} if name == "mean" else {})
+    """The settings that a variant needs beside its name."""
+    needed = {"mean": {"class_token": False}, "stem": {"image": (8, 20), "patch": 4}}
+    return {slot: name} | needed.get(name, {})
 
 
 @pytest.mark.parametrize(("slot", "name"), VARIANTS)
@@ -119,6 +123,57 @@ def test_attention_maps_reproduce_the_fused_output():
     _, _, v = block.attn.split(block.norm1(tokens), None)
     mixed = torch.einsum("bhij,bhje->bihe", maps[0], v).flatten(2)
     torch.testing.assert_close(block.attn.proj(mixed), block.attn(block.norm1(tokens)))
+
+
+def test_a_block_that_normalises_after_is_pytorchs_encoder_layer():
+    vit = make(placement="post", norm="layernorm(eps=1e-5)", registers=0)
+    layer = torch.nn.TransformerEncoderLayer(
+        24, 3, 96, dropout=0.0, activation="gelu", batch_first=True, dtype=torch.float64
+    )
+    names = {
+        "self_attn.in_proj_": "attn.qkv.", "self_attn.out_proj.": "attn.proj.",
+        "linear1.": "mlp.fc1.", "linear2.": "mlp.fc2.", "norm": "norm",
+    }  # fmt: skip
+    state = vit.blocks[0].state_dict()
+    theirs = {
+        name: state[next(ours + name[len(part):] for part, ours in names.items()
+                         if name.startswith(part))]
+        for name in layer.state_dict()
+    }  # fmt: skip
+    layer.load_state_dict(theirs)
+    tokens = torch.randn(2, 5, 24, dtype=torch.float64)
+    torch.testing.assert_close(vit.blocks[0](tokens), layer(tokens))
+
+
+def test_attention_maps_are_of_the_tokens_that_the_placement_gives():
+    vit = make(placement="post")
+    tokens = vit.embed(images(vit))
+    wanted = vit.blocks[0].attn.weights(tokens)
+    torch.testing.assert_close(vit.attention_maps(images(vit))[0].shape, wanted.shape)
+    torch.testing.assert_close(vit.blocks[0].attention_map(tokens), wanted)
+
+
+def test_patch_drop_leaves_patches_out_in_training_only():
+    vit = make(patch_drop=0.4)
+    image = images(vit)
+    assert vit.embed(image).shape[1] == 3 + 15
+    vit.train()
+    assert vit.embed(image).shape[1] == 3 + 9
+    assert (vit(image) - vit(image)).abs().max() > 0
+    with pytest.raises(ValueError, match=r"model\.patch_drop leaves some out"):
+        vit(image, mask=torch.ones(2, 18, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch": (3, 4)}, "needs a patch of 2, 4, 8, 16, …, not \\(3, 4\\)"),
+        ({"patch": 8, "image": 16, "width": 30}, "30 is not a multiple of 4"),
+    ],
+)
+def test_a_stem_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        vitx.build(override(SMALL, patchify="stem", **changes))
 
 
 def test_attention_maps_of_an_unknown_core_are_refused():

@@ -11,6 +11,7 @@ from vitx.model import Block, Vit, build, functionalize
 
 if TYPE_CHECKING:
     from vitx.interop.timm import from_timm
+    from vitx.weights import export, load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,13 +19,15 @@ __all__ = [
     "ModelConfig",
     "Vit",
     "build",
+    "export",
     "from_timm",
     "functionalize",
+    "load",
     "override",
     "size",
 ]
 
-_LAZY = {"from_timm": "vitx.interop.timm"}
+_LAZY = {"from_timm": "vitx.interop.timm", "load": "vitx.weights", "export": "vitx.weights"}
 _MODULES = (
     "compare",
     "cost",
@@ -37,6 +40,7 @@ _MODULES = (
     "tracking",
     "train",
     "visualize",
+    "weights",
 )
 
 

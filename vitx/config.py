@@ -13,16 +13,19 @@ from vitx.functional.attention import ATTENTION
 from vitx.functional.init import INIT
 from vitx.functional.mlp import MLP
 from vitx.functional.norm import NORM
-from vitx.functional.patches import PATCHIFY
+from vitx.functional.placement import PLACEMENT
 from vitx.functional.pool import POOL, cls
 from vitx.functional.position import POSITION, sincos2d
+from vitx.functional.schedule import SCHEDULE
+from vitx.layers import PATCHIFY
 from vitx.registry import nearest, resolve
+from vitx.sources import FACTS, SOURCES, Facts
 
 Slot = str | Callable[..., Any]
 """A variant's name, its call-string such as "layernorm(eps=1e-5)", or a callable in Python."""
 
 SLOTS = {table.slot.removeprefix("model."): table for table in (
-    PATCHIFY, POSITION, ATTENTION, NORM, MLP, POOL, INIT
+    PATCHIFY, POSITION, ATTENTION, NORM, MLP, PLACEMENT, POOL, INIT
 )}  # fmt: skip
 
 SIZES = {
@@ -66,6 +69,8 @@ class ModelConfig:
     """Which of query, key and value have a bias: `qkv` or `none`."""
     norm: Slot = "layernorm"
     mlp: Slot = "gelu"
+    placement: Slot = "pre"
+    """Where a block normalises: before its branches, or after adding them."""
     pool: Slot = "cls"
     layer_scale: float = 0.0
     """Initial gain of the residual branches; 0 leaves layer scale out."""
@@ -80,6 +85,8 @@ class ModelConfig:
     head_drop: float = 0.0
     drop_path: float = 0.0
     """Stochastic depth of the last block; the rate grows linearly from 0 at the first."""
+    patch_drop: float = 0.0
+    """Share of the patches that training leaves out, other ones of every image and step."""
     init: Slot = "timm"
 
     def __post_init__(self):
@@ -89,7 +96,8 @@ class ModelConfig:
             _check_int(f"model.{name}", getattr(self, name), 1)
         for name in ("classes", "registers"):
             _check_int(f"model.{name}", getattr(self, name), 0)
-        for name in ("drop", "attention_drop", "position_drop", "head_drop", "drop_path"):
+        for name in ("drop", "attention_drop", "position_drop", "head_drop", "drop_path",
+                     "patch_drop"):  # fmt: skip
             _check_rate(f"model.{name}", getattr(self, name))
         for name in ("mlp_ratio", "layer_scale"):
             _check_number(f"model.{name}", getattr(self, name))
@@ -154,27 +162,34 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """What is known of a data set without reading it."""
-
-    image: tuple[int, int]
-    channels: int
-    classes: int
-    train: int
-    val: int
-    test: int
-
-
-DATA = {"digits": DataFacts(image=(8, 8), channels=1, classes=10, train=1257, val=180, test=360)}
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images, how they are split, and how they are varied in training."""
 
-    name: str = "digits"
+    name: Slot = "digits"
+    """A source: digits, cifar10, cifar100, places365, imagefolder, hf or fake."""
+    root: str = ""
+    """Folder of the data, or its name on the Hugging Face hub."""
+    train: int = 0
+    """Images to train on, a random part; 0 for all that validation and test leave."""
+    val: int = 0
+    """Images held out for validation; 0 for the data set's own validation split, if it has one."""
+    test: int = 0
+    """Images held out for the test; 0 for the data set's own test split, if it has one."""
+    stratified: bool = True
+    """Held-out parts have the classes' shares of the whole."""
     split_seed: int = 0
     """Fixes which image is in which split; not varied between seeds of a comparison."""
+    drop_last: bool = True
+    """Leave out an epoch's last images that fill no batch; else they are a smaller batch."""
+    resize: str = "crop"
+    """How larger images get the model's size: the shorter side and then the centre (`crop`), or
+    both sides, whatever the aspect (`squash`). Data sets in memory have the model's size."""
+    normalise: str = "data"
+    """Mean and deviation: of the training split (`data`), ½ and ½ (`half`), or `imagenet`."""
+    flip: float = 0.0
+    """Share of images mirrored left and right."""
+    crop: float = 1.0
+    """Smallest area of a random resized crop, as a share of the image; 1 for none."""
     rotate: float = 0.0
     """Largest rotation in degrees, either way."""
     scale: float = 0.0
@@ -183,38 +198,102 @@ class DataConfig:
     """Largest horizontal shear, either way."""
     shift: float = 0.0
     """Largest shift as a fraction of the image, either way, on each axis."""
+    randaugment: str = ""
+    """timm's words for RandAugment, such as rand-m9-mstd0.5; only for images read from files."""
+    erase: float = 0.0
+    """Share of images with a random box erased."""
+    mixup: float = 0.0
+    """α of mixup's Beta(α, α); 0 for none. With cutmix too, either is drawn for a batch."""
+    cutmix: float = 0.0
+    workers: int = 0
+    """Processes that read images from files; 0 for this one. It changes no image."""
+    on_bad_image: str = "stop"
+    """What to do with a picture that can't be decoded: `stop`, or `skip` it and list it."""
+    max_pixels: int = 50_000_000
+    """Larger pictures are refused before they are decoded."""
 
     def __post_init__(self):
-        _check_choice("data.name", self.name, tuple(DATA))
         _check_number("data.rotate", self.rotate)
         if not 0 <= self.rotate <= 180:
             raise ValueError(f"data.rotate = {self.rotate} must lie between 0 and 180 degrees")
         for name in ("scale", "shear", "shift"):
             _check_rate(f"data.{name}", getattr(self, name))
+        for name in ("flip", "erase"):
+            _check_share(f"data.{name}", getattr(self, name))
+        _check_number("data.crop", self.crop)
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"data.crop = {self.crop} must lie in (0, 1]")
+        for name in ("mixup", "cutmix"):
+            _check_positive(f"data.{name}", getattr(self, name), zero=True)
+        for name in ("train", "val", "test", "split_seed", "workers"):
+            _check_int(f"data.{name}", getattr(self, name), 0)
+        _check_int("data.max_pixels", self.max_pixels, 1)
+        resolve(self.name, SOURCES)
+        _check_choice("data.on_bad_image", self.on_bad_image, ("stop", "skip"))
+        _check_choice("data.resize", self.resize, ("crop", "squash"))
+        _check_choice("data.normalise", self.normalise, ("data", "half", "imagenet"))
+
+    @property
+    def facts(self) -> Facts | None:
+        """What is known of the named data set without reading it, if anything."""
+        return FACTS.get(self.name) if isinstance(self.name, str) else None
+
+    @property
+    def train_images(self) -> int:
+        """Images to train on, as far as they are known without reading the data; else 0."""
+        if self.train or self.facts is None:
+            return self.train
+        return self.facts.train - self.val - (0 if self.facts.test else self.test)
+
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay to zero."""
+    """The optimizer, its learning rate over the steps, and which parameters it changes."""
 
+    name: str = "adamw"
+    """adamw, adam, sgd, muon (for the blocks' matrices, adamw for the rest), or timm's name."""
     lr: float = 1e-3
     weight_decay: float = 0.05
-    """On matrices and the patch kernel; not on biases, gains, tokens and positions."""
+    decay: str = "matrices"
+    """What weight decay acts on: `matrices` and the patch kernel, not biases, gains, tokens and
+    positions; or `all` parameters."""
     beta1: float = 0.9
+    """Also the momentum of sgd and muon."""
     beta2: float = 0.999
+    schedule: Slot = "cosine"
     warmup_steps: int = 0
+    """Steps over which the rate grows linearly to `lr`, before the schedule."""
+    clip: float = 0.0
+    """Largest norm of the whole gradient; 0 for none."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from a block to the one below it (Clark et al. 2020)."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are, by patterns such as blocks.0.* or patch_embed.*"""
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        for name in ("lr", "weight_decay"):
-            _check_number(f"optim.{name}", getattr(self, name))
-        if self.lr <= 0:
-            raise ValueError(f"optim.lr = {self.lr} must be positive")
-        if self.weight_decay < 0:
-            raise ValueError(f"optim.weight_decay = {self.weight_decay} must be 0 or positive")
+        if self.name not in OPTIMIZERS:
+            from timm.optim._optim_factory import list_optimizers
+
+            others = (str(name) for name in list_optimizers())
+            _check_choice("optim.name", self.name, (*OPTIMIZERS, *others))
+        _check_positive("optim.lr", self.lr)
+        _check_positive("optim.weight_decay", self.weight_decay, zero=True)
+        _check_positive("optim.clip", self.clip, zero=True)
         for name in ("beta1", "beta2", "label_smoothing"):
             _check_rate(f"optim.{name}", getattr(self, name))
+        _check_choice("optim.decay", self.decay, ("matrices", "all"))
+        _check_number("optim.layer_decay", self.layer_decay)
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay = {self.layer_decay} must lie in (0, 1]")
         _check_int("optim.warmup_steps", self.warmup_steps, 0)
+        resolve(self.schedule, SCHEDULE)
+
+
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,32 +303,61 @@ class TrainConfig:
     model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    weights: str = ""
+    """File of weights to start from, in any format that `vitx.load` knows; empty for the init."""
     steps: int = 1000
     batch: int = 64
-    """Images a step."""
-    eval_every: int = 100
-    """Steps between two readings of the validation split."""
+    """Images a step, over all processes and accumulated parts."""
+    accumulate: int = 1
+    """Equal parts of a batch whose gradients are added up one after the other."""
+    precision: str = "float32"
+    """Of matrix products and attention, by autocast; parameters stay in float32."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights, which is then the result; 0 for none."""
+    compile: bool = False
+    """Train through torch.compile."""
     seed: int = 0
     """Seeds initial weights, order and augmentation."""
+    curve: str = "val"
+    """Split that is read during training, `val` or `test`; it chooses nothing."""
+    eval_every: int = 100
+    """Steps between two readings of the curve's split."""
+    log_every: int = 50
+    """Steps between two readings of the training loss, the only steps that wait for the device."""
+    save_every: int = 1000
+    """Steps between two checkpoints."""
 
     def __post_init__(self):
-        for name in ("steps", "batch", "eval_every"):
+        for name in ("steps", "batch", "accumulate", "eval_every", "log_every", "save_every"):
             _check_int(name, getattr(self, name), 1)
         _check_int("seed", self.seed, 0)
-        facts, model = DATA[self.data.name], self.model
-        for name, value, wanted in (
-            ("image", model.size, facts.image),
-            ("channels", model.channels, facts.channels),
-            ("classes", model.classes, facts.classes),
-        ):
-            if value != wanted:
-                raise ValueError(
-                    f"model.{name} = {value} does not fit the data set {self.data.name}, "
-                    f"which has {wanted}"
-                )
-        if self.batch > facts.train:
+        _check_rate("ema", self.ema)
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("curve", self.curve, ("val", "test"))
+        if self.batch % self.accumulate:
             raise ValueError(
-                f"batch = {self.batch} is larger than the training split of {facts.train}"
+                f"accumulate = {self.accumulate} does not divide batch = {self.batch}; "
+                f"nearest that does: {_nearest_divisors(self.batch, self.accumulate)}"
+            )
+        if facts := self.data.facts:
+            check_fit(self.model, self.data.name, facts)
+        if 0 < self.data.train_images < self.batch and self.data.drop_last:
+            raise ValueError(
+                f"batch = {self.batch} is larger than the training split of "
+                f"{self.data.train_images}"
+            )
+
+
+def check_fit(model: ModelConfig, name: object, facts: Facts) -> None:
+    """ValueError if a model does not take the images or give the classes of a data set."""
+    for what, value, wanted in (
+        ("image", model.size, facts.image),
+        ("channels", model.channels, facts.channels),
+        ("classes", model.classes, facts.classes),
+    ):
+        if value != wanted:
+            raise ValueError(
+                f"model.{what} = {value} does not fit the data set {name}, which has {wanted}"
             )
 
 
@@ -338,6 +446,18 @@ def _check_rate(name: str, value: float) -> None:
     _check_number(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{name} = {value!r} must lie in [0, 1)")
+
+
+def _check_share(name: str, value: float) -> None:
+    _check_number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} = {value!r} must lie in [0, 1]")
+
+
+def _check_positive(name: str, value: float, *, zero: bool = False) -> None:
+    _check_number(name, value)
+    if value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} = {value!r} must be {'0 or ' if zero else ''}positive")
 
 
 def _check_number(name: str, value: object) -> None:

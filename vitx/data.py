@@ -1,96 +1,106 @@
-"""Data sets in memory: uint8 images with labels, split by a fixed seed, varied on the device."""
+"""Data sets as training sees them: three splits, order and draws by seed, batches on a device.
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+Images in memory are varied in batches on the device; pictures in files are read, cropped and
+flipped by workers. Both ways draw from tables that depend on (seed, epoch) alone.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from vitx import transforms
 from vitx.axes import Image
-from vitx.config import DATA, DataConfig
-from vitx.functional.augment import AFFINE_DRAWS, affine
+from vitx.config import DataConfig
+from vitx.functional import augment
+from vitx.images import Files, Preprocessing, Split, read_all
+from vitx.registry import resolve
+from vitx.sources import SOURCES, Images, Source
 
+Batch = tuple[Image, Tensor]
+"""Normalised images and their class numbers (b), or class probabilities (b, classes) if mixed."""
 
-@dataclass(frozen=True)
-class Split:
-    """Images as stored and their class numbers."""
-
-    image: UInt8[Tensor, "images c h w"]
-    target: Int[Tensor, "images"]
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    def to(self, device: torch.device | str) -> "Split":
-        return Split(self.image.to(device), self.target.to(device))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and deviation of ImageNet's colours, in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Three splits that share no image. Validation chooses, test is read once at the end."""
 
-    train: Split
-    val: Split
-    test: Split
+    train: Images
+    val: Images
+    test: Images
     classes: tuple[str, ...]
-    mean: float
-    std: float
+    mean: Float[Tensor, "c"]
+    std: Float[Tensor, "c"]
+    origin: str
+    config: DataConfig
+    size: tuple[int, int]
+    """Height and width that batches have."""
+    peak: int = 255
+    """Largest stored value of a pixel."""
+    skipped: list[str] = field(default_factory=list)
+    """Pictures that could not be used, and why; grows while files are read."""
 
     def to(self, device: torch.device | str) -> "Dataset":
-        train, val, test = (split.to(device) for split in (self.train, self.val, self.test))
-        return replace(self, train=train, val=val, test=test)
+        """What lies in memory on a device; files stay where they are."""
+        parts = {
+            name: split.to(device)
+            for name in ("train", "val", "test")
+            if isinstance(split := getattr(self, name), Split)
+        }
+        return replace(self, mean=self.mean.to(device), std=self.std.to(device), **parts)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What a picture needs before the model sees it."""
+        mean, std = ((value / self.peak).tolist() for value in (self.mean, self.std))
+        return Preprocessing(self.config.resize, tuple(mean), tuple(std))
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Stored values to mean 0 and standard deviation 1 over the training split."""
-        return (image - self.mean) / self.std
+        """Stored values to about mean 0 and standard deviation 1."""
+        mean, std = (rearrange(value, "c -> c 1 1").to(image) for value in (self.mean, self.std))
+        return (image - mean) / std
 
 
-def load(config: DataConfig) -> Dataset:
-    """The data set that the configuration names."""
-    return LOADERS[config.name](config)
+def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
+    """The data set that the configuration names, split. `size` (h, w) is for pictures in files.
 
-
-def digits(config: DataConfig) -> Dataset:
-    """1,797 scans of handwritten digits, 1×8×8, values 0 to 16, embedded in scikit-learn.
-
-    Test set of Alpaydin and Kaynak's optical recognition data (UCI, 1998). Stratified into 1,257
-    train, 180 validation and 360 test images by `config.split_seed`.
+    Raises ValueError where the data is not there, or cannot be split as asked.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    scans = load_digits()
-    image = torch.from_numpy(scans.images).to(torch.uint8)  # type: ignore[attr-defined]
-    target = torch.from_numpy(scans.target).long()  # type: ignore[attr-defined]
-    labels = target.numpy()
-    rest, test = train_test_split(
-        range(len(labels)),
-        test_size=DATA["digits"].test,
-        stratify=labels,
-        random_state=config.split_seed,
-    )
-    train, val = train_test_split(
-        rest,
-        test_size=DATA["digits"].val,
-        stratify=labels[rest],
-        random_state=config.split_seed,
-    )
-    pixels = image[train].float()
-    classes = tuple(str(name) for name in scans.target_names)  # type: ignore[attr-defined]
+    source: Source = resolve(config.name, SOURCES)(root=config.root, max_pixels=config.max_pixels)
+    splits, skipped = dict(source.splits), []
+    for name, split in splits.items():
+        if source.in_memory and isinstance(split, Files):
+            splits[name], bad = read_all(split, skip=config.on_bad_image == "skip")
+            skipped += bad
+    train = splits["train"]
+    held = {}
+    for name, images in (("test", config.test), ("val", config.val)):
+        if images:
+            rest, rows = _hold_out(train, name, images, config)
+            train, held[name] = train.take(rest), train.take(rows)
+        else:
+            held[name] = splits.get(name, train.take([]))
+    if config.train and config.train < len(train):
+        train = train.take(_hold_out(train, "train", config.train, config)[1])
+    mean, std = _statistics(train, source.peak, config)
+    if isinstance(train, Split):
+        size = (train.image.shape[-2], train.image.shape[-1])
+    if size is None:
+        raise ValueError("pictures in files need the size of a model: load(config, size=(h, w))")
     return Dataset(
-        train=_rows(image, target, train),
-        val=_rows(image, target, val),
-        test=_rows(image, target, test),
-        classes=classes,
-        mean=pixels.mean().item(),
-        std=pixels.std().item(),
-    )
-
-
-LOADERS = {"digits": digits}
+        train, held["val"], held["test"], source.classes, mean, std, source.origin, config, size,
+        source.peak, skipped,
+    )  # fmt: skip
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> Int[Tensor, "images"]:
@@ -98,42 +108,229 @@ def epoch_order(seed: int, epoch: int, images: int) -> Int[Tensor, "images"]:
     return torch.randperm(images, generator=_generator(seed, epoch, stream=0))
 
 
-def epoch_draws(seed: int, epoch: int, images: int, draws: int) -> Float[Tensor, "images draws"]:
-    """Uniform numbers of an epoch, a row an image of the split, whatever the order or device."""
-    return torch.rand(images, draws, generator=_generator(seed, epoch, stream=1))
+@lru_cache(maxsize=8)
+def epoch_draws(
+    seed: int, epoch: int, images: int, draws: int, *, stream: int = 1
+) -> Float[Tensor, "images draws"]:
+    """Uniform numbers of an epoch, a row an image of the split, whatever the order or device.
+
+    Each augmentation has its own `stream`, so that switching one on moves no other's draws.
+    """
+    return torch.rand(images, draws, generator=_generator(seed, epoch, stream=stream))
+
+
+AFFINE, CROP, FLIP, ERASE, MIX, FILES = range(1, 7)
+"""Streams of draws."""
+
+
+def steps_an_epoch(images: int, batch: int, *, drop_last: bool) -> int:
+    """Batches of an epoch."""
+    return images // batch if drop_last else -(-images // batch)
 
 
 def batches(
-    dataset: Dataset, config: DataConfig, *, batch: int, seed: int, start: int = 0
-) -> Iterator[tuple[Image, Int[Tensor, "b"]]]:
-    """Endless training batches from step `start`: varied, normalised, on the data's device.
+    dataset: Dataset,
+    *,
+    batch: int,
+    seed: int,
+    start: int = 0,
+    device: torch.device | str = "cpu",
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Endless training batches from step `start`: varied, normalised, on the device.
 
-    An epoch's last images that fill no batch are left out of that epoch.
+    `part` (rank, ranks) takes a contiguous share of every batch, for one of several processes.
     """
-    split = dataset.train
-    steps = len(split) // batch
-    if not steps:
-        raise ValueError(f"batch = {batch} is larger than the training split of {len(split)}")
-    knobs = {name: getattr(config, name) for name in ("rotate", "scale", "shear", "shift")}
-    device = split.image.device
-    epoch, offset = divmod(start, steps)
+    config, images = dataset.config, len(dataset.train)
+    if not steps_an_epoch(images, batch, drop_last=config.drop_last):
+        raise ValueError(f"batch = {batch} is larger than the training split of {images}")
+    read = _from_memory if isinstance(dataset.train, Split) else _from_files
+    plan = _plan(images, batch, seed, start, part, drop_last=config.drop_last)
+    for rows, (epoch, step), image, target in read(dataset, plan, seed, device):
+        image = dataset.normalise(image.float())
+        if config.erase:
+            draws = epoch_draws(seed, epoch, images, augment.ERASE_DRAWS, stream=ERASE)
+            image = augment.erase(image, _send(draws[rows], device), rate=config.erase)
+        if config.mixup or config.cutmix:
+            yield _mix(dataset, image, target, _generator(seed, epoch, stream=MIX, step=step))
+        else:
+            yield image, target
+
+
+def readings(
+    dataset: Dataset,
+    split: Images,
+    *,
+    batch: int = 512,
+    device: torch.device | str = "cpu",
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """A split once, in order, unvaried, normalised. `part` (rank, ranks) takes every ranks-th."""
+    rank, ranks = part
+    rows = range(rank, len(split), ranks)
+    if isinstance(split, Split):
+        for start in range(0, len(rows), batch):
+            some = torch.tensor(rows[start : start + batch], device=split.image.device)
+            image, target = split.image[some], split.target[some]
+            yield dataset.normalise(_send(image, device).float()), _send(target, device)
+        return
+    keys = [
+        [(0, row) for row in rows[start : start + batch]] for start in range(0, len(rows), batch)
+    ]
+    transform = transforms.evaluation(dataset.config, dataset.size)
+    for image, target, _ in _loader(dataset, split, transform, keys):
+        yield dataset.normalise(_send(image, device).float()), _send(target, device)
+
+
+Rows = Int[Tensor, "rows"]
+Plan = Iterator[tuple[int, int, Rows]]
+Read = Iterator[tuple[Rows, tuple[int, int], Tensor, Tensor]]
+
+
+def _plan(
+    images: int, batch: int, seed: int, start: int, part: tuple[int, int], *, drop_last: bool
+) -> Plan:
+    """(epoch, step of the epoch, rows of this part) of every step, without end."""
+    steps = steps_an_epoch(images, batch, drop_last=drop_last)
+    epoch, first = divmod(start, steps)
+    rank, ranks = part
     while True:
-        order = epoch_order(seed, epoch, len(split))
-        draws = epoch_draws(seed, epoch, len(split), AFFINE_DRAWS)
-        for step in range(offset, steps):
+        order = epoch_order(seed, epoch, images)
+        for step in range(first, steps):
             rows = order[step * batch : (step + 1) * batch]
-            image = split.image[rows.to(device)].float()
-            if any(knobs.values()):
-                image = affine(image, draws[rows].to(device), **knobs)
-            yield dataset.normalise(image), split.target[rows.to(device)]
-        epoch, offset = epoch + 1, 0
+            yield epoch, step, rows[rank * len(rows) // ranks : (rank + 1) * len(rows) // ranks]
+        epoch, first = epoch + 1, 0
 
 
-def _rows(image: Tensor, target: Tensor, rows: Any) -> Split:
-    return Split(rearrange(image[rows], "images h w -> images 1 h w"), target[rows])
+def _from_memory(dataset: Dataset, plan: Plan, seed: int, device: torch.device | str) -> Read:
+    """Batches of a tensor, cropped, flipped and turned on the device."""
+    split, config = dataset.train, dataset.config
+    assert isinstance(split, Split)
+    affine = {name: getattr(config, name) for name in ("rotate", "scale", "shear", "shift")}
+    # Each variation with its knobs, the stream of its draws, and how many it takes.
+    wanted = [
+        (
+            config.crop < 1,
+            augment.resized_crop,
+            {"smallest": config.crop},
+            CROP,
+            augment.CROP_DRAWS,
+        ),
+        (any(affine.values()), augment.affine, affine, AFFINE, augment.AFFINE_DRAWS),
+        (config.flip > 0, augment.flip, {"rate": config.flip}, FLIP, augment.FLIP_DRAWS),
+    ]
+    for epoch, step, rows in plan:
+        picked = _send(rows, split.image.device)
+        image, target = _send(split.image[picked], device), _send(split.target[picked], device)
+        image = image.float()
+        for on, vary, knobs, stream, count in wanted:
+            if on:
+                draws = epoch_draws(seed, epoch, len(split), count, stream=stream)[rows]
+                image = vary(image, _send(draws, device), **knobs)
+        yield rows, (epoch, step), image, target
 
 
-def _generator(seed: int, epoch: int, *, stream: int) -> torch.Generator:
-    # Three small numbers mixed into one 63-bit seed; the factors are large odd primes.
-    mixed = (seed * 1_000_003 + epoch) * 998_244_353 + stream
+def _from_files(dataset: Dataset, plan: Plan, seed: int, device: torch.device | str) -> Read:
+    """Batches of decoded pictures, cropped, flipped and varied by workers."""
+    files, config = dataset.train, dataset.config
+    assert isinstance(files, Files)
+    planned: deque[tuple[Rows, tuple[int, int]]] = deque()
+
+    def keys() -> Iterator[list[tuple[int, int]]]:
+        for epoch, step, rows in plan:
+            planned.append((rows, (epoch, step)))
+            seeds = torch.randint(
+                2**62, (len(files),), generator=_generator(seed, epoch, stream=FILES)
+            )
+            yield [(int(seeds[row]), int(row)) for row in rows]
+
+    transform = transforms.training(config, dataset.size)
+    for image, target, places in _loader(dataset, files, transform, keys()):
+        rows, where = planned.popleft()
+        yield rows[places], where, _send(image, device), _send(target, device)
+
+
+def _loader(
+    dataset: Dataset, files: Files, transform: object, keys: object
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Images, class numbers and places in the batch, by keys; lists what was skipped."""
+    config = dataset.config
+    pictures = transforms.Pictures(files, transform, skip=config.on_bad_image == "skip")
+    loader = DataLoader(
+        pictures,
+        batch_sampler=keys,  # type: ignore[arg-type]
+        num_workers=config.workers,
+        collate_fn=transforms.collate,
+        # The loader draws a number when it starts; this keeps it off the global generator.
+        generator=torch.Generator().manual_seed(0),
+        persistent_workers=False,
+    )
+    for image, target, places, faults in loader:
+        dataset.skipped.extend(why for why in faults if why not in dataset.skipped)
+        yield image, target, places
+
+
+def _mix(dataset: Dataset, image: Image, target: Tensor, generator: torch.Generator) -> Batch:
+    """mixup or cutmix of a batch, with one share of Beta(α, α) for all of it."""
+    from scipy.special import betaincinv
+
+    config = dataset.config
+    which, share, y, x = torch.rand(augment.MIX_DRAWS, generator=generator).tolist()
+    cut = bool(config.cutmix) and (not config.mixup or which < 0.5)
+    alpha = config.cutmix if cut else config.mixup
+    share = torch.tensor(betaincinv(alpha, alpha, share), dtype=image.dtype, device=image.device)
+    soft = F.one_hot(target, len(dataset.classes)).to(image.dtype)
+    if not cut:
+        return augment.mixup(image, soft, share)
+    return augment.cutmix(image, soft, share, torch.tensor([y, x], device=image.device))
+
+
+def _send(value: Tensor, device: torch.device | str) -> Tensor:
+    """To the device without waiting for the work that it has in hand."""
+    return value.to(device, non_blocking=True)
+
+
+def _hold_out(
+    images: Images, name: str, count: int, config: DataConfig
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Rows that stay and rows that are held out for the split `name`, by the split seed."""
+    from sklearn.model_selection import train_test_split
+
+    labels = images.target.numpy()
+    if count >= len(labels):
+        raise ValueError(f"data.{name} = {count}: that many can't be held out of {len(labels)}")
+    classes, least = len(set(labels.tolist())), int(torch.bincount(images.target).min())
+    if config.stratified and (min(count, len(labels) - count) < classes or least < 2):
+        raise ValueError(
+            f"data.{name} = {count} of {len(labels)} images can't keep the shares of {classes} "
+            "classes; set data.stratified=False, or hold out more"
+        )
+    rest, held = train_test_split(
+        list(range(len(labels))),
+        test_size=count,
+        stratify=labels if config.stratified else None,
+        random_state=config.split_seed + (name == "train"),
+    )
+    return list(rest), list(held)
+
+
+def _statistics(train: Images, peak: int, config: DataConfig) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, in stored values."""
+    if config.normalise == "half":
+        mean, std = (0.5,), (0.5,)
+    elif config.normalise == "imagenet":
+        mean, std = IMAGENET
+    elif isinstance(train, Split):
+        pixels = rearrange(train.image, "images c h w -> c (images h w)").float()
+        return pixels.mean(dim=1), pixels.std(dim=1)
+    else:
+        raise ValueError(
+            "data.normalise = 'data' needs images in memory; choose 'imagenet' or 'half' for files"
+        )
+    return peak * torch.tensor(mean), peak * torch.tensor(std)
+
+
+def _generator(seed: int, epoch: int, *, stream: int, step: int = 0) -> torch.Generator:
+    # Small numbers mixed into one 63-bit seed; the factors are large odd primes.
+    mixed = ((seed * 1_000_003 + epoch) * 998_244_353 + stream) + step * 2_147_483_647_000_003
     return torch.Generator().manual_seed(mixed % 2**63)

@@ -1,12 +1,18 @@
 """Predictions of a model on a split, and what they are worth."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitx.data import Dataset, Split
+from vitx.data import Dataset, readings
+from vitx.images import Split
+from vitx.parallel import ALONE, Part, gathered
+from vitx.sources import Images
 
 
 @dataclass(frozen=True)
@@ -19,22 +25,54 @@ class Score:
     images: int
 
 
-@torch.inference_mode()
-def predict(model: nn.Module, dataset: Dataset, split: Split, *, batch: int = 512) -> Tensor:
-    """Logits (n, classes) of a split, in evaluation mode; the model's mode is restored."""
-    was_training = model.training
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module has the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
-    dtype = next(model.parameters()).dtype
-    logits = [model(dataset.normalise(image.to(dtype))) for image in split.image.split(batch)]
-    model.train(was_training)
-    return torch.cat(logits)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, dataset: Dataset, split: Images, *, batch: int = 512, part: Part = ALONE
+) -> tuple[Tensor, Tensor]:
+    """Logits (images, classes) of a split and its class numbers, on the model's device.
+
+    Of several processes each computes its share once; all get the whole, in the split's order.
+    Pictures that are skipped as bad are in neither.
+    """
+    some = next(model.parameters())
+    found = []
+    with evaluating(model):
+        stream = readings(
+            dataset, split, batch=batch, device=some.device, part=(part.rank, part.ranks)
+        )
+        for image, target in stream:
+            found.append((model(image.to(some.dtype)), target))
+    if not found:
+        empty = torch.zeros(0, len(dataset.classes), device=some.device)
+        found = [(empty, torch.zeros(0, dtype=torch.long, device=some.device))]
+    logits, target = (torch.cat(values) for values in zip(*found, strict=True))
+    if part.alone:
+        return logits, target
+    shares = gathered((logits.cpu(), target.cpu()), part)
+    return _interleaved([a for a, _ in shares]).to(some.device), _interleaved(
+        [b for _, b in shares]
+    ).to(some.device)
 
 
 def score(logits: Tensor, target: Tensor) -> Score:
-    """Accuracy and loss of logits (n, classes) against class numbers (n)."""
+    """Accuracy and loss of logits (images, classes) against class numbers (images)."""
     images = len(target)
+    if not images:
+        return Score(float("nan"), float("nan"), float("nan"), 0)
     accuracy = (logits.argmax(dim=1) == target).float().mean().item()
-    loss = nn.functional.cross_entropy(logits, target).item()
+    loss = F.cross_entropy(logits.float(), target).item()
     return Score(accuracy, (accuracy * (1 - accuracy) / images) ** 0.5, loss, images)
 
 
@@ -54,7 +92,8 @@ def svm_accuracy(dataset: Dataset) -> float:
     """
     from sklearn.svm import SVC
 
-    def rows(split: Split) -> np.ndarray:
+    def rows(split: Images) -> np.ndarray:
+        assert isinstance(split, Split)
         return split.image.flatten(1).cpu().numpy().astype(np.float64)
 
     labels = {
@@ -68,3 +107,11 @@ def svm_accuracy(dataset: Dataset) -> float:
     ]
     best = max(machines, key=lambda machine: machine.score(pixels["val"], labels["val"]))
     return float(best.score(pixels["test"], labels["test"]))
+
+
+def _interleaved(shares: list[Tensor]) -> Tensor:
+    """Every process's k-th in turn: the order before they were dealt out."""
+    longest = max(len(share) for share in shares)
+    return torch.stack(
+        [row for k in range(longest) for share in shares for row in share[k : k + 1]]
+    )

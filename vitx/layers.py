@@ -1,5 +1,7 @@
 """Modules that own parameters. They take ints and functions; their names are timm's."""
 
+import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from vitx.axes import Image, Mask, Read, Tokens, Weights
 from vitx.functional.attention import WEIGHTS
 from vitx.functional.drop import drop_path
+from vitx.functional.patches import conv, unfold
+from vitx.registry import table
 
 
 class Linear(nn.Linear):
@@ -48,6 +52,53 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Image) -> Tokens:
         return self.patchify(image, self.proj.weight, self.proj.bias)
+
+
+class Stem(nn.Module):
+    """Image to patch tokens by 3×3 convolutions of stride 2, each with norm and ReLU, then a 1×1.
+
+    Xiao et al. 2021, arXiv:2106.14881, section 4: widths double up to the model's, and a patch of
+    2ᵏ pixels takes k convolutions. Departure: one group norm over all channels instead of batch
+    norm, so that the images of a batch stay independent.
+    """
+
+    def __init__(self, channels: int, width: int, patch: tuple[int, int]):
+        super().__init__()
+        steps = int(math.log2(patch[0]))
+        if patch != (2**steps, 2**steps) or not steps:
+            raise ValueError(
+                f"model.patchify = 'stem' needs a patch of 2, 4, 8, 16, …, not {patch}"
+            )
+        if width % 2 ** (steps - 1):
+            raise ValueError(
+                f"model.patchify = 'stem' halves model.width {steps - 1} times: {width} is not "
+                f"a multiple of {2 ** (steps - 1)}"
+            )
+        widths = [channels, *(width // 2 ** (steps - 1 - k) for k in range(steps))]
+        self.convs = nn.ModuleList(
+            PatchKernel(c, d, kernel_size=3, stride=2, padding=1)
+            for c, d in itertools.pairwise(widths)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(1, d) for d in widths[1:])
+        self.proj = PatchKernel(width, width, kernel_size=1)
+
+    def forward(self, image: Image) -> Tokens:
+        x = image
+        for halve, norm in zip(self.convs, self.norms, strict=True):
+            x = F.relu(norm(halve(x)))
+        return rearrange(self.proj(x), "b d y x -> b (y x) d")
+
+
+PATCHIFY = table("model.patchify", conv, unfold, Stem)
+
+
+def patch_embedding(
+    patchify: Callable, channels: int, width: int, patch: tuple[int, int]
+) -> nn.Module:
+    """The module of a variant: its own, or `PatchEmbed` around a function."""
+    if isinstance(patchify, type):
+        return patchify(channels, width, patch)
+    return PatchEmbed(channels, width, patch, patchify=patchify)
 
 
 class Norm(nn.Module):

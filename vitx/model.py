@@ -10,21 +10,31 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitx.axes import Image, Mask, Read, Tokens
+from vitx.axes import Image, Mask, Read, Tokens, Weights
 from vitx.config import ModelConfig
 from vitx.functional.attention import ATTENTION
+from vitx.functional.drop import drop_patches
 from vitx.functional.init import INIT, keyed_generator
 from vitx.functional.mlp import MLP
 from vitx.functional.norm import NORM
-from vitx.functional.patches import PATCHIFY
+from vitx.functional.placement import PLACEMENT
 from vitx.functional.pool import POOL, READS
 from vitx.functional.position import POSITION
-from vitx.layers import Attention, DropPath, LayerScale, Linear, Mlp, Norm, PatchEmbed
+from vitx.layers import (
+    PATCHIFY,
+    Attention,
+    DropPath,
+    LayerScale,
+    Linear,
+    Mlp,
+    Norm,
+    patch_embedding,
+)
 from vitx.registry import resolve
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then MLP, each added to what it read."""
+    """Transformer block: attention, then MLP, each added to what it read, as `placement` says."""
 
     def __init__(
         self,
@@ -35,6 +45,7 @@ class Block(nn.Module):
         norm: Callable,
         core: Callable,
         act: Callable,
+        placement: Callable,
         qkv_bias: bool,
         layer_scale: float,
         drop: float,
@@ -42,6 +53,7 @@ class Block(nn.Module):
         drop_path: bool,
     ):
         super().__init__()
+        self.placement = placement
         self.norm1 = Norm(width, norm=norm)
         self.attn = Attention(
             width, heads, core=core, bias=qkv_bias, drop=drop, core_drop=core_drop
@@ -56,11 +68,27 @@ class Block(nn.Module):
     def forward(
         self, tokens: Tokens, *, queries: int | None = None, mask: Mask | None = None
     ) -> Read:
-        x = tokens[:, :queries]
-        attended = self.attn(self.norm1(tokens), queries=queries, mask=mask)
-        x = x + self.drop_path1(self.ls1(attended))
-        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        return x
+        x = self.placement(tokens, self.norm1, self.attend, queries=queries, mask=mask)
+        return self.placement(x, self.norm2, self.feed)
+
+    def attend(self, tokens: Tokens, *, queries: int | None, mask: Mask | None) -> Read:
+        """What the attention branch adds to the first `queries` tokens."""
+        return self.drop_path1(self.ls1(self.attn(tokens, queries=queries, mask=mask)))
+
+    def feed(self, tokens: Read) -> Read:
+        """What the MLP branch adds."""
+        return self.drop_path2(self.ls2(self.mlp(tokens)))
+
+    def attention_map(self, tokens: Tokens, *, mask: Mask | None = None) -> Weights:
+        """How much each query reads of each key, of what attention gets under this placement."""
+        maps = []
+
+        def look(x: Tokens) -> Tokens:
+            maps.append(self.attn.weights(x, mask=mask))
+            return x
+
+        self.placement(tokens, self.norm1, look)
+        return maps[0]
 
 
 class Vit(nn.Module):
@@ -76,8 +104,8 @@ class Vit(nn.Module):
         super().__init__()
         c = self.config = config
         norm = resolve(c.norm, NORM)
-        self.patch_embed = PatchEmbed(
-            c.channels, c.width, c.patch_size, patchify=resolve(c.patchify, PATCHIFY)
+        self.patch_embed = patch_embedding(
+            resolve(c.patchify, PATCHIFY), c.channels, c.width, c.patch_size
         )
         self.cls_token = nn.Parameter(torch.empty(1, 1, c.width)) if c.class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, c.registers, c.width)) if c.registers else None
@@ -85,7 +113,8 @@ class Vit(nn.Module):
         if isinstance(positions, nn.Parameter):
             self.pos_embed = positions
         else:
-            fixed = None if positions is None else positions.to(self.patch_embed.proj.weight)
+            like = next(self.patch_embed.parameters())
+            fixed = None if positions is None else positions.to(like)
             self.register_buffer("pos_embed", fixed, persistent=False)
         self.pos_drop = nn.Dropout(c.position_drop)
         block = partial(
@@ -96,6 +125,7 @@ class Vit(nn.Module):
             norm=norm,
             core=resolve(c.attention, ATTENTION),
             act=resolve(c.mlp, MLP),
+            placement=resolve(c.placement, PLACEMENT),
             qkv_bias=c.qkv_bias == "qkv",
             layer_scale=c.layer_scale,
             drop=c.drop,
@@ -122,6 +152,8 @@ class Vit(nn.Module):
 
         The last block computes only the queries that are read, which changes no value.
         """
+        if mask is not None and self.training and self.config.patch_drop:
+            raise ValueError("a mask is over all tokens, but model.patch_drop leaves some out")
         x = self.embed(image)
         *body, last = self.blocks
         for block in body:
@@ -148,6 +180,9 @@ class Vit(nn.Module):
             x = torch.cat([*prefix, x + self.pos_embed], dim=1)
         else:
             x = torch.cat([*prefix, x], dim=1) + self.pos_embed
+        if self.training and c.patch_drop:
+            uniform = torch.rand(x.shape[0], x.shape[1] - c.prefix, device=x.device)
+            x = drop_patches(x, uniform, rate=c.patch_drop, prefix=c.prefix)
         return self.pos_drop(x)
 
     def attention_maps(
@@ -157,7 +192,7 @@ class Vit(nn.Module):
         maps, x = [], self.embed(image)
         for block in self.blocks:
             assert isinstance(block, Block)
-            maps.append(block.attn.weights(block.norm1(x), mask=mask))
+            maps.append(block.attention_map(x, mask=mask))
             x = block(x, mask=mask)
         return torch.stack(maps)
 

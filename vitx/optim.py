@@ -1,42 +1,180 @@
-"""The optimizer, which parameters it decays, and the learning rate at a step."""
+"""Optimizers, which parameters they change and decay, and the learning rate at a step.
 
-import math
+A bad step changes nothing: `update` takes a flag on the device, and no step waits to read it.
+"""
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from vitx.config import OptimConfig
+from vitx.functional.schedule import SCHEDULE
+from vitx.registry import nearest, resolve
 
 UNDECAYED = ("cls_token", "reg_token", "pos_embed")
 """Last words of the names of parameters that never decay, whatever their shape."""
+FUSED = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+"""PyTorch's optimizers that are one kernel a step, and take a flag that makes it do nothing."""
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices and kernels decay; biases, gains, tokens and positions do not."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and name.rpartition(".")[2] not in UNDECAYED
-            groups[decays].append(parameter)
+def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Switch off the gradients of parameters whose names match; their names.
+
+    Raises ValueError for a pattern that matches none.
+    """
+    names = dict(model.named_parameters())
+    frozen = []
+    for pattern in patterns:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            raise ValueError(
+                f"optim.freeze = {pattern!r} matches no parameter; {nearest(pattern, names)[:200]}"
+            )
+        frozen += found
+    for name in frozen:
+        names[name].requires_grad_(False)
+    return frozen
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameters by weight decay and layer: matrices and kernels decay; biases, gains, tokens and
+    positions do not. `share` is the group's part of the learning rate."""
+    wanted = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    depth = 1 + max((_layer(name, 0) for name, _ in wanted), default=0)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in wanted:
+        matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in UNDECAYED
+        decays = matrix or config.decay == "all"
+        share = config.layer_decay ** (depth - _layer(name, depth))
+        groups.setdefault((decays, share), []).append(parameter)
     return [
-        {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "share": share,
+        }
+        for (decays, share), parameters in sorted(groups.items(), reverse=True, key=lambda g: g[0])
     ]
 
 
-def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), fused into one kernel a step."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+def optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers that together change every parameter that is not frozen.
+
+    One, but for muon, which is for matrices in the blocks and has adamw for all else.
+    """
+    groups = parameter_groups(model, config)
+    if config.name == "muon":
+        return _muon(model, groups, config)
+    if config.name in FUSED:
+        return [_fused(config.name, groups, config)]
+    from timm.optim._optim_factory import create_optimizer_v2
+
+    # timm would add weight decay of its own making to plain parameters, so it gets the groups.
+    made = create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=0.0)  # type: ignore[arg-type]
+    return [made]
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Linear warm-up from lr/warmup, then a cosine from lr to 0 at `steps`."""
+    """Linear warm-up from lr/warmup, then lr times the schedule of the steps that remain."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return config.lr * resolve(config.schedule, SCHEDULE)(progress)
+
+
+def set_rate(made: Sequence[torch.optim.Optimizer], rate: float) -> None:
+    """Set the learning rate of every group to its share of `rate`."""
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+
+
+def norms(gradients: Sequence[Tensor]) -> Float[Tensor, "tensors"]:
+    """The norm of each, in one call for all."""
+    return torch.stack(torch._foreach_norm(gradients))  # type: ignore[reportPrivateImportUsage]
+
+
+def multiply(gradients: Sequence[Tensor], factor: Tensor) -> None:
+    """Scale all in place, in one call."""
+    torch._foreach_mul_(gradients, factor)  # type: ignore[reportPrivateImportUsage]
+
+
+@torch.no_grad()
+def update(made: Sequence[torch.optim.Optimizer], bad: Tensor) -> None:
+    """One step of every optimizer, or of none if the flag `bad` (1.0 or 0.0) is set."""
+    for optimizer in made:
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
+            optimizer.step()
+        else:
+            _step_or_restore(optimizer, bad)
+
+
+def _step_or_restore(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """A step of an optimizer that takes no flag: what it changed is put back if the flag is set."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    fresh = any(p not in optimizer.state for p in held if p.grad is not None)
+
+    def values() -> list[Tensor]:
+        state = [v for p in held for v in optimizer.state.get(p, {}).values()]
+        # Step counts lie on the CPU; to put them back would wait for the device, and no step
+        # follows a bad one.
+        there = (v for v in state if isinstance(v, Tensor) and v.device == bad.device)
+        return [*held, *there]
+
+    if fresh:
+        # The state comes into being with the first step; from zero gradients it starts at zero.
+        gradients = [None if p.grad is None else p.grad.clone() for p in held]
+        for p in held:
+            if p.grad is not None:
+                p.grad = torch.where(bad.bool(), torch.zeros_like(p.grad), p.grad)
+        before = [p.clone() for p in held]
+        optimizer.step()
+        for p, old, gradient in zip(held, before, gradients, strict=True):
+            p.copy_(torch.where(bad.bool(), old, p))
+            p.grad = gradient
+        return
+    before = [value.clone() for value in values()]
+    optimizer.step()
+    for value, old in zip(values(), before, strict=True):
+        value.copy_(torch.where(bad.bool(), old, value))
+
+
+def _fused(name: str, groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    betas = {"momentum": config.beta1} if name == "sgd" else {"betas": (config.beta1, config.beta2)}
+    return FUSED[name](groups, lr=config.lr, fused=True, **betas)
+
+
+def _muon(
+    model: nn.Module, groups: list[dict[str, Any]], config: OptimConfig
+) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for matrices in the blocks, AdamW for the rest.
+
+    Its update is scaled to AdamW's size (Liu et al. 2025, arXiv:2502.16982, eq. 4), so that one
+    learning rate serves both.
+    """
+    matrices = {
+        p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2
+    }
+    split = [
+        [{**group, "params": found} for group in groups
+         if (found := [p for p in group["params"] if (p in matrices) == wanted])]
+        for wanted in (True, False)
+    ]  # fmt: skip
+    muon = torch.optim.Muon(
+        split[0], lr=config.lr, momentum=config.beta1, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, _fused("adamw", split[1], config)] if split[1] else [muon]
+
+
+def _layer(name: str, head: int) -> int:
+    """0 for what comes before the blocks, 1 for the first block, …, `head` for what follows."""
+    if found := re.search(r"(^|\.)blocks\.(\d+)\.", name):
+        return int(found[2]) + 1
+    words = name.split(".")
+    return 0 if "patch_embed" in words or words[-1] in UNDECAYED else head

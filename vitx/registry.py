@@ -8,17 +8,22 @@ from functools import partial
 from typing import Any
 
 
+def _name(entry: Callable[..., Any]) -> str:
+    """A function's name; of a module's class the name in lower case."""
+    return entry.__name__.lower() if isinstance(entry, type) else entry.__name__
+
+
 class Table(dict[str, Callable[..., Any]]):
     """Variants of one slot by name. `given` are the keywords that the model passes itself."""
 
     def __init__(self, slot: str, entries: Iterable[Callable[..., Any]], given: tuple[str, ...]):
-        super().__init__({entry.__name__: entry for entry in entries})
+        super().__init__({_name(entry): entry for entry in entries})
         self.slot = slot
         self.given = given
 
 
 def table(slot: str, *entries: Callable[..., Any], given: tuple[str, ...] = ()) -> Table:
-    """The table of a slot; an entry's name is its function's name."""
+    """The table of a slot: functions, and classes of modules where a variant has parameters."""
     return Table(slot, entries, given)
 
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from vitx.checkpoint import Lock
+
 PROJECT = "vitx"
 MODES = ("online", "offline", "disabled")
 CODE = ("vitx", "experiments", "benchmarks", ":!benchmarks/results")
@@ -33,6 +35,8 @@ VAL_ACCURACY = "val/accuracy"
 TEST_LOSS = "test/loss"
 TEST_ACCURACY = "test/accuracy"
 LEARNING_RATE = "lr"
+GRADIENT_NORM = "gradient_norm"
+SECONDS = "seconds"
 STEP = "step"
 ROW = "row"
 """Number of the result rows so far, in a run that makes rows and not steps."""
@@ -56,7 +60,11 @@ def wandb_mode(flag: str | None = None) -> tuple[str, str]:
 
 
 class Run:
-    """A run's folder `root/group/name-id` and its W&B run. Use it as a context manager."""
+    """A run's folder `root/group/name-id` and its W&B run. Use it as a context manager.
+
+    A `folder` that holds a run already is gone on with, under the same id. Raises ValueError if
+    another process is at work in it.
+    """
 
     def __init__(
         self,
@@ -69,11 +77,13 @@ class Run:
         folder: Path | None = None,
     ):
         self.mode, self.why = wandb_mode(mode)
-        self.id = uuid.uuid4().hex[:8]
+        self.id = (folder and _id_of(folder)) or uuid.uuid4().hex[:8]
         self.folder = folder or Path(root, group, f"{name}-{self.id}")
+        self._lock = Lock(self.folder)
         self.figures = self.folder / "figures"
         self.figures.mkdir(parents=True, exist_ok=True)
         self._events = (self.folder / "metrics.jsonl").open("a", encoding="utf8")
+        self.write("run.json", {"id": self.id, "group": group, "name": name})
         self.write("config.json", dict(config))
         self.write("environment.json", environment())
         if changes := git("diff", "HEAD"):
@@ -91,6 +101,25 @@ class Run:
         self._events.write(json.dumps(dict(event)) + "\n")
         self._events.flush()
         self._tell(lambda run: run.log(dict(event)))
+
+    def events(self, *keys: str) -> list[dict[str, Any]]:
+        """The events so far that hold one of these values."""
+        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+        found = [json.loads(line) for line in lines]
+        return [event for event in found if any(key in event for key in keys)]
+
+    def rewind(self, step: int) -> None:
+        """Forget the events after a step, which will come again."""
+        path = self.folder / "metrics.jsonl"
+        self._events.close()
+        lines = path.read_text(encoding="utf8").splitlines(keepends=True)
+        # A kill may leave the last line cut off.
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = [line for line in whole if json.loads(line).get(STEP, 0) <= step]
+        new = path.with_suffix(".new")
+        new.write_text("".join(kept), encoding="utf8")
+        os.replace(new, path)
+        self._events = path.open("a", encoding="utf8")
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table in W&B."""
@@ -125,6 +154,7 @@ class Run:
         """Close the files and the W&B run."""
         self._events.close()
         self._tell(lambda run: run.finish(exit_code=exit_code))
+        self._lock.close()
 
     @property
     def where(self) -> str:
@@ -183,6 +213,12 @@ class Run:
         self._wandb = None
         self.mode, self.why = "disabled", f"W&B raised {type(error).__name__}: {error}"
         print(f"W&B is left out from here on: {self.why}", file=sys.stderr)
+
+
+def _id_of(folder: Path) -> str:
+    """The id of the run in a folder, or nothing."""
+    path = folder / "run.json"
+    return json.loads(path.read_text(encoding="utf8"))["id"] if path.exists() else ""
 
 
 def _wandb_errors() -> tuple[type[Exception], ...]:

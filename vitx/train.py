@@ -1,71 +1,251 @@
 """The trainer: `init(config) -> State`, `step(state, batch) -> metrics`, and one visible loop."""
 
+import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from vitx import data, evaluate, optim, tracking
-from vitx.config import TrainConfig
+from vitx import checkpoint, data, evaluate, optim, parallel, tracking, weights
+from vitx.config import TrainConfig, flat
+from vitx.data import Batch
 from vitx.functional.loss import cross_entropy
 from vitx.model import build
+from vitx.parallel import ALONE, Part
 
-Batch = tuple[Tensor, Tensor]
+FREE = ("data.root", "data.workers", "data.max_pixels", "log_every", "save_every")
+"""Settings that a run which is resumed may change: no trained value depends on them."""
+GROWTH_STEPS = 2000
+"""Steps without overflow after which the scale of float16 gradients doubles."""
+
+
+class Diverged(ValueError):
+    """A loss or gradient was not finite."""
+
+
+class Stopped(Exception):
+    """A signal came; the state was saved."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}; the state is saved")
+        self.exit_status = 128 + number
 
 
 @dataclass
 class State:
     """Everything that changes in training. `steps_done` also fixes the position in the data.
 
-    Dropout draws from the device's global generator, which `init` seeds.
+    Dropout draws from the device's global generator, which `init` seeds and `pack` keeps.
     """
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
+    average: AveragedModel | None
+    """Moving average of the weights, if there is one."""
+    bad_step: Tensor
+    """The first step whose loss or gradient was not finite, on the device; -1 so far."""
+    bad_tensor: Tensor
+    """Which it was: 0 the loss, k the k-th trained parameter's gradient."""
+    scale: Tensor
+    """What the loss is multiplied by, for float16 gradients; else 1."""
+    steady: Tensor
+    """Steps since the scale last changed."""
+    run: Callable[[Tensor], Tensor]
+    """The model as it is trained: itself, compiled, or shared by several processes."""
     steps_done: int = 0
+    part: Part = ALONE
+
+    @property
+    def result(self) -> nn.Module:
+        """The weights that count: the average, if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that are not frozen, by name."""
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: validation chose nothing in it, and the test split was read once."""
+    """A finished run: no reading chose anything in it, and the test split was read at the end."""
 
     val: evaluate.Score
     test: evaluate.Score
     test_logits: Tensor
+    test_target: Tensor
     curve: list[dict[str, Any]]
     seconds: float
+    """From the start of reading the data, readings included, over all resumptions."""
+    cpu_seconds: float
+    """Of all threads and worker processes."""
 
 
 def init(
-    config: TrainConfig, *, model: nn.Module | None = None, device: torch.device | str = "cpu"
+    config: TrainConfig,
+    *,
+    model: nn.Module | None = None,
+    device: torch.device | str = "cpu",
+    part: Part = ALONE,
 ) -> State:
     """The state before the first step. `model` replaces the one that the configuration builds."""
-    torch.manual_seed(config.seed)
-    if model is None:
+    torch.manual_seed(config.seed + 1_000_003 * part.rank)
+    if model is None and config.weights:
+        model = weights.start(config.model, config.weights, seed=config.seed)
+    elif model is None:
         model = build(config.model, seed=config.seed)
     model = model.to(device).train()
-    return State(model, optim.adamw(model, config.optim))
+    optim.freeze(model, config.optim.freeze)
+    number = {"device": device, "dtype": torch.long}
+    bad_step = torch.tensor(-1, **number)
+    average = AveragedModel(model, multi_avg_fn=_ema(config.ema, bad_step)) if config.ema else None
+    run: Any = torch.compile(model) if config.compile else model
+    if not part.alone:
+        run = DistributedDataParallel(run)
+    return State(
+        model,
+        optim.optimizers(model, config.optim),
+        average,
+        bad_step=bad_step,
+        bad_tensor=torch.tensor(-1, **number),
+        scale=torch.tensor(2.0**16 if config.precision == "float16" else 1.0, device=device),
+        steady=torch.tensor(0, **number),
+        run=run,
+        part=part,
+    )
 
 
 def step(state: State, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
-    """One optimizer step on (image, target), in place; the loss and accuracy stay on the device."""
+    """One optimizer step on (image, target), in place; the loss and accuracy stay on the device.
+
+    Accuracy of mixed targets counts the larger class. A loss or gradient that is not finite makes
+    this step and all later ones change nothing; `check` says so.
+    """
+    optim.set_rate(
+        state.optimizers, optim.learning_rate(config.optim, state.steps_done, config.steps)
+    )
     image, target = batch
-    rate = optim.learning_rate(config.optim, state.steps_done, config.steps)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    logits = state.model(image)
-    loss = cross_entropy(logits, target, label_smoothing=config.optim.label_smoothing)
-    loss.backward()
-    state.optimizer.step()
-    state.optimizer.zero_grad()
+    loss, hits = torch.zeros((), device=image.device), torch.zeros((), device=image.device)
+    images = image.chunk(config.accumulate)
+    for number, (x, y) in enumerate(zip(images, target.chunk(config.accumulate), strict=True), 1):
+        share = len(x) / len(image)
+        # Processes add up their gradients once, with the last part.
+        alone = isinstance(state.run, DistributedDataParallel) and number < len(images)
+        with state.run.no_sync() if alone else nullcontext():  # type: ignore[attr-defined]
+            with _autocast(image.device, config.precision):
+                logits = state.run(x)
+            logits = logits.float() if logits.dtype.itemsize < 4 else logits
+            part_loss = share * cross_entropy(
+                logits, y, label_smoothing=config.optim.label_smoothing
+            )
+            (part_loss * state.scale).backward()
+        loss = loss + part_loss.detach()
+        label = y.argmax(dim=1) if y.is_floating_point() else y
+        hits = hits + (logits.detach().argmax(dim=1) == label).sum()
+    gradients = [p.grad for _, p in state.trained if p.grad is not None]
+    skip, norm = _watch(state, loss, gradients, config)
+    if config.optim.clip:
+        nn.utils.clip_grads_with_norm_(
+            [p for _, p in state.trained], config.optim.clip, norm, foreach=True
+        )
+    optim.update(state.optimizers, skip)
+    for optimizer in state.optimizers:
+        optimizer.zero_grad()
+    if state.average is not None:
+        state.average.update_parameters(state.model)
     state.steps_done += 1
-    accuracy = (logits.detach().argmax(dim=1) == target).float().mean()
-    return {"loss": loss.detach(), "accuracy": accuracy}
+    return {"loss": loss, "accuracy": hits / len(image), "gradient_norm": norm}
+
+
+@torch.no_grad()
+def _watch(
+    state: State, loss: Tensor, gradients: list[Tensor], config: TrainConfig
+) -> tuple[Tensor, Tensor]:
+    """Whether to leave the step out (1.0 or 0.0) and the gradient's norm, both on the device.
+
+    Gradients come out unscaled. The first bad step and tensor are written into the state.
+    """
+    half = config.precision == "float16"
+    if half:
+        optim.multiply(gradients, 1 / state.scale)
+    norms = optim.norms(gradients)
+    bad = ~torch.cat([loss[None].to(norms.dtype), norms]).isfinite()
+    # An overflow of float16 is no fault while the scale can still be halved.
+    fault = bad[0] | (bad.any() & (state.scale < 1)) if half else bad.any()
+    fault = parallel.largest(fault.long(), state.part).bool()
+    first = fault & (state.bad_step < 0)
+    state.bad_step.copy_(torch.where(first, state.steps_done, state.bad_step))
+    state.bad_tensor.copy_(torch.where(first, bad.long().argmax(), state.bad_tensor))
+    skip = (state.bad_step >= 0) | bad.any()
+    if half:
+        overflow = bad.any()
+        steady = torch.where(overflow, 0, state.steady + 1)
+        grow = steady >= GROWTH_STEPS
+        factor = torch.where(overflow, 0.5, torch.where(grow, 2.0, 1.0))
+        state.scale.mul_(factor)
+        state.steady.copy_(torch.where(grow, 0, steady))
+    return skip.float(), norms.norm()
+
+
+def check(state: State) -> None:
+    """Raises Diverged, naming step and tensor, if a step was bad. This waits for the device."""
+    step_number = int(state.bad_step.item())
+    if step_number >= 0:
+        which = int(state.bad_tensor.item())
+        what = "loss" if which <= 0 else f"gradient of {state.trained[which - 1][0]}"
+        raise Diverged(
+            f"the {what} of step {step_number + 1} is not finite; the weights are those before it"
+        )
+
+
+def pack(state: State) -> dict[str, Any]:
+    """The state as plain tensors and numbers: what a checkpoint keeps."""
+    device = state.bad_step.device
+    random = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        random["device"] = torch.cuda.get_rng_state(device)
+    return {
+        "model": state.model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
+        "average": None if state.average is None else state.average.state_dict(),
+        "bad_step": state.bad_step,
+        "bad_tensor": state.bad_tensor,
+        "scale": state.scale,
+        "steady": state.steady,
+        "steps_done": state.steps_done,
+        "random": parallel.gathered(random, state.part),
+    }
+
+
+def unpack(state: State, kept: dict[str, Any]) -> None:
+    """Put a kept state into one that `init` made of the same configuration."""
+    state.model.load_state_dict(kept["model"])
+    for optimizer, values in zip(state.optimizers, kept["optimizers"], strict=True):
+        optimizer.load_state_dict(values)
+    if state.average is not None:
+        state.average.load_state_dict(kept["average"])
+    for name in ("bad_step", "bad_tensor", "scale", "steady"):
+        getattr(state, name).copy_(kept[name])
+    state.steps_done = kept["steps_done"]
+    if len(kept["random"]) != state.part.ranks:
+        raise ValueError(
+            f"the checkpoint is of {len(kept['random'])} processes, not {state.part.ranks}"
+        )
+    random = kept["random"][state.part.rank]
+    torch.set_rng_state(random["cpu"])
+    if "device" in random:
+        torch.cuda.set_rng_state(random["device"], state.bad_step.device)
 
 
 def train(
@@ -74,73 +254,231 @@ def train(
     *,
     model: nn.Module | None = None,
     device: torch.device | str = "cpu",
+    part: Part = ALONE,
+    folder: Path | None = None,
+    resume: bool = False,
 ) -> tuple[State, Result]:
-    """Train to `config.steps`, read validation every `eval_every` steps and test once at the end.
+    """Train to `config.steps`; the weights of the last step, or their average, are the result.
 
-    The weights of the last step are the result. `run` receives every event; `model` as in `init`.
+    `run` receives every event, in the first process only. `folder` keeps checkpoints, from which
+    `resume` goes on. Raises Diverged when a loss or gradient was not finite and Stopped on SIGTERM
+    or Ctrl-C, each after saving.
     """
-    started = time.perf_counter()
-    dataset = data.load(config.data).to(device)
-    state = init(config, model=model, device=device)
-    stream = data.batches(dataset, config.data, batch=config.batch, seed=config.seed)
-    curve = []
-    for event in _events(state, stream, dataset, config):
-        curve.append(event)
+    clock = _Clock()
+    dataset = data.load(config.data, size=config.model.size).to(device)
+    check_data(config, dataset)
+    state = init(config, model=model, device=device, part=part)
+    if resume and folder is not None:
+        kept = checkpoint.load(folder)
+        refuse_changes(config, kept["config"])
+        unpack(state, kept["state"])
+        clock.before = tuple(kept["seconds"])
         if run is not None:
-            run.log(event)
-    logits = {
-        name: evaluate.predict(state.model, dataset, split)
-        for name, split in (("val", dataset.val), ("test", dataset.test))
-    }
-    val = evaluate.score(logits["val"], dataset.val.target)
-    test = evaluate.score(logits["test"], dataset.test.target)
-    result = Result(val, test, logits["test"], curve, time.perf_counter() - started)
+            run.rewind(state.steps_done)
+    save = partial(_save, state, config, folder, clock)
+    stream = data.batches(
+        dataset, batch=config.batch, seed=config.seed, start=state.steps_done, device=device,
+        part=(part.rank, part.ranks),
+    )  # fmt: skip
+    curve = [] if run is None else run.events(tracking.VAL_ACCURACY, tracking.TEST_ACCURACY)
+    with _signals() as caught:
+        for event in _events(state, stream, dataset, config, caught, save):
+            if tracking.VAL_LOSS in event or tracking.TEST_LOSS in event:
+                curve.append(event)
+            if run is not None:
+                run.log(event)
+    val = evaluate.score(*evaluate.predict(state.result, dataset, dataset.val, part=part))
+    logits, target = evaluate.predict(state.result, dataset, dataset.test, part=part)
+    test = evaluate.score(logits, target)
+    result = Result(val, test, logits, target, curve, *clock.read())
     if run is not None:
-        run.summarise(summary(result, config))
+        run.summarise(summary(result, config, dataset))
+        about = weights.Description(config.model, dataset.classes, dataset.preprocessing)
+        weights.save(state.result, run.folder / weights.FILE, about)
     return state, result
 
 
-def summary(result: Result, config: TrainConfig) -> dict[str, Any]:
-    """Final values by metric name."""
-    return {
-        tracking.VAL_LOSS: result.val.loss,
-        tracking.VAL_ACCURACY: result.val.accuracy,
-        tracking.TEST_LOSS: result.test.loss,
-        tracking.TEST_ACCURACY: result.test.accuracy,
-        "test/standard_error": result.test.standard_error,
-        "seconds": result.seconds,
+def check_data(config: TrainConfig, dataset: data.Dataset) -> None:
+    """ValueError if the data that was read does not fit the configuration."""
+    classes = len(dataset.classes)
+    if config.model.classes != classes:
+        raise ValueError(
+            f"model.classes = {config.model.classes} does not fit the data, which have {classes}"
+        )
+    if dataset.size != config.model.size:
+        raise ValueError(f"model.image = {config.model.size} does not fit the data: {dataset.size}")
+    if not len(getattr(dataset, config.curve)):
+        raise ValueError(
+            f"curve = {config.curve!r}, but the data have no such split; set data.{config.curve}, "
+            "the number of images to hold out, or choose the other split"
+        )
+
+
+def refuse_changes(config: TrainConfig, before: dict[str, Any]) -> None:
+    """ValueError naming the first setting that differs from a checkpoint's and matters."""
+    for name, value in flat(config).items():
+        if name not in FREE and value != before.get(name):
+            raise ValueError(
+                f"{name} = {value!r}, but the run to resume was started with "
+                f"{before.get(name)!r}; only {', '.join(FREE)} may change"
+            )
+
+
+def summary(result: Result, config: TrainConfig, dataset: data.Dataset) -> dict[str, Any]:
+    """Final values by metric name; of a split without images there are none."""
+    values: dict[str, Any] = {}
+    for name, score in (("val", result.val), ("test", result.test)):
+        if score.images:
+            values |= {
+                f"{name}/loss": score.loss,
+                f"{name}/accuracy": score.accuracy,
+                f"{name}/standard_error": score.standard_error,
+                f"{name}/images": score.images,
+            }
+    return values | {
         tracking.STEP: config.steps,
+        tracking.SECONDS: result.seconds,
+        "cpu_seconds": result.cpu_seconds,
+        "data": dataset.origin,
+        "skipped": len(dataset.skipped),
     }
 
 
+@dataclass
+class _Caught:
+    """The signal that came, if one did."""
+
+    number: int = 0
+
+
+@contextmanager
+def _signals() -> Iterator[_Caught]:
+    """SIGTERM and Ctrl-C only set a flag, which the loop reads between two steps."""
+    caught = _Caught()
+
+    def note(number: int, frame: object) -> None:
+        caught.number = number
+
+    before = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread, which alone may do this
+        pass
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _events(
-    state: State, stream: Iterator[Batch], dataset: data.Dataset, config: TrainConfig
+    state: State,
+    stream: Iterator[Batch],
+    dataset: data.Dataset,
+    config: TrainConfig,
+    caught: _Caught,
+    save: Callable[[], None],
 ) -> Iterator[dict[str, Any]]:
-    """Run the steps; yield a reading every `eval_every` of them and at the last.
+    """Run the steps; yield readings of the loss, and of the curve's split, when they are due.
 
     Training loss and accuracy are those of the last batch.
     """
     since, seen = time.perf_counter(), 0
-    with tqdm(total=config.steps, unit="step", disable=not sys.stderr.isatty()) as bar:
+    quiet = not (sys.stderr.isatty() and state.part.first)
+    with tqdm(total=config.steps, initial=state.steps_done, unit="step", disable=quiet) as bar:
         while state.steps_done < config.steps:
             metrics = step(state, next(stream), config)
+            done = state.steps_done
             bar.update()
             seen += config.batch
-            if state.steps_done % config.eval_every and state.steps_done < config.steps:
-                continue
-            loss, accuracy = metrics["loss"].item(), metrics["accuracy"].item()
-            rate = seen / (time.perf_counter() - since)  # after .item(), which waits for the device
-            logits = evaluate.predict(state.model, dataset, dataset.val)
-            val = evaluate.score(logits, dataset.val.target)
-            event = {
-                tracking.STEP: state.steps_done,
-                tracking.TRAIN_LOSS: loss,
-                tracking.TRAIN_ACCURACY: accuracy,
-                tracking.VAL_LOSS: val.loss,
-                tracking.VAL_ACCURACY: val.accuracy,
-                tracking.LEARNING_RATE: state.optimizer.param_groups[0]["lr"],
-                tracking.IMAGES_PER_S: rate,
-            }
-            bar.set_postfix(loss=f"{loss:.3f}", val=f"{val.accuracy:.1%}")
-            yield event
-            since, seen = time.perf_counter(), 0
+            last = done == config.steps
+            if done % config.log_every == 0 or last:
+                check_or_save(state, save)
+                event = {
+                    tracking.STEP: done,
+                    tracking.TRAIN_LOSS: _mean(metrics["loss"], state.part),
+                    tracking.TRAIN_ACCURACY: _mean(metrics["accuracy"], state.part),
+                    tracking.GRADIENT_NORM: metrics["gradient_norm"].item(),
+                    tracking.LEARNING_RATE: optim.learning_rate(
+                        config.optim, done - 1, config.steps
+                    ),
+                    tracking.IMAGES_PER_S: seen / (time.perf_counter() - since),
+                }
+                bar.set_postfix(loss=f"{event[tracking.TRAIN_LOSS]:.3f}", refresh=False)
+                yield event
+                since, seen = time.perf_counter(), 0
+            if done % config.eval_every == 0 or last:
+                logits, target = evaluate.predict(
+                    state.result, dataset, getattr(dataset, config.curve), part=state.part
+                )
+                found = evaluate.score(logits, target)
+                yield {
+                    tracking.STEP: done,
+                    f"{config.curve}/loss": found.loss,
+                    f"{config.curve}/accuracy": found.accuracy,
+                }
+                since, seen = time.perf_counter(), 0
+            stop = parallel.any_of(bool(caught.number), state.part)
+            if done % config.save_every == 0 or last or stop:
+                check_or_save(state, save, due=True)
+            if stop and not last:
+                raise Stopped(caught.number or signal.SIGTERM)
+
+
+def check_or_save(state: State, save: Callable[[], None], *, due: bool = False) -> None:
+    """Raise Diverged with the last good weights on disk; if all is well, save where it is due."""
+    try:
+        check(state)
+    except Diverged:
+        save()
+        raise
+    if due:
+        save()
+
+
+class _Clock:
+    """Wall and CPU seconds of a run, over all the processes that it was resumed in."""
+
+    def __init__(self):
+        self.before = (0.0, 0.0)
+        self._start = self._now()
+
+    def read(self) -> tuple[float, float]:
+        (wall, cpu), start, before = self._now(), self._start, self.before
+        return before[0] + wall - start[0], before[1] + cpu - start[1]
+
+    def _now(self) -> tuple[float, float]:
+        times = os.times()
+        own, children = times.user + times.system, times.children_user + times.children_system
+        return time.perf_counter(), own + children
+
+
+def _save(state: State, config: TrainConfig, folder: Path | None, clock: _Clock) -> None:
+    if folder is None:
+        return
+    kept = {"state": pack(state), "config": flat(config), "seconds": list(clock.read())}
+    if state.part.first:
+        checkpoint.save(folder, kept)
+
+
+def _mean(value: Tensor, part: Part) -> float:
+    return parallel.total(value.clone(), part).item() / part.ranks
+
+
+def _autocast(device: torch.device, precision: str) -> Any:
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, getattr(torch, precision))
+
+
+def _ema(decay: float, bad_step: Tensor) -> Callable[..., None]:
+    """average += (1 - decay)·(weights - average), or nothing once a step was bad."""
+
+    @torch.no_grad()
+    def move(averages: Any, weights: Any, number: object) -> None:
+        share = torch.where(bad_step < 0, 1 - decay, 0.0)
+        for average, weight in zip(averages, weights, strict=True):
+            average.lerp_(weight, share.to(average.dtype))
+
+    return move

@@ -12,4 +12,9 @@ def gelu(hidden: Float[Tensor, "*shape f"]) -> Float[Tensor, "*shape f"]:
     return F.gelu(hidden)
 
 
-MLP = table("model.mlp", gelu)
+def gelu_tanh(hidden: Float[Tensor, "*shape f"]) -> Float[Tensor, "*shape f"]:
+    """½x·(1 + tanh(√(2/π)·(x + 0.044715·x³))), close to `gelu` (ibid., section 2)."""
+    return F.gelu(hidden, approximate="tanh")
+
+
+MLP = table("model.mlp", gelu, gelu_tanh)

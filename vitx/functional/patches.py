@@ -6,7 +6,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitx.axes import Image, Kernel, Tokens
-from vitx.registry import table
 
 
 def patchify(image: Image, *, patch: tuple[int, int]) -> Float[Tensor, "b n cpq"]:
@@ -36,6 +35,3 @@ def unfold(image: Image, kernel: Kernel, bias: Float[Tensor, "d"]) -> Tokens:
     """The same function as `conv`: patches first, then one matrix product with the flat kernel."""
     patches = patchify(image, patch=(kernel.shape[-2], kernel.shape[-1]))
     return F.linear(patches, rearrange(kernel, "d c p q -> d (c p q)"), bias)
-
-
-PATCHIFY = table("model.patchify", conv, unfold)

@@ -1,0 +1,189 @@
+"""The from-scratch CIFAR-10 project in plain PyTorch, as its code computes: model, data and step.
+
+It is what `scratch-cifar10` is timed against, and what its weights are read from and written to.
+Names of modules are that project's (tintn/vision-transformer-from-scratch), by which its files of
+weights are recognised; einops is left out on purpose.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+WIDTH, DEPTH, HEADS, HIDDEN, PATCH, IMAGE = 48, 4, 4, 192, 4, 32
+
+
+class Gelu(nn.Module):
+    """The tanh form of GELU, written out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))
+        return 0.5 * x * (1.0 + torch.tanh(inner))
+
+
+class Patches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.projection = nn.Conv2d(3, WIDTH, kernel_size=PATCH, stride=PATCH)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.projection(image).flatten(2).transpose(1, 2)
+
+
+class Embedding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch_embeddings = Patches()
+        self.cls_token = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.position_embeddings = nn.Parameter(torch.randn(1, (IMAGE // PATCH) ** 2 + 1, WIDTH))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.patch_embeddings(image)
+        x = torch.cat((self.cls_token.expand(x.size(0), -1, -1), x), dim=1)
+        return x + self.position_embeddings
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(query.size(-1))
+    return torch.matmul(scores.softmax(dim=-1), value)
+
+
+class MergedAttention(nn.Module):
+    """All heads from one projection."""
+
+    def __init__(self, *, bias: bool = True):
+        super().__init__()
+        self.qkv_projection = nn.Linear(WIDTH, 3 * WIDTH, bias=bias)
+        self.output_projection = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        images, tokens, _ = x.size()
+        parts = torch.chunk(self.qkv_projection(x), 3, dim=-1)
+        query, key, value = (
+            part.view(images, tokens, HEADS, WIDTH // HEADS).transpose(1, 2) for part in parts
+        )
+        mixed = attend(query, key, value).transpose(1, 2).contiguous()
+        return self.output_projection(mixed.view(images, tokens, WIDTH))
+
+
+class Head(nn.Module):
+    def __init__(self, *, bias: bool):
+        super().__init__()
+        self.query = nn.Linear(WIDTH, WIDTH // HEADS, bias=bias)
+        self.key = nn.Linear(WIDTH, WIDTH // HEADS, bias=bias)
+        self.value = nn.Linear(WIDTH, WIDTH // HEADS, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return attend(self.query(x), self.key(x), self.value(x))
+
+
+class HeadedAttention(nn.Module):
+    """A module a head."""
+
+    def __init__(self, *, bias: bool = True):
+        super().__init__()
+        self.heads = nn.ModuleList(Head(bias=bias) for _ in range(HEADS))
+        self.output_projection = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output_projection(torch.cat([head(x) for head in self.heads], dim=-1))
+
+
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dense_1 = nn.Linear(WIDTH, HIDDEN)
+        self.activation = Gelu()
+        self.dense_2 = nn.Linear(HIDDEN, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense_2(self.activation(self.dense_1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.attention = attention
+        self.layernorm_1 = nn.LayerNorm(WIDTH)
+        self.mlp = Mlp()
+        self.layernorm_2 = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.layernorm_1(x))
+        return x + self.mlp(self.layernorm_2(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, attention: Callable[[], nn.Module]):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(attention()) for _ in range(DEPTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class PlainVit(nn.Module):
+    """The project's classifier; `attention` is `MergedAttention` or `HeadedAttention`."""
+
+    def __init__(self, attention: Callable[[], nn.Module] = MergedAttention):
+        super().__init__()
+        self.embedding = Embedding()
+        self.encoder = Encoder(attention)
+        self.classifier = nn.Linear(WIDTH, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.classifier(self.encoder(self.embedding(image))[:, 0, :])
+
+
+class Pictures(Dataset):
+    """Pictures that are turned into tensors and varied one by one, as torchvision's data set is."""
+
+    def __init__(self, image: Tensor, target: Tensor):
+        from torchvision import transforms
+
+        self.pixels = image.permute(0, 2, 3, 1).contiguous().numpy()
+        self.target = target.tolist()
+        self.transform = transforms.Compose(
+            [
+                transforms.ToTensor(),
+                transforms.RandomHorizontalFlip(p=0.5),
+                transforms.RandomResizedCrop(
+                    (IMAGE, IMAGE), scale=(0.8, 1.0), ratio=(3 / 4, 4 / 3), antialias=False
+                ),
+                transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.pixels[row])), self.target[row]
+
+
+def batches(image: Tensor, target: Tensor, *, batch: int, workers: int) -> Iterator:
+    """One epoch of shuffled, varied batches."""
+    return iter(
+        DataLoader(Pictures(image, target), batch_size=batch, shuffle=True, num_workers=workers)
+    )
+
+
+def make_step(model: nn.Module) -> Callable[[Tensor, Tensor], float]:
+    """The project's training step: AdamW, learning rate and weight decay 0.01, the loss read."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2)
+
+    def step(image: Tensor, target: Tensor) -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(image), target)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step

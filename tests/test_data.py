@@ -1,0 +1,280 @@
+"""Data sources on small data in their true formats: splits, order, draws, workers, bad pictures."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitx import data, images, sources
+from vitx.config import DataConfig, override
+from vitx.functional.augment import CROP_DRAWS, resized_crop
+
+
+def picture(size=(40, 30), seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def folders(
+    root, *, splits=("train", "test"), classes=("ant", "bee", "cat"), each=6, size=(40, 30)
+):
+    number = 0
+    for split in splits:
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for _ in range(each):
+                picture(size, number).save(folder / f"{number:04}.png")
+                number += 1
+    return root
+
+
+FILES = DataConfig(name="imagefolder", val=6, crop=0.5, flip=0.5, normalise="half")
+
+
+@pytest.fixture
+def root(tmp_path):
+    return folders(tmp_path / "data")
+
+
+def load(root, **changes):
+    return data.load(override(FILES, root=str(root), **changes), size=(16, 16))
+
+
+def stream(dataset, count, batch=4, **how):
+    found = data.batches(dataset, batch=batch, seed=3, **how)
+    return [next(found) for _ in range(count)]
+
+
+def test_picture_folders_are_split_by_class_folders(root):
+    dataset = load(root)
+    assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [12, 6, 18]
+    assert dataset.classes == ("ant", "bee", "cat")
+    assert torch.bincount(dataset.val.target).tolist() == [2, 2, 2]
+    assert not set(dataset.train.items) & set(dataset.val.items)
+    image, target = next(data.readings(dataset, dataset.test, batch=5))
+    assert image.shape == (5, 3, 16, 16)
+    assert target.tolist() == [0] * 5
+    assert -1 <= image.min() < image.max() <= 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_files_depend_on_seed_and_step_alone(root, workers):
+    wanted = stream(load(root), 8)
+    found = stream(load(root, workers=workers), 5, start=3)
+    for (a, x), (b, y) in zip(wanted[3:], found, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(x, y)
+    assert not torch.equal(wanted[0][0], wanted[3][0])
+
+
+def test_reading_files_does_not_touch_the_global_generator(root):
+    before = torch.get_rng_state()
+    stream(load(root), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_parts_of_a_batch_are_the_batch(root):
+    whole = stream(load(root), 2)
+    shares = [stream(load(root), 2, part=(rank, 2)) for rank in range(2)]
+    for step, (image, target) in enumerate(whole):
+        assert torch.equal(torch.cat([share[step][0] for share in shares]), image)
+        assert torch.equal(torch.cat([share[step][1] for share in shares]), target)
+
+
+def test_a_bad_picture_is_named_or_skipped_and_listed(root):
+    broken = sorted(root.glob("train/*/*.png"))
+    for path in broken[:3]:
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(images.BadImage, match=r"\.png can't be decoded"):
+        stream(load(root, val=0), 4)
+    dataset = load(root, val=0, on_bad_image="skip")
+    found = stream(dataset, 4)
+    assert sum(len(target) for _, target in found) < 16
+    assert all(len(image) == len(target) for image, target in found)
+    stream(dataset, 8)
+    assert len(dataset.skipped) == 3
+    assert all("can't be decoded" in said for said in dataset.skipped)
+
+
+def test_a_picture_too_large_is_refused_before_it_is_decoded(root, monkeypatch):
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(images.BadImage, match=r"40×30 pixels, more than data\.max_pixels = 1,000"):
+        stream(load(root, max_pixels=1000), 1)
+
+
+def test_a_decompression_bomb_is_a_bad_picture(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    buffer = io.BytesIO()
+    picture().save(buffer, "PNG")
+    with pytest.raises(images.BadImage, match="the-name can't be decoded"):
+        images.open_picture(buffer.getvalue(), name="the-name")
+
+
+def test_squash_keeps_all_and_crop_keeps_the_centre(root):
+    path = sorted(root.glob("test/ant/*.png"))[0]
+    wide = Image.new("RGB", (40, 30))
+    wide.paste((255, 255, 255), (0, 0, 4, 30))  # the left edge
+    wide.save(path)
+    for how, seen in (("squash", True), ("crop", False)):
+        dataset = load(root, resize=how)
+        image, _ = next(data.readings(dataset, dataset.test, batch=1))
+        assert (image[..., 0].max() > 0.9) == seen
+
+
+@pytest.fixture
+def cifar(tmp_path):
+    return folders(
+        tmp_path / "cifar", classes=[f"class {k}" for k in range(10)], size=(32, 32), each=4
+    )
+
+
+def test_cifar10_from_picture_folders_is_held_in_memory(cifar):
+    config = DataConfig(name="cifar10", root=str(cifar), val=10)
+    dataset = data.load(config)
+    assert dataset.origin == "picture folders train/, test/"
+    assert dataset.train.image.shape == (30, 3, 32, 32)
+    assert len(dataset.test) == 40
+    first = sorted(cifar.glob("test/class 0/*.png"))[0]
+    assert torch.equal(
+        dataset.test.image[0].permute(1, 2, 0), torch.tensor(np.array(Image.open(first)))
+    )
+
+
+def test_cifar10_from_torchvisions_batches(tmp_path, monkeypatch):
+    import hashlib
+    import pickle
+
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    rows = np.random.default_rng(0).integers(0, 255, (20, 3072), dtype=np.uint8)
+
+    def write(name, value):
+        (folder / name).write_bytes(pickle.dumps(value))
+        return name, hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    labels = [k % 10 for k in range(20)]
+    train = write("data_batch_1", {"data": rows, "labels": labels})
+    test = write("test_batch", {"data": rows[:10], "labels": labels[:10]})
+    meta = write("batches.meta", {"label_names": [f"c{k}" for k in range(10)]})
+    monkeypatch.setattr(CIFAR10, "train_list", [list(train)])
+    monkeypatch.setattr(CIFAR10, "test_list", [list(test)])
+    monkeypatch.setattr(
+        CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]}
+    )
+    dataset = data.load(DataConfig(name="cifar10", root=str(tmp_path), val=10))
+    assert dataset.origin == "torchvision's CIFAR10 batches"
+    assert torch.equal(dataset.test.image[3].flatten(), torch.tensor(rows[3]))
+    assert dataset.test.target.tolist() == list(range(10))
+    assert dataset.classes[2] == "c2"
+
+
+def test_places365_in_torchvisions_folders(tmp_path, monkeypatch):
+    import hashlib
+
+    from torchvision.datasets import Places365
+
+    names = {
+        "categories_places365.txt": "".join(f"/{c}/scene{c} {k}\n" for k, c in enumerate("abc")),
+        "places365_val.txt": "".join(f"p{k}.jpg {k % 3}\n" for k in range(40)),
+    }
+    for name, text in names.items():
+        (tmp_path / name).write_text(text)
+    sums = {name: hashlib.md5(text.encode()).hexdigest() for name, text in names.items()}
+    (tmp_path / "val_256").mkdir()
+    for k in range(40):
+        picture((64, 64), k).save(tmp_path / "val_256" / f"p{k}.jpg")
+    monkeypatch.setattr(
+        Places365,
+        "_CATEGORIES_META",
+        ("categories_places365.txt", sums["categories_places365.txt"]),
+    )
+    monkeypatch.setattr(
+        Places365, "_FILE_LIST_META", {"val": ("places365_val.txt", sums["places365_val.txt"])}
+    )
+    config = DataConfig(
+        name="places365", root=str(tmp_path), train=4, val=2, test=34, stratified=False,
+        normalise="imagenet", resize="squash",
+    )  # fmt: skip
+    dataset = data.load(config, size=(32, 32))
+    assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [4, 2, 34]
+    assert len({*dataset.train.items, *dataset.val.items, *dataset.test.items}) == 40
+    image, _ = next(data.readings(dataset, dataset.val))
+    assert image.shape == (2, 3, 32, 32)
+
+
+def test_the_notebooks_split_of_36500():
+    labels = sources.Split(
+        torch.zeros(36_500, 1, 1, 1, dtype=torch.uint8), torch.arange(36_500) % 365
+    )
+    config = DataConfig(name="places365", stratified=False)
+    rest, test = data._hold_out(labels, "test", 31_025, config)
+    train, val = data._hold_out(labels.take(rest), "val", 1_825, config)
+    assert (len(train), len(val), len(test)) == (3_650, 1_825, 31_025)
+
+
+def test_made_up_images_can_be_told_apart():
+    dataset = data.load(DataConfig(name="fake(images=200, size=8, classes=4)", val=40, test=40))
+    assert dataset.train.image.shape == (120, 3, 8, 8)
+    means = torch.stack(
+        [dataset.train.image[dataset.train.target == k].float().mean(0) for k in range(4)]
+    )
+    distance = torch.cdist(dataset.test.image.float().flatten(1), means.flatten(1))
+    assert (distance.argmin(1) == dataset.test.target).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"root": ""}, "data.root is empty"),
+        ({"root": "/nowhere/at/all"}, "data.root = '/nowhere/at/all' is not a folder"),
+        ({"name": "cifr10"}, "did you mean 'cifar10'"),
+        ({"name": "imagefolder(x=1)"}, "imagefolder has no knob 'x'; it has none"),
+        ({"name": "places365(part='all')"}, "part = 'all' is not known"),
+        ({"normalise": "data"}, "data.normalise = 'data' needs images in memory"),
+        ({"val": 99}, r"data\.val = 99: that many can't be held out of 18"),
+        ({"val": 2}, r"data\.val = 2 of 18 images can't keep the shares of 3 classes"),
+    ],
+)
+def test_data_that_cannot_be_is_refused(root, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load(**({"root": root} | changes))
+
+
+def test_a_batch_is_varied_in_memory_by_the_same_table_in_any_batch_size():
+    config = DataConfig(name="fake(images=64, size=8)", crop=0.3, flip=0.5, val=10, test=10)
+    dataset = data.load(config)
+    small = [next(data.batches(dataset, batch=11, seed=5, start=0)) for _ in range(1)]
+    whole = next(data.batches(dataset, batch=44, seed=5))
+    assert torch.equal(small[0][0], whole[0][:11])
+    order, draws = (
+        data.epoch_order(5, 0, 44),
+        data.epoch_draws(5, 0, 44, CROP_DRAWS, stream=data.CROP),
+    )
+    rows = order[:11]
+    varied = resized_crop(dataset.train.image[rows].float(), draws[rows], smallest=0.3)
+    flipped = torch.where(
+        data.epoch_draws(5, 0, 44, 1, stream=data.FLIP)[rows][:, :, None, None] < 0.5,
+        varied.flip(-1), varied,
+    )  # fmt: skip
+    torch.testing.assert_close(small[0][0], dataset.normalise(flipped))
+
+
+@pytest.mark.parametrize("knob", ["mixup", "cutmix"])
+def test_mixed_batches_have_soft_targets_of_two_classes(knob):
+    config = DataConfig(name="fake(images=64, size=8)", val=10, test=10, **{knob: 1.0})
+    _, target = next(data.batches(data.load(config), batch=16, seed=0))
+    assert target.shape == (16, 10)
+    torch.testing.assert_close(target.sum(dim=1), torch.ones(16))
+    assert (target.max(dim=1).values < 1).any()
+
+
+def test_the_last_images_of_an_epoch_are_kept_where_asked():
+    config = DataConfig(name="fake(images=30, size=8)", val=10, test=0, drop_last=False)
+    dataset = data.load(config)
+    found = data.batches(dataset, batch=8, seed=0)
+    assert [len(next(found)[1]) for _ in range(6)] == [8, 8, 4, 8, 8, 4]

@@ -1,0 +1,294 @@
+"""The loop: resume to the bit, bad steps, accumulation, averages, several processes, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitx import data, tracking
+from vitx import train as trainer
+from vitx.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, override
+from vitx.train import Diverged, init, pack, step, train, unpack
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = TrainConfig(
+    model=ModelConfig(image=8, patch=4, classes=4, width=24, depth=2, heads=2, drop=0.1),
+    data=DataConfig(
+        name="fake(images=120, size=8, classes=4)", val=20, test=20, flip=0.5, crop=0.5, mixup=0.3
+    ),
+    optim=OptimConfig(warmup_steps=2, clip=1.0),
+    steps=12,
+    batch=16,
+    eval_every=4,
+    log_every=2,
+    save_every=5,
+)
+
+
+def batches(config, count, dtype=torch.float32):
+    stream = data.batches(data.load(config.data), batch=config.batch, seed=config.seed)
+    return [(image.to(dtype), target) for image, target in (next(stream) for _ in range(count))]
+
+
+def weights(state):
+    return {name: p.detach().clone() for name, p in state.result.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ema": 0.9},
+        {"accumulate": 4, "optim.name": "muon"},
+        {"precision": "bfloat16", "optim.name": "sgd", "model.drop_path": 0.2},
+        {"optim.name": "lamb", "model.patch_drop": 0.5},
+    ],
+    ids=str,
+)
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, changes):
+    config = override(CONFIG, **changes)
+
+    def run(folder, **how):
+        with tracking.Run(tmp_path, "g", "n", {}, mode="disabled", folder=tmp_path / folder) as it:
+            state, result = train(config, it, folder=it.folder, **how)
+            return state, result, (it.folder / "metrics.jsonl").read_text()
+
+    whole, wanted, wanted_log = run("whole")
+    real = trainer.step
+
+    def dies(state, batch, config):
+        if state.steps_done == 8:
+            raise RuntimeError("killed")
+        return real(state, batch, config)
+
+    monkeypatch.setattr(trainer, "step", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        run("cut")
+    monkeypatch.setattr(trainer, "step", real)
+    torch.manual_seed(99)
+    again, found, found_log = run("cut", resume=True)
+    assert _same(pack(again), pack(whole))
+    assert found.test == wanted.test
+    assert torch.equal(found.test_logits, wanted.test_logits)
+
+    def events(log):
+        return [{k: v for k, v in json.loads(line).items() if k != tracking.IMAGES_PER_S}
+                for line in log.splitlines()]  # fmt: skip
+
+    assert events(found_log) == events(wanted_log)
+    assert found.curve == wanted.curve
+
+
+def _same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b
+
+
+def test_the_state_survives_packing():
+    config = override(CONFIG, ema=0.5)
+    one, two = init(config), init(override(config, seed=1))
+    for batch in batches(config, 3):
+        step(one, batch, config)
+    unpack(two, pack(one))
+    assert _same(pack(two), pack(one))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon", "lamb", "lion"])
+@pytest.mark.parametrize("fault_at", [0, 2])
+def test_a_bad_step_and_all_later_ones_change_nothing(name, fault_at):
+    config = override(CONFIG, **{"optim.name": name, "ema": 0.5, "data.mixup": 0.0})
+    state = init(config)
+    found = batches(config, 5)
+    for number, (image, target) in enumerate(found):
+        if number == fault_at:
+            before = weights(state), [p.detach().clone() for p in state.model.parameters()]
+            image = image.clone()
+            image[3, 0, 2, 2] = float("nan")
+        step(state, (image, target), config)
+    assert state.steps_done == 5
+    assert _same([p.detach() for p in state.model.parameters()], before[1])
+    if fault_at:
+        assert _same(weights(state), before[0])
+    with pytest.raises(Diverged, match=f"the loss of step {fault_at + 1} is not finite"):
+        trainer.check(state)
+
+
+def test_a_bad_gradient_is_named():
+    state = init(CONFIG)
+    parameter = dict(state.model.named_parameters())["blocks.1.mlp.fc1.bias"]
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    step(state, batches(CONFIG, 1)[0], CONFIG)
+    with pytest.raises(Diverged, match=r"gradient of blocks\.1\.mlp\.fc1\.bias of step 1"):
+        trainer.check(state)
+
+
+def test_a_diverged_run_stops_at_the_next_reading_with_its_last_good_weights(tmp_path):
+    config = override(CONFIG, **{"optim.lr": 1e30, "optim.clip": 0.0, "optim.name": "sgd"})
+    with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
+        with pytest.raises(Diverged, match="the weights are those before it"):
+            train(config, run, folder=run.folder)
+        from vitx import checkpoint
+
+        kept = checkpoint.load(run.folder)["state"]
+    assert all(value.isfinite().all() for value in kept["model"].values())
+    assert kept["bad_step"] >= 0
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulated_parts_are_one_batch(parts):
+    config = override(CONFIG, **{"model.drop": 0.0})
+    other = override(config, accumulate=parts)
+    states = [init(c, model=trainer.build(c.model).double()) for c in (config, other)]
+    for batch in batches(config, 4, torch.float64):
+        one, two = (step(s, batch, c) for s, c in zip(states, (config, other), strict=True))
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+    for a, b in zip(*(s.model.parameters() for s in states), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.01, 1e6])
+def test_the_gradient_is_clipped_to_its_norm(clip):
+    changes = {"name": "sgd", "clip": clip, "weight_decay": 0.0, "lr": 0.5, "warmup_steps": 0}
+    config = override(CONFIG, **{f"optim.{name}": value for name, value in changes.items()})
+    state = init(config, model=trainer.build(config.model).double())
+    before = weights(state)
+    norm = step(state, batches(config, 1, torch.float64)[0], config)["gradient_norm"].item()
+    moved = torch.cat([(before[n] - p).flatten() for n, p in weights(state).items()])
+    assert norm > 0.01
+    wanted = 0.5 * (min(norm, clip) if clip else norm)
+    assert moved.norm().item() == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_average_follows_the_weights():
+    config = override(CONFIG, ema=0.75)
+    state = init(config)
+    wanted = None
+    for batch in batches(config, 4):
+        step(state, batch, config)
+        now = state.model.head.weight.detach().clone()
+        wanted = now if wanted is None else wanted + 0.25 * (now - wanted)
+    torch.testing.assert_close(state.result.head.weight, wanted)
+    assert not torch.equal(state.result.head.weight, state.model.head.weight)
+
+
+def test_frozen_parameters_stay_and_a_pattern_without_a_match_is_refused():
+    config = override(CONFIG, **{"optim.freeze": ("blocks.0.*", "pos_embed")})
+    state = init(config)
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    for batch in batches(config, 3):
+        step(state, batch, config)
+    still = {n for n, p in state.model.named_parameters() if torch.equal(p, before[n])}
+    assert still == {n for n in before if n.startswith("blocks.0.") or n == "pos_embed"}
+    with pytest.raises(ValueError, match=r"optim\.freeze = 'block\.\*' matches no parameter"):
+        init(override(CONFIG, **{"optim.freeze": ("block.*",)}))
+
+
+def test_layer_decay_lowers_the_rate_block_by_block():
+    config = override(CONFIG, **{"optim.layer_decay": 0.5})
+    state = init(config)
+    step(state, batches(config, 1)[0], config)
+    names = {id(p): name for name, p in state.model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for o in state.optimizers for group in o.param_groups
+             for p in group["params"]}  # fmt: skip
+    top = rates["head.weight"]
+    assert rates["norm.bias"] == top == pytest.approx(1e-3 / 2)
+    wanted = {"blocks.1.mlp.fc1.weight": 0.5, "blocks.0.norm1.bias": 0.25, "pos_embed": 0.125,
+              "patch_embed.proj.weight": 0.125}  # fmt: skip
+    for name, share in wanted.items():
+        assert rates[name] == pytest.approx(top * share), name
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
+    muon, rest = init(override(CONFIG, **{"optim.name": "muon"})).optimizers
+    assert {p.ndim for group in muon.param_groups for p in group["params"]} == {2}
+    held = sum(len(group["params"]) for o in (muon, rest) for group in o.param_groups)
+    assert held == len(list(init(CONFIG).model.parameters()))
+
+
+def test_training_under_bfloat16_and_compile_lowers_the_loss(compiled):
+    config = override(CONFIG, precision="bfloat16", compile=True, steps=30, **{"data.mixup": 0.0})
+    _, result = train(config)
+    assert result.curve[-1]["val/loss"] < result.curve[0]["val/loss"]
+
+
+def test_a_changed_setting_that_matters_is_refused_by_name(tmp_path):
+    with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
+        train(CONFIG, run, folder=run.folder)
+        with pytest.raises(ValueError, match=r"optim\.lr = 0\.5, but the run to resume"):
+            train(override(CONFIG, **{"optim.lr": 0.5}), run, folder=run.folder, resume=True)
+        train(override(CONFIG, log_every=3), run, folder=run.folder, resume=True)
+
+
+WORKER = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, "tests")
+from test_trainer import CONFIG
+from vitx import data
+from vitx.config import override
+from vitx.evaluate import predict, score
+from vitx.parallel import processes
+from vitx.train import build, init, step
+
+config = override(CONFIG, **{"model.drop": 0.0, "optim.warmup_steps": 0, "data.test": 19})
+with processes(torch.device("cpu")) as (part, device):
+    state = init(config, model=build(config.model).double(), part=part)
+    dataset = data.load(config.data)
+    stream = data.batches(dataset, batch=16, seed=0, part=(part.rank, part.ranks))
+    for _ in range(20):
+        image, target = next(stream)
+        step(state, (image.double(), target), config)
+    logits, target = predict(state.model, dataset, dataset.test, part=part)
+    if part.first:
+        torch.save([state.model.state_dict(), logits, target], sys.argv[1])
+"""
+
+
+def test_two_processes_are_one(tmp_path):
+    program = tmp_path / "worker.py"
+    program.write_text(WORKER)
+    found = {}
+    for ranks in (1, 2):
+        path = tmp_path / f"{ranks}.pt"
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        done = subprocess.run(
+            [sys.executable, *command, str(program), str(path)],
+            cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[ranks] = torch.load(path)
+    (one, logits1, target1), (two, logits2, target2) = found[1], found[2]
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-10, atol=1e-10)
+    assert torch.equal(target1, target2)
+    assert len(target1) == 19
+    torch.testing.assert_close(logits1, logits2, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves_with_its_status(tmp_path, number, status):
+    command = [sys.executable, "-m", "experiments.train", "digits", "--steps=5000",
+               "--out", str(tmp_path), "--log-every=5", "--save-every=5000"]  # fmt: skip
+    how = {"cwd": ROOT, "env": os.environ | {"WANDB_MODE": "disabled"}, "text": True}
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **how)
+    deadline = time.time() + 60
+    while not any(path.stat().st_size for path in tmp_path.glob("digits/*/metrics.jsonl")):
+        assert time.time() < deadline
+        time.sleep(0.1)
+    child.send_signal(number)
+    _, said = child.communicate(timeout=30)
+    assert child.returncode == status, said
+    assert "the state is saved; go on with: --resume" in said
+    (folder,) = tmp_path.glob("digits/*")
+    assert (folder / "last.ckpt").exists()

@@ -1,0 +1,114 @@
+"""A split's images: in memory as one tensor, or in files that are decoded when they are read."""
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+MAX_PIXELS = 50_000_000
+"""Larger pictures are refused before they are decoded, if nothing else is said."""
+
+
+class BadImage(ValueError):
+    """A picture that can't be used; says which and why."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes a model's input: `resize` as in DataConfig, values in [0, 1]."""
+
+    resize: str = "crop"
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images in memory and their class numbers."""
+
+    image: UInt8[Tensor, "images c h w"]
+    target: Int[Tensor, "images"]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def take(self, rows: Sequence[int]) -> "Split":
+        return Split(self.image[rows], self.target[rows])
+
+    def to(self, device: torch.device | str) -> "Split":
+        return Split(self.image.to(device), self.target.to(device))
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pictures that are decoded one by one; `read(item)` gives a PIL image or raises BadImage."""
+
+    items: Sequence[Any]
+    target: Int[Tensor, "images"]
+    read: Callable[[Any], Any]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def take(self, rows: Sequence[int]) -> "Files":
+        return replace(self, items=[self.items[row] for row in rows], target=self.target[rows])
+
+
+def open_picture(source: Path | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -> Any:
+    """The picture in RGB. Raises BadImage with its name for what can't be decoded or is too large.
+
+    The size is read from the header, before anything is decoded.
+    """
+    from PIL import Image
+
+    name = name or str(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged below
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+                width, height = picture.size
+                if width * height > max_pixels:
+                    raise BadImage(
+                        f"{name} has {width}×{height} pixels, more than data.max_pixels = "
+                        f"{max_pixels:,}"
+                    )
+                return picture.convert("RGB")
+    # What Pillow raises for files that are cut off, empty, or of no known format.
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadImage(f"{name} can't be decoded: {error}") from None
+
+
+def read_all(files: Files, *, skip: bool) -> tuple[Split, list[str]]:
+    """Decode pictures of one size into memory; the split, and what was skipped as bad.
+
+    Raises BadImage for the first bad one unless `skip`, and ValueError if sizes differ. One thread:
+    for small pictures Python's lock makes several slower than one.
+    """
+    pixels, good, bad = [], [], []
+    for row, item in enumerate(files.items):
+        try:
+            pixels.append(np.asarray(files.read(item)))
+        except BadImage as error:
+            if not skip:
+                raise
+            bad.append(str(error))
+        else:
+            good.append(row)
+    sizes = {found.shape for found in pixels}
+    if len(sizes) != 1:
+        raise ValueError(f"pictures of one size were expected, not of {sorted(sizes)[:3]}")
+    image = rearrange(torch.from_numpy(np.stack(pixels)), "images h w c -> images c h w")
+    return Split(image.contiguous(), files.target[good]), bad
+
+
+def grey(pixels: UInt8[Tensor, "images h w"]) -> UInt8[Tensor, "images 1 h w"]:
+    """Scans without a channel axis, with one."""
+    return rearrange(pixels, "images h w -> images 1 h w")

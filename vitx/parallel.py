@@ -1,0 +1,81 @@
+"""Several processes that train one model: `torchrun` starts them, each with its own device."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """This process's number among all; one process alone is 0 of 1."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def alone(self) -> bool:
+        return self.ranks == 1
+
+    @property
+    def first(self) -> bool:
+        """The process that writes files and talks."""
+        return self.rank == 0
+
+
+ALONE = Part()
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[tuple[Part, torch.device]]:
+    """Join the processes that `torchrun` started, if it did; this one's part and device."""
+    if "RANK" not in os.environ:
+        yield ALONE, device
+        return
+    if device.type != "cpu":
+        device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+        torch.accelerator.set_device_index(device.index)
+    # Gloo carries what lies on the CPU, such as the flag that a signal came.
+    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
+    dist.init_process_group(backend)
+    try:
+        yield Part(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()
+
+
+def any_of(flag: bool, part: Part) -> bool:
+    """Whether the flag is set in any process."""
+    if part.alone:
+        return flag
+    value = torch.tensor(int(flag))
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def largest(value: Tensor, part: Part) -> Tensor:
+    """The largest over all processes, on the device."""
+    if not part.alone:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
+def total(value: Tensor, part: Part) -> Tensor:
+    """The sum over all processes, on the device."""
+    if not part.alone:
+        dist.all_reduce(value, dist.ReduceOp.SUM)
+    return value
+
+
+def gathered(value: Any, part: Part) -> list[Any]:
+    """The values of all processes, in their order."""
+    if part.alone:
+        return [value]
+    found: list[Any] = [None] * part.ranks
+    dist.all_gather_object(found, value)
+    return found

@@ -1,0 +1,273 @@
+"""Files of weights: this project's own, timm's, Hugging Face's and the two scratch projects'.
+
+`load` recognises a file by its names of tensors, `export` writes a model back under them.
+"""
+
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitx import checkpoint
+from vitx.config import ModelConfig, flat, override
+from vitx.functional.init import INIT, keyed_generator
+from vitx.images import Preprocessing
+from vitx.interop import names
+from vitx.interop.names import Format
+from vitx.model import Vit, build
+from vitx.registry import nearest, resolve
+
+FILE = "model.safetensors"
+"""Name of a run's weights in its folder."""
+METADATA = "vitx"
+"""Key under which a safetensors file of this project holds its description."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file says of a model beside its weights."""
+
+    config: ModelConfig
+    classes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    format: str = "vitx"
+
+
+def save(vit: nn.Module, path: Path, about: Description) -> None:
+    """Write weights, configuration, class names and preprocessing as one safetensors file."""
+    from safetensors.torch import save as to_bytes
+
+    described = {
+        "config": flat(about.config),
+        "classes": about.classes,
+        "preprocessing": None if about.preprocessing is None else vars(about.preprocessing),
+    }
+    state = {name: value.contiguous().cpu() for name, value in vit.state_dict().items()}
+    checkpoint.write_through(path, to_bytes(state, metadata={METADATA: json.dumps(described)}))
+
+
+def load(path: str | Path, *, heads: int = 0, classes: int = 0, seed: int = 0) -> Vit:
+    """The `Vit` of a file or folder of weights.
+
+    `path` is a safetensors or PyTorch file, a run folder of this project, or a folder that Hugging
+    Face `save_pretrained` wrote. `heads` is for files that don't tell the number of attention
+    heads. `classes` makes a new head of that many outputs, drawn with `seed`, and says so. Raises
+    ValueError for a file that is none of these.
+    """
+    about = describe(path, heads=heads)
+    config = about.config
+    if classes and classes != config.classes:
+        print(f"{path}: a new head of {classes} classes instead of {config.classes}, "
+              f"drawn with seed {seed}", file=sys.stderr)  # fmt: skip
+        config = override(config, classes=classes)
+    return start(config, path, seed=seed)
+
+
+FREE = {"classes", "drop", "attention_drop", "position_drop", "head_drop", "drop_path",
+        "patch_drop", "init", "patchify", "attention"}  # fmt: skip
+"""Fields of a model that may differ from those of the weights that it starts from."""
+
+
+def start(config: ModelConfig, path: str | Path, *, seed: int = 0) -> Vit:
+    """The configured model with the weights of a file, and a new head where classes differ.
+
+    Raises ValueError naming the first field by which the file's model is another function.
+    """
+    state, about = read(path, heads=config.heads)
+    ours, theirs = flat(config), flat(about.config)
+    for name in ours:
+        if name not in FREE and ours[name] != theirs[name]:
+            raise ValueError(
+                f"weights = {str(path)!r}: model.{name} is {theirs[name]!r} there and "
+                f"{ours[name]!r} here"
+            )
+    if config.classes != about.config.classes:
+        state = {name: value for name, value in state.items() if not name.startswith("head.")}
+        state |= _new_head(config, seed) if config.classes else {}
+    # Weights keep the precision that they were written in.
+    vit = build(config, dtype=next(iter(state.values())).dtype)
+    vit.load_state_dict(state)
+    return vit
+
+
+def describe(path: str | Path, *, heads: int = 0) -> Description:
+    """What a file says of its model."""
+    return read(path, heads=heads)[1]
+
+
+def read(path: str | Path, *, heads: int = 0) -> tuple[dict[str, Tensor], Description]:
+    """Our state dict and the description; errors as in `load`."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    settings = _hugging_face_settings(path)
+    file = _file(path) if path.is_dir() else path
+    state, metadata = _tensors(file)
+    if METADATA in metadata:
+        return state, _described(json.loads(metadata[METADATA]))
+    for form in _formats(state):
+        if form.mark in state:
+            return _foreign(state, form, settings, heads, file)
+    raise ValueError(
+        f"{file} is of no known format: its tensors are named {', '.join(sorted(state)[:3])}, …"
+    )
+
+
+def export(vit: Vit, path: str | Path, format: str) -> None:
+    """Write the weights under another project's names, as a PyTorch file.
+
+    `format` is scratch-places365, scratch-cifar10, scratch-cifar10-heads, hf-vit or hf-vit-model.
+    Raises ValueError where the model has what the format can't hold.
+    """
+    forms = {
+        "scratch-places365": names.SCRATCH_PLACES365,
+        "scratch-cifar10": names.scratch_cifar10(),
+        "scratch-cifar10-heads": names.scratch_cifar10(vit.config.heads),
+        "hf-vit": names.hugging_face("vit."),
+        "hf-vit-model": names.hugging_face(),
+    }
+    if format not in forms:
+        raise ValueError(f"format = {format!r} is not known; {nearest(format, forms)}")
+    state = names.to_theirs(vit.state_dict(), forms[format], vit.config.depth)
+    torch.save(state, path)
+
+
+def _formats(state: Mapping[str, Tensor]) -> list[Format]:
+    per_head = "encoder.blocks.0.attention.heads.{}.query.weight"
+    heads = next(k for k in range(10_000) if per_head.format(k) not in state)
+    return [
+        names.SCRATCH_PLACES365,
+        names.scratch_cifar10(),
+        names.scratch_cifar10(max(heads, 1)),
+        names.hugging_face("vit."),
+        names.hugging_face(),
+        names.TIMM,
+    ]
+
+
+def _foreign(
+    state: dict[str, Tensor], form: Format, settings: dict[str, Any], heads: int, file: Path
+) -> tuple[dict[str, Tensor], Description]:
+    """A state of another project under our names, with a configuration read off its shapes."""
+    depth = 1 + max(
+        int(found[1]) for name in state if (found := re.search(r"(?:layers?|blocks)\.(\d+)", name))
+    )
+    kernel = state[
+        next(row for row in form.rows if row.ours == "patch_embed.proj.weight").theirs[0]
+    ]
+    channels = settings.get("num_channels", 3)
+    if kernel.ndim == 2:
+        side = math.isqrt(kernel.shape[1] // channels)
+        sizes = {"c": channels, "p": side, "q": side}
+    else:
+        sizes = {"c": kernel.shape[1], "p": kernel.shape[2], "q": kernel.shape[3]}
+    ours = names.to_ours(state, form, depth, sizes)
+    grid = math.isqrt(ours["pos_embed"].shape[1] - 1)
+    width, known = kernel.shape[0], settings.get("num_attention_heads", form.heads)
+    if not (heads or known):
+        raise ValueError(
+            f"{file} does not tell the number of attention heads: give it, load(path, heads=…); "
+            f"it divides {width}"
+        )
+    config = ModelConfig(
+        image=(grid * sizes["p"], grid * sizes["q"]),
+        patch=(sizes["p"], sizes["q"]),
+        channels=sizes["c"],
+        classes=len(ours.get("head.bias", ())),
+        width=width,
+        depth=depth,
+        heads=heads or known,
+        mlp_ratio=ours["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        qkv_bias="qkv" if "blocks.0.attn.qkv.bias" in ours else "none",
+        **{**form.model, **_model_settings(settings)},
+    )
+    labels = settings.get("id2label", {})
+    classes = tuple(labels[key] for key in sorted(labels, key=int))
+    return ours, Description(config, classes, settings.get("preprocessing"), form.name)
+
+
+def _model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What Hugging Face's config.json says that shapes don't."""
+    if not settings:
+        return {}
+    acts = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+    act = settings.get("hidden_act", "gelu")
+    if act not in acts:
+        raise ValueError(
+            f"config.json: hidden_act = {act!r} can't be expressed; {nearest(act, acts)}"
+        )
+    return {
+        "mlp": acts[act],
+        "norm": f"layernorm(eps={settings.get('layer_norm_eps', 1e-12)!r})",
+    }
+
+
+def _hugging_face_settings(path: Path) -> dict[str, Any]:
+    """config.json and preprocessor_config.json of a folder, where it has them."""
+    found: dict[str, Any] = {}
+    if not (path / "config.json").exists() or (path / "run.json").exists():
+        return found
+    found |= json.loads((path / "config.json").read_text(encoding="utf8"))
+    processor = path / "preprocessor_config.json"
+    if processor.exists():
+        said = json.loads(processor.read_text(encoding="utf8"))
+        found["preprocessing"] = Preprocessing(
+            "squash", tuple(said["image_mean"]), tuple(said["image_std"])
+        )
+    return found
+
+
+def _file(folder: Path) -> Path:
+    """The file of weights in a folder."""
+    known = (FILE, "pytorch_model.bin")
+    for name in known:
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(f"{folder} holds neither {' nor '.join(known)}")
+
+
+def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and the metadata of a safetensors file."""
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, "pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                return tensors, opened.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no safetensors file: {error}") from None
+    found = checkpoint.plain(file, file)
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not (isinstance(found, dict) and all(isinstance(v, Tensor) for v in found.values())):
+        raise ValueError(f"{file} holds no state dict")
+    return found, {}
+
+
+def _described(said: Mapping[str, Any]) -> Description:
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in said["config"].items()
+    }
+    way = said["preprocessing"]
+    if way is not None:
+        way = Preprocessing(way["resize"], tuple(way["mean"]), tuple(way["std"]))
+    return Description(ModelConfig(**fields), tuple(said["classes"]), way)
+
+
+def _new_head(config: ModelConfig, seed: int) -> dict[str, Tensor]:
+    scheme = resolve(config.init, INIT)
+    shapes = {"head.weight": (config.classes, config.width), "head.bias": (config.classes,)}
+    return {
+        name: scheme(name, shape, config.width, keyed_generator(seed, name))
+        for name, shape in shapes.items()
+    }
