@@ -10,7 +10,7 @@ import tyro
 from experiments import cli
 from experiments.recipes import RECIPES
 from vitx import tracking
-from vitx.config import TrainConfig, delta, flat
+from vitx.config import FREE, TrainConfig, delta, flat
 from vitx.cost import cost
 from vitx.data import steps_an_epoch
 from vitx.registry import nearest
@@ -82,9 +82,7 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
     from vitx.parallel import gathered, processes
     from vitx.train import Stopped, train
 
-    changed = delta(config, RECIPES[name])
-    # A folder's name has a limit; the whole difference stands in config.json.
-    label = ",".join(f"{key}={value}" for key, value in changed.items())[:100] or "base"
+    label = name_run(config, RECIPES[name])
     folder = switches.folder or (_last(switches.out / name, label) if switches.resume else None)
     with processes(tracking.device(switches.device)) as (part, device):
         values = {"recipe": name, "device": str(device)} | flat(config)
@@ -110,6 +108,14 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
                 f"error of {score.images:,} images), loss {score.loss:.4f}"
             )
     print(f"{result.seconds:.1f} s, {result.cpu_seconds:.1f} s of CPU\nrun: {run.folder}\n{where}")
+
+
+def name_run(config: TrainConfig, recipe: TrainConfig) -> str:
+    """The differences that matter, short enough for a folder; all of them stand in config.json."""
+    changed = {k: v for k, v in delta(config, recipe).items() if k not in FREE}
+    # Of a path only the last part: a name is no place.
+    words = (f"{key}={str(value).rpartition('/')[2]}" for key, value in changed.items())
+    return ",".join(words)[:100] or "base"
 
 
 def _last(group: Path, label: str) -> Path:

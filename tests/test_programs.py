@@ -16,6 +16,8 @@ import pytest
 from benchmarks import rows
 from experiments import cli
 from experiments.recipes import RECIPES
+from experiments.train import name_run
+from vitx.config import override
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -248,3 +250,10 @@ def test_the_equality_command_prints_a_verdict_a_model():
     found = run("benchmarks.equality", "vit_tiny_patch16_224", "--image", "32")
     assert found.returncode == 0, found.stderr
     assert "vit_tiny_patch16_224: equal; float64 outputs differ by" in found.stdout
+
+
+def test_a_run_is_named_by_what_matters_and_never_by_a_place():
+    recipe = RECIPES["finetune-beans"]
+    changed = override(recipe, weights="/a/b/vit", batch=8, **{"data.root": "/c/d"})
+    assert name_run(changed, recipe) == "weights=vit,batch=8"
+    assert name_run(override(recipe, log_every=3), recipe) == "base"

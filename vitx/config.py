@@ -293,6 +293,9 @@ class OptimConfig:
         resolve(self.schedule, SCHEDULE)
 
 
+FREE = ("data.root", "data.workers", "data.max_pixels", "log_every", "save_every")
+"""Settings that a run which is resumed may change: no trained value depends on them."""
+
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 

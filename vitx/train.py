@@ -18,14 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from vitx import checkpoint, data, evaluate, optim, parallel, tracking, weights
-from vitx.config import TrainConfig, flat
+from vitx.config import FREE, TrainConfig, flat
 from vitx.data import Batch
 from vitx.functional.loss import cross_entropy
 from vitx.model import build
 from vitx.parallel import ALONE, Part
 
-FREE = ("data.root", "data.workers", "data.max_pixels", "log_every", "save_every")
-"""Settings that a run which is resumed may change: no trained value depends on them."""
 GROWTH_STEPS = 2000
 """Steps without overflow after which the scale of float16 gradients doubles."""
 
