@@ -411,8 +411,8 @@ def _attention(job: Job, dataset: data.Dataset, seed: int) -> Figure:
     read = visualize.class_attention(maps, grid=config.grid, prefix=config.prefix, size=config.size)
     names = dataset.classes
     return visualize.attention_grid(
-        test.image[shown],
-        read,
+        test.image[shown] / dataset.peak,
+        {"read": read},
         [names[int(test.target[k])] for k in shown],
         [names[int(guess[k])] for k in shown],
     )

@@ -113,9 +113,12 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
 def name_run(config: TrainConfig, recipe: TrainConfig) -> str:
     """The differences that matter, short enough for a folder; all of them stand in config.json."""
     changed = {k: v for k, v in delta(config, recipe).items() if k not in FREE}
-    # Of a path only the last part: a name is no place.
-    words = (f"{key}={str(value).rpartition('/')[2]}" for key, value in changed.items())
-    return ",".join(words)[:100] or "base"
+
+    def word(value: object) -> str:
+        plain = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+        return plain.rpartition("/")[2]  # of a path only the last part: a name is no place
+
+    return ",".join(f"{key}={word(value)}" for key, value in changed.items())[:100] or "base"
 
 
 def _last(group: Path, label: str) -> Path:

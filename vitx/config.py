@@ -5,9 +5,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from vitx.functional.attention import ATTENTION
 from vitx.functional.init import INIT
@@ -417,6 +417,21 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             values[prefix + entry.name] = _plain(value)
     return values
+
+
+def from_flat(kind: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:
+    """The inverse of `flat`. Raises ValueError naming a field that is missing or unknown."""
+    hints, fields = get_type_hints(kind), {}
+    for entry in dataclasses.fields(kind):
+        name, inner = prefix + entry.name, hints[entry.name]
+        if dataclasses.is_dataclass(inner):
+            fields[entry.name] = from_flat(inner, values, f"{name}.")  # type: ignore[type-var]
+        elif name not in values:
+            raise ValueError(f"the configuration lacks {name}")
+        else:
+            value = values[name]
+            fields[entry.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**fields)
 
 
 def delta(config: Any, base: Any) -> dict[str, Any]:

@@ -61,14 +61,23 @@ class Dataset:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What a picture needs before the model sees it."""
+        """What a picture needs before the model sees it.
+
+        Images in memory are taken whole, so a picture of another size is squashed.
+        """
         mean, std = ((value / self.peak).tolist() for value in (self.mean, self.std))
-        return Preprocessing(self.config.resize, tuple(mean), tuple(std))
+        resize = "squash" if isinstance(self.train, Split) else self.config.resize
+        return Preprocessing(resize, tuple(mean), tuple(std))
 
     def normalise(self, image: Tensor) -> Tensor:
         """Stored values to about mean 0 and standard deviation 1."""
         mean, std = (rearrange(value, "c -> c 1 1").to(image) for value in (self.mean, self.std))
         return (image - mean) / std
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """The inverse of `normalise`, as values from 0 to 1, for people to look at."""
+        mean, std = (rearrange(value, "c -> c 1 1").to(image) for value in (self.mean, self.std))
+        return ((image * std + mean) / self.peak).clamp(0, 1)
 
 
 def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
@@ -177,7 +186,7 @@ def readings(
     keys = [
         [(0, row) for row in rows[start : start + batch]] for start in range(0, len(rows), batch)
     ]
-    transform = transforms.evaluation(dataset.config, dataset.size)
+    transform = transforms.evaluation(dataset.config.resize, dataset.size)
     for image, target, _ in _loader(dataset, split, transform, keys):
         yield dataset.normalise(_send(image, device).float()), _send(target, device)
 
@@ -316,10 +325,13 @@ def _hold_out(
 
 def _statistics(train: Images, peak: int, config: DataConfig) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel, in stored values."""
+    channels = train.image.shape[1] if isinstance(train, Split) else 3
     if config.normalise == "half":
-        mean, std = (0.5,), (0.5,)
+        mean, std = torch.full((2, channels), 0.5)
     elif config.normalise == "imagenet":
-        mean, std = IMAGENET
+        if channels != 3:
+            raise ValueError(f"data.normalise = 'imagenet' is for 3 channels, not {channels}")
+        mean, std = torch.tensor(IMAGENET)
     elif isinstance(train, Split):
         pixels = rearrange(train.image, "images c h w -> c (images h w)").float()
         return pixels.mean(dim=1), pixels.std(dim=1)
@@ -327,7 +339,7 @@ def _statistics(train: Images, peak: int, config: DataConfig) -> tuple[Tensor, T
         raise ValueError(
             "data.normalise = 'data' needs images in memory; choose 'imagenet' or 'half' for files"
         )
-    return peak * torch.tensor(mean), peak * torch.tensor(std)
+    return peak * mean, peak * std
 
 
 def _generator(seed: int, epoch: int, *, stream: int, step: int = 0) -> torch.Generator:

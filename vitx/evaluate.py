@@ -1,16 +1,20 @@
 """Predictions of a model on a split, and what they are worth."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitx.data import Dataset, readings
 from vitx.images import Split
+from vitx.model import Vit
 from vitx.parallel import ALONE, Part, gathered
 from vitx.sources import Images
 
@@ -74,6 +78,90 @@ def score(logits: Tensor, target: Tensor) -> Score:
     accuracy = (logits.argmax(dim=1) == target).float().mean().item()
     loss = F.cross_entropy(logits.float(), target).item()
     return Score(accuracy, (accuracy * (1 - accuracy) / images) ** 0.5, loss, images)
+
+
+def top(logits: Tensor, target: Tensor, k: int) -> float:
+    """Share of images whose class is among the k largest logits; 1 where there are no more."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (best == rearrange(target, "images -> images 1")).any(dim=1).float().mean().item()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How right a model is when it is how sure; bins of equal width over [0, 1]."""
+
+    edges: Float[Tensor, "edges"]
+    images: Int[Tensor, "bins"]
+    confidence: Float[Tensor, "bins"]
+    """Mean of the largest probability in a bin; 0 where it is empty."""
+    accuracy: Float[Tensor, "bins"]
+    error: float
+    """Σ images/all · |accuracy - confidence| (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
+
+
+def calibration(logits: Tensor, target: Tensor, *, bins: int = 15) -> Calibration:
+    """Accuracy against confidence of softmax probabilities."""
+    sure, guess = logits.double().softmax(dim=1).cpu().max(dim=1)
+    right = (guess == target.cpu()).double()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    place = torch.bucketize(sure, edges[1:-1])
+    images = torch.bincount(place, minlength=bins)
+    sums = [torch.bincount(place, weights=value, minlength=bins) for value in (sure, right)]
+    confidence, accuracy = (value / images.clamp(min=1) for value in sums)
+    error = ((accuracy - confidence).abs() * images).sum() / len(target)
+    return Calibration(edges, images, confidence, accuracy, error.item())
+
+
+def by_class(logits: Tensor, target: Tensor, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and number of images of each class."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    guess, labels = logits.argmax(dim=1).cpu().numpy(), list(range(len(classes)))
+    found: Any = precision_recall_fscore_support(
+        target.cpu().numpy(),
+        guess,
+        labels=labels,
+        zero_division=0,  # type: ignore[arg-type]
+    )
+    names = ("precision", "recall", "f1", "images")
+    return {
+        word: {name: float(values[k]) for name, values in zip(names, found, strict=True)}
+        for k, word in enumerate(classes)
+    }
+
+
+@torch.inference_mode()
+def features(vit: Vit, dataset: Dataset, split: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Frozen features (images, d) of a split, and its class numbers."""
+    some = next(vit.parameters())
+    with evaluating(vit):
+        found = [
+            (vit.features(image.to(some.dtype)).float().cpu(), target.cpu())
+            for image, target in readings(dataset, split, device=some.device)
+        ]
+    values, labels = (torch.cat(part).numpy() for part in zip(*found, strict=True))
+    return values, labels
+
+
+Labelled = tuple[np.ndarray, np.ndarray]
+
+
+def nearest_neighbours(train: Labelled, test: Labelled, *, k: int = 20) -> float:
+    """Accuracy of a vote of the k training images whose features have the smallest angle."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    machine = KNeighborsClassifier(min(k, len(train[1])), metric="cosine", algorithm="brute")
+    return float(machine.fit(*train).score(*test))
+
+
+def linear_probe(train: Labelled, test: Labelled) -> float:
+    """Accuracy of logistic regression on standardised features, with scikit-learn's defaults."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    machine = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return float(machine.fit(*train).score(*test))
 
 
 def confusion(logits: Tensor, target: Tensor, classes: int) -> np.ndarray:

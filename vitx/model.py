@@ -10,7 +10,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitx.axes import Image, Mask, Read, Tokens, Weights
+from vitx.axes import Image, Mask, Pooled, Read, Tokens, Weights
 from vitx.config import ModelConfig
 from vitx.functional.attention import ATTENTION
 from vitx.functional.drop import drop_patches
@@ -143,9 +143,12 @@ class Vit(nn.Module):
 
     def forward(self, image: Image, *, mask: Mask | None = None) -> Float[Tensor, "b out"]:
         """Logits (b, classes), or pooled features (b, d) without a head; mask is over tokens."""
+        return self.head(self.head_drop(self.features(image, mask=mask)))
+
+    def features(self, image: Image, *, mask: Mask | None = None) -> Pooled:
+        """The pooled and normalised vector (b, d) that the head reads."""
         tokens = self.encode(image, read=READS.get(self.pool), mask=mask)
-        pooled = self.pool(tokens, prefix=self.config.prefix, mask=mask)
-        return self.head(self.head_drop(self.fc_norm(pooled)))
+        return self.fc_norm(self.pool(tokens, prefix=self.config.prefix, mask=mask))
 
     def encode(self, image: Image, read: int | None = None, *, mask: Mask | None = None) -> Read:
         """The first `read` tokens after the last block and the final norm; all of them if None.

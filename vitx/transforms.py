@@ -23,7 +23,7 @@ def training(config: DataConfig, size: tuple[int, int]) -> Any:
     if config.crop < 1:
         steps.append(v2.RandomResizedCrop(size, scale=(config.crop, 1.0), antialias=True))
     else:
-        steps.append(evaluation(config, size))
+        steps.append(evaluation(config.resize, size))
     if config.flip:
         steps.append(v2.RandomHorizontalFlip(config.flip))
     if config.randaugment:
@@ -35,11 +35,11 @@ def training(config: DataConfig, size: tuple[int, int]) -> Any:
     return v2.Compose(steps)
 
 
-def evaluation(config: DataConfig, size: tuple[int, int]) -> Any:
+def evaluation(resize: str, size: tuple[int, int]) -> Any:
     """The whole picture at the model's size (`squash`), or its centre (`crop`)."""
     from torchvision.transforms import v2
 
-    if config.resize == "squash":
+    if resize == "squash":
         return v2.Resize(size, antialias=True)
     shorter = round(min(size) / CENTRE)
     return v2.Compose([v2.Resize(shorter, antialias=True), v2.CenterCrop(size)])

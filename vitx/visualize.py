@@ -4,18 +4,21 @@ Colours are Okabe and Ito's, which stay apart for colour-blind readers and in pr
 is drawn with open, the candidate with filled marks.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
+SPLITS = {"train": ("#666666", ":"), "val": ("#0072B2", "-"), "test": ("#D55E00", "--")}
 COLOURS = {"timm": "#D55E00", "vitx": "#0072B2"}
 GREY = "#666666"
 FONT = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -133,47 +136,181 @@ def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str) -> Figu
     return figure
 
 
-def attention_grid(
-    images: Tensor, maps: Tensor, truth: Sequence[str], guess: Sequence[str]
-) -> Figure:
-    """Images above, the same with their attention below; a wrong prediction's title is red.
+def history(events: Sequence[Mapping[str, Any]], *, steps_an_epoch: int = 0) -> Figure:
+    """Loss and accuracy of one run, a line a split; against epochs if their length is known."""
+    figure, grid = _axes(7.2, 2.9, columns=2)
+    unit = steps_an_epoch or 1
+    for axes, what in zip(grid, ("loss", "accuracy"), strict=True):
+        for split, (colour, style) in SPLITS.items():
+            points = [(e["step"] / unit, e[f"{split}/{what}"]) for e in events
+                      if f"{split}/{what}" in e]  # fmt: skip
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=colour, lw=1.1, label=split)
+        axes.set_xlabel("epoch" if steps_an_epoch else "step")
+        axes.set_ylabel(what)
+        axes.legend(frameon=False)
+    grid[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return figure
 
-    `images` (n, c, h, w), `maps` (n, h, w) as `class_attention` gives them.
+
+def reliability(
+    confidence: Sequence[float], accuracy: Sequence[float], images: Sequence[int], *, error: float
+) -> Figure:
+    """Accuracy against confidence, the area of a mark by its images; on the line is calibrated."""
+    figure, axes = _axes(3.6, 3.4)
+    axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls="--")
+    size = 8 + 300 * np.asarray(images) / max(sum(images), 1)
+    axes.scatter(confidence, accuracy, s=size, color=COLOURS["vitx"], alpha=0.8)
+    axes.set_xlabel("confidence (largest probability)")
+    axes.set_ylabel("accuracy")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_title(f"expected calibration error {error:.1%}", loc="left", fontsize=9)
+    return figure
+
+
+def pictures(
+    rows: Mapping[str, Sequence[Tensor]], *, titles: Mapping[str, Sequence[str]] | None = None
+) -> Figure:
+    """A labelled row of pictures each, (c, h, w) in [0, 1]; `titles` stand above single ones."""
+    columns = max(len(found) for found in rows.values())
+    figure = Figure(
+        figsize=(1.3 + 0.75 * columns, (0.98 if titles else 0.78) * len(rows)), layout="constrained"
+    )
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, found) in zip(grid, rows.items(), strict=True):
+        for number, axes in enumerate(line):
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if number < len(found):
+                _show(axes, found[number])
+                if titles:
+                    axes.set_title(titles[name][number], fontsize=7)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    return figure
+
+
+def attention_grid(
+    images: Tensor,
+    maps: Mapping[str, Tensor],
+    truth: Sequence[str],
+    guess: Sequence[str],
+) -> Figure:
+    """Images above, the same under each attention map below; a wrong prediction's title is red.
+
+    `images` (n, c, h, w) in [0, 1]; each of `maps` (n, h, w), as `class_attention` gives them.
     """
-    figure = Figure(figsize=(5.2, 5.2 * 2 / len(images) + 0.45), layout="constrained")
-    grid = figure.subplots(2, len(images), squeeze=False)
-    for column in range(len(images)):
-        picture = reduce(images[column].float(), "c h w -> h w", "mean").cpu().numpy()
-        above, below = grid[0, column], grid[1, column]
-        above.imshow(picture, cmap="gray_r")
-        below.imshow(picture, cmap="gray_r")
-        below.imshow(maps[column].cpu().numpy(), cmap="viridis", alpha=0.65)
-        right = truth[column] == guess[column]
-        said = truth[column] if right else f"{truth[column]} not {guess[column]}"
-        above.set_title(said, fontsize=8, color="#007755" if right else "#BB0000")
-        for axes in (above, below):
-            axes.set_axis_off()
+    rows = {"": None} | dict(maps)
+    figure = Figure(
+        figsize=(0.6 + 0.72 * len(images), 0.45 + 0.78 * len(rows)), layout="constrained"
+    )
+    grid = figure.subplots(len(rows), len(images), squeeze=False)
+    for line, (name, found) in zip(grid, rows.items(), strict=True):
+        for column, axes in enumerate(line):
+            _show(axes, images[column])
+            if found is not None:
+                axes.imshow(found[column].cpu().numpy(), cmap="viridis", alpha=0.65)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for axes, true, said in zip(grid[0], truth, guess, strict=True):
+        right = true == said
+        axes.set_title(
+            true if right else f"{true}\ncalled {said}",
+            fontsize=7,
+            color="#007755" if right else "#BB0000",
+        )
     return figure
 
 
 def class_attention(maps: Tensor, *, grid: tuple[int, int], prefix: int, size: tuple) -> Tensor:
     """What the class token reads of each pixel, averaged over blocks and heads: (b, h, w).
 
-    `maps` (depth, b, heads, i, j) of `Vit.attention_maps`; patches are enlarged bilinearly to
-    `size` and each image's map is scaled to [0, 1].
+    `maps` (depth, b, heads, i, j) of `Vit.attention_maps`. Without prefix tokens it is what all
+    patches read on average.
     """
-    row = reduce(maps[:, :, :, 0, prefix:], "depth b heads j -> b j", "mean")
+    weights = reduce(maps, "depth b heads i j -> b i j", "mean")
+    return enlarge(_read(weights, prefix), grid=grid, size=size)
+
+
+def rollout(maps: Tensor, *, grid: tuple[int, int], prefix: int, size: tuple) -> Tensor:
+    """Attention from the class token through all blocks to each pixel: (b, h, w).
+
+    Abnar and Zuidema 2020, arXiv:2005.00928, eq. 1: the product over blocks of the heads' mean,
+    half mixed with the identity for the residual path.
+    """
+    layers = reduce(maps, "depth b heads i j -> depth b i j", "mean")
+    layers = (layers + torch.eye(layers.shape[-1], device=maps.device, dtype=maps.dtype)) / 2
+    through = layers[0]
+    for layer in layers[1:]:
+        through = layer @ through
+    return enlarge(_read(through, prefix), grid=grid, size=size)
+
+
+def enlarge(row: Tensor, *, grid: tuple[int, int], size: tuple) -> Tensor:
+    """Values of the patches (b, y·x), enlarged bilinearly to `size` and scaled to [0, 1] each."""
     image = rearrange(row, "b (y x) -> b 1 y x", y=grid[0], x=grid[1])
     large = rearrange(F.interpolate(image, size, mode="bilinear"), "b 1 h w -> b h w")
     low, high = large.amin(dim=(1, 2), keepdim=True), large.amax(dim=(1, 2), keepdim=True)
     return (large - low) / (high - low).clamp_min(1e-12)
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Any]:
+def positions(table: Tensor, *, grid: tuple[int, int]) -> Figure:
+    """Cosine similarity of each patch's position with all others, a small map a patch.
+
+    `table` (y·x, d). Dosovitskiy et al. 2021, arXiv:2010.11929, figure 7.
+    """
+    unit = F.normalize(table.float(), dim=1)
+    similar = rearrange(unit @ unit.T, "(y x) (v u) -> y x v u", y=grid[0], v=grid[0]).cpu()
+    rows, columns = (np.unique(np.linspace(0, n - 1, min(n, 8)).astype(int)) for n in grid)
+    figure = Figure(
+        figsize=(0.55 * len(columns) + 1.0, max(0.55 * len(rows), 2.0)), layout="constrained"
+    )
+    plots = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes, (y, x) in zip(plots.flat, itertools.product(rows, columns), strict=True):
+        axes.imshow(similar[y, x].numpy(), cmap="viridis", vmin=-1, vmax=1)
+        axes.set_axis_off()
+    figure.colorbar(plots[0, 0].images[0], ax=plots, label="cosine similarity", shrink=0.8)
+    return figure
+
+
+def filters(kernel: Tensor, *, count: int = 28) -> Figure:
+    """The first principal components of a patch kernel (d, c, p, q), each scaled to [0, 1].
+
+    Dosovitskiy et al. 2021, arXiv:2010.11929, figure 7.
+    """
+    flat = rearrange(kernel.float(), "d c p q -> d (c p q)")
+    flat = flat - flat.mean(dim=0)
+    components = torch.linalg.svd(flat, full_matrices=False).Vh[:count]
+    low, high = components.amin(dim=1, keepdim=True), components.amax(dim=1, keepdim=True)
+    scaled = (components - low) / (high - low).clamp_min(1e-12)
+    _, c, p, q = kernel.shape
+    found = rearrange(scaled, "k (c p q) -> k c p q", c=c, p=p, q=q).cpu()
+    if c not in (1, 3):
+        found = found[:, :1]
+    rows = [list(part) for part in found.split(7)]
+    return pictures({f"from {7 * line + 1}": row for line, row in enumerate(rows)})
+
+
+def _read(weights: Tensor, prefix: int) -> Tensor:
+    """What the class token, or without one the average token, reads of the patches: (b, y·x)."""
+    return weights[:, 0, prefix:] if prefix else weights.mean(dim=1)
+
+
+def _show(axes: Any, picture: Tensor) -> None:
+    """A grey or coloured picture (c, h, w) in [0, 1]."""
+    if len(picture) == 3:
+        axes.imshow(rearrange(picture, "c h w -> h w c").cpu().numpy())
+    else:
+        axes.imshow(picture[0].float().cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
+
+
+def _axes(width: float, height: float, *, columns: int = 1) -> tuple[Figure, Any]:
     from matplotlib import rc_context
 
     with rc_context(FONT):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots()
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-    return figure, axes
+        grid = figure.subplots(1, columns, squeeze=False)[0]
+        for axes in grid:
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+    return figure, grid if columns > 1 else grid[0]

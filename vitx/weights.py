@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vitx import checkpoint
-from vitx.config import ModelConfig, flat, override
+from vitx.config import ModelConfig, flat, from_flat, override
 from vitx.functional.init import INIT, keyed_generator
 from vitx.images import Preprocessing
 from vitx.interop import names
@@ -254,14 +254,10 @@ def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _described(said: Mapping[str, Any]) -> Description:
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in said["config"].items()
-    }
     way = said["preprocessing"]
     if way is not None:
         way = Preprocessing(way["resize"], tuple(way["mean"]), tuple(way["std"]))
-    return Description(ModelConfig(**fields), tuple(said["classes"]), way)
+    return Description(from_flat(ModelConfig, said["config"]), tuple(said["classes"]), way)
 
 
 def _new_head(config: ModelConfig, seed: int) -> dict[str, Tensor]:

@@ -1,0 +1,90 @@
+"""Classify pictures with a finished run: `python -m experiments.predict RUN IMAGE…`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+import vitx
+from experiments import cli
+from vitx import tracking, transforms, weights
+from vitx.images import MAX_PIXELS, Preprocessing, open_picture
+
+PROG = "python -m experiments.predict"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Print the likeliest classes of pictures, and their probabilities."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or a file of weights with class names and preprocessing."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Pictures, or folders of them."""
+    top: int = 3
+    """How many classes of each picture."""
+    batch: int = 64
+    max_pixels: int = MAX_PIXELS
+    """Larger pictures are refused before they are decoded."""
+    device: str = ""
+    """Device; empty for the accelerator of this machine, else the CPU."""
+
+
+def main(args: list[str]) -> None:
+    """One line a picture: its path, then classes with probabilities."""
+    settings = cli.parse(Settings, args, prog=PROG)
+    about = weights.describe(settings.run)
+    if about.preprocessing is None:
+        raise ValueError(f"{settings.run} does not say how pictures are prepared for it")
+    device = tracking.device(settings.device)
+    vit = vitx.load(settings.run).to(device).eval()
+    if not vit.config.classes:
+        raise ValueError(f"{settings.run} has no head, so it can't tell classes")
+    names = about.classes or tuple(str(number) for number in range(vit.config.classes))
+    paths = list(listed(settings.images))
+    for start in range(0, len(paths), settings.batch):
+        some = paths[start : start + settings.batch]
+        image = torch.stack(
+            [prepare(path, about.preprocessing, vit, settings.max_pixels) for path in some]
+        )
+        with torch.inference_mode():
+            chances = vit(image.to(next(vit.parameters()))).float().softmax(dim=1).cpu()
+        for path, chance in zip(some, chances, strict=True):
+            best = chance.topk(min(settings.top, len(names)))
+            words = (f"{names[k]} {p:.1%}" for p, k in zip(*map(Tensor.tolist, best), strict=True))
+            print(f"{path}: {', '.join(words)}")
+
+
+def listed(paths: Sequence[Path]) -> Iterator[Path]:
+    """The pictures, and in their order those of folders; a folder without any is refused."""
+    from PIL import Image
+
+    endings = Image.registered_extensions()
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
+        if not found:
+            raise ValueError(f"{path} holds no picture")
+        yield from found
+
+
+def prepare(path: Path, how: Preprocessing, vit: vitx.Vit, max_pixels: int) -> Tensor:
+    """A picture as the model takes it, (c, h, w). Raises BadImage naming what can't be decoded."""
+    from torchvision.transforms.functional import pil_to_tensor
+
+    picture = open_picture(path, max_pixels=max_pixels)
+    if vit.config.channels == 1:
+        picture = picture.convert("L")
+    image = pil_to_tensor(transforms.evaluation(how.resize, vit.config.size)(picture)) / 255
+    mean, std = (torch.tensor(value)[:, None, None] for value in (how.mean, how.std))
+    return (image - mean) / std
+
+
+if __name__ == "__main__":
+    cli.run(main)
