@@ -10,7 +10,17 @@ from typing import Any
 from vitx.tracking import environment
 
 SCHEMA = 1
-KINDS = ("equality", "peak", "noise", "speed", "accuracy", "calibration", "plant", "failure")
+KINDS = (
+    "equality",
+    "peak",
+    "noise",
+    "speed",
+    "accuracy",
+    "calibration",
+    "plant",
+    "fault",
+    "failure",
+)
 RAW = ("raw",)
 """Fields that hold all raw values of a row; a committed row leaves them in the `.gz` beside it."""
 

@@ -80,23 +80,23 @@ def describe(name: str, config: TrainConfig) -> None:
 def train(name: str, config: TrainConfig, switches: Switches) -> None:
     """Train with a run folder and W&B; print the final readings with their standard errors."""
     from vitx.parallel import gathered, processes
-    from vitx.train import Stopped, train
+    from vitx.train import Stopped, prepare, train
 
     label = name_run(config, RECIPES[name])
     folder = switches.folder or (_last(switches.out / name, label) if switches.resume else None)
     with processes(tracking.device(switches.device)) as (part, device):
         values = {"recipe": name, "device": str(device)} | flat(config)
+        resume = folder if switches.resume else None
+        ready = prepare(config, device=device, part=part, resume=resume)
         if not part.first:
-            folder = gathered(None, part)[0]  # the first process made it
-            train(config, device=device, part=part, folder=folder, resume=switches.resume)
+            train(config, ready=ready, folder=gathered(None, part)[0])  # the first process made it
             return
         with tracking.Run(
             switches.out, name, label, values, mode=switches.wandb or None, folder=folder
         ) as run:
             print(run.where)
-            how = {"device": device, "part": part, "folder": gathered(run.folder, part)[0]}
             try:
-                _, result = train(config, run, resume=switches.resume, **how)
+                _, result = train(config, run, ready=ready, folder=gathered(run.folder, part)[0])
             except Stopped as stopped:
                 print(f"{stopped}; go on with: --resume --folder {run.folder}", file=sys.stderr)
                 raise SystemExit(stopped.exit_status) from None

@@ -54,9 +54,10 @@ def weights(state):
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, changes):
     config = override(CONFIG, **changes)
 
-    def run(folder, **how):
+    def run(folder, *, resume=False):
         with tracking.Run(tmp_path, "g", "n", {}, mode="disabled", folder=tmp_path / folder) as it:
-            state, result = train(config, it, folder=it.folder, **how)
+            again = {"resume": it.folder} if resume else {}
+            state, result = train(config, it, folder=it.folder, **again)
             return state, result, (it.folder / "metrics.jsonl").read_text()
 
     whole, wanted, wanted_log = run("whole")
@@ -226,8 +227,8 @@ def test_a_changed_setting_that_matters_is_refused_by_name(tmp_path):
     with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
         train(CONFIG, run, folder=run.folder)
         with pytest.raises(ValueError, match=r"optim\.lr = 0\.5, but the run to resume"):
-            train(override(CONFIG, **{"optim.lr": 0.5}), run, folder=run.folder, resume=True)
-        train(override(CONFIG, log_every=3), run, folder=run.folder, resume=True)
+            train(override(CONFIG, **{"optim.lr": 0.5}), run, folder=run.folder, resume=run.folder)
+        train(override(CONFIG, log_every=3), run, folder=run.folder, resume=run.folder)
 
 
 WORKER = """

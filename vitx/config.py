@@ -229,6 +229,11 @@ class DataConfig:
             _check_int(f"data.{name}", getattr(self, name), 0)
         _check_int("data.max_pixels", self.max_pixels, 1)
         resolve(self.name, SOURCES)
+        if self.randaugment and not self.randaugment.startswith("rand-"):
+            raise ValueError(
+                f"data.randaugment = {self.randaugment!r} must be timm's words, such as "
+                "rand-m9-mstd0.5"
+            )
         _check_choice("data.on_bad_image", self.on_bad_image, ("stop", "skip"))
         _check_choice("data.resize", self.resize, ("crop", "squash"))
         _check_choice("data.normalise", self.normalise, ("data", "half", "imagenet"))

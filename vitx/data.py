@@ -99,8 +99,11 @@ def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
             train, held[name] = train.take(rest), train.take(rows)
         else:
             held[name] = splits.get(name, train.take([]))
-    if config.train and config.train < len(train):
+    if config.train > len(train):
+        raise ValueError(f"data.train = {config.train}, but only {len(train)} images are left")
+    if 0 < config.train < len(train):
         train = train.take(_hold_out(train, "train", config.train, config)[1])
+    _check_variations(config, train)
     mean, std = _statistics(train, source.peak, config)
     if isinstance(train, Split):
         size = (train.image.shape[-2], train.image.shape[-1])
@@ -297,6 +300,21 @@ def _mix(dataset: Dataset, image: Image, target: Tensor, generator: torch.Genera
 def _send(value: Tensor, device: torch.device | str) -> Tensor:
     """To the device without waiting for the work that it has in hand."""
     return value.to(device, non_blocking=True)
+
+
+def _check_variations(config: DataConfig, train: Images) -> None:
+    """ValueError for a variation that images of this kind don't get."""
+    if isinstance(train, Split) and config.randaugment:
+        raise ValueError(
+            f"data.randaugment = {config.randaugment!r} is for pictures read from files; "
+            f"{config.name} is held in memory, where rotate, scale, shear and shift vary images"
+        )
+    for name in ("rotate", "scale", "shear", "shift"):
+        if isinstance(train, Files) and getattr(config, name):
+            raise ValueError(
+                f"data.{name} = {getattr(config, name)} is for images in memory; {config.name} is "
+                "read from files, which data.randaugment varies"
+            )
 
 
 def _hold_out(

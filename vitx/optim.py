@@ -33,7 +33,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         found = fnmatch.filter(names, pattern)
         if not found:
             raise ValueError(
-                f"optim.freeze = {pattern!r} matches no parameter; {nearest(pattern, names)[:200]}"
+                f"optim.freeze = {pattern!r} matches no parameter; {nearest(pattern, names)}"
             )
         frozen += found
     for name in frozen:

@@ -28,12 +28,11 @@ def table(slot: str, *entries: Callable[..., Any], given: tuple[str, ...] = ()) 
 
 
 def nearest(word: object, choices: Iterable[object]) -> str:
-    """A short hint: the closest of the choices, or all of them."""
+    """A short hint: the closest of the choices, and the first dozen of them."""
     names = [str(choice) for choice in choices]
     close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}? Choices: {', '.join(names)}"
-    return f"choices: {', '.join(names)}"
+    listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return f"did you mean {close[0]!r}? Choices: {listed}" if close else f"choices: {listed}"
 
 
 def resolve(call: str | Callable[..., Any], entries: Table) -> Callable[..., Any]:

@@ -246,37 +246,61 @@ def unpack(state: State, kept: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(random["device"], state.bad_step.device)
 
 
-def train(
+@dataclass(frozen=True)
+class Ready:
+    """A run about to start or to go on: what is read and checked before anything is written."""
+
+    dataset: data.Dataset
+    state: State
+    clock: "Clock"
+
+
+def prepare(
     config: TrainConfig,
-    run: tracking.Run | None = None,
     *,
     model: nn.Module | None = None,
     device: torch.device | str = "cpu",
     part: Part = ALONE,
-    folder: Path | None = None,
-    resume: bool = False,
-) -> tuple[State, Result]:
-    """Train to `config.steps`; the weights of the last step, or their average, are the result.
+    resume: Path | None = None,
+) -> Ready:
+    """Read the data, make the state, or take it from the checkpoint in the folder `resume`.
 
-    `run` receives every event, in the first process only. `folder` keeps checkpoints, from which
-    `resume` goes on. Raises Diverged when a loss or gradient was not finite and Stopped on SIGTERM
-    or Ctrl-C, each after saving.
+    Raises ValueError for settings that don't fit the data, or the run that is resumed.
     """
-    clock = _Clock()
+    clock = Clock()
     dataset = data.load(config.data, size=config.model.size).to(device)
     check_data(config, dataset)
     state = init(config, model=model, device=device, part=part)
-    if resume and folder is not None:
-        kept = checkpoint.load(folder)
+    if resume is not None:
+        kept = checkpoint.load(resume)
         refuse_changes(config, kept["config"])
         unpack(state, kept["state"])
         clock.before = tuple(kept["seconds"])
-        if run is not None:
-            run.rewind(state.steps_done)
+    return Ready(dataset, state, clock)
+
+
+def train(
+    config: TrainConfig,
+    run: tracking.Run | None = None,
+    *,
+    ready: Ready | None = None,
+    folder: Path | None = None,
+    **how: Any,
+) -> tuple[State, Result]:
+    """Train to `config.steps`; the weights of the last step, or their average, are the result.
+
+    `ready` is what `prepare` made, else `how` are its arguments. `run` receives every event, in the
+    first process only. `folder` keeps checkpoints. Raises Diverged when a loss or gradient was not
+    finite and Stopped on SIGTERM or Ctrl-C, each after saving.
+    """
+    ready = ready or prepare(config, **how)
+    dataset, state, clock, part = ready.dataset, ready.state, ready.clock, ready.state.part
+    if run is not None:
+        run.rewind(state.steps_done)
     save = partial(_save, state, config, folder, clock)
     stream = data.batches(
-        dataset, batch=config.batch, seed=config.seed, start=state.steps_done, device=device,
-        part=(part.rank, part.ranks),
+        dataset, batch=config.batch, seed=config.seed, start=state.steps_done,
+        device=state.bad_step.device, part=(part.rank, part.ranks),
     )  # fmt: skip
     curve = [] if run is None else run.events(tracking.VAL_ACCURACY, tracking.TEST_ACCURACY)
     with _signals() as caught:
@@ -435,7 +459,7 @@ def check_or_save(state: State, save: Callable[[], None], *, due: bool = False) 
         save()
 
 
-class _Clock:
+class Clock:
     """Wall and CPU seconds of a run, over all the processes that it was resumed in."""
 
     def __init__(self):
@@ -452,7 +476,7 @@ class _Clock:
         return time.perf_counter(), own + children
 
 
-def _save(state: State, config: TrainConfig, folder: Path | None, clock: _Clock) -> None:
+def _save(state: State, config: TrainConfig, folder: Path | None, clock: Clock) -> None:
     if folder is None:
         return
     kept = {"state": pack(state), "config": flat(config), "seconds": list(clock.read())}
