@@ -32,7 +32,8 @@ EXPRESSIBLE = {
     "PyTorch's eps": {"norm_layer": "layernorm", "embed_dim": 24},
     "dynamic size": {"dynamic_img_size": True},
     "rates": {"drop_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1,
-              "drop_path_rate": 0.2, "pos_drop_rate": 0.1},
+              "drop_path_rate": 0.2, "pos_drop_rate": 0.1, "patch_drop_rate": 0.5},
+    "tanh GELU": {"act_layer": "gelu_tanh"},
 }  # fmt: skip
 REFUSED = {
     "pre_norm": {"pre_norm": True},
@@ -40,7 +41,6 @@ REFUSED = {
     "scale_attn_norm": {"scale_attn_norm": True},
     "scale_mlp_norm": {"scale_mlp_norm": True},
     "proj_bias": {"proj_bias": False},
-    "patch_drop_rate": {"patch_drop_rate": 0.5},
     "global_pool = map": {"global_pool": "map"},
     "global_pool = max": {"global_pool": "max"},
     "pool_include_prefix": {"global_pool": "avg", "pool_include_prefix": True},

@@ -56,6 +56,7 @@ def read_config(model: nn.Module) -> ModelConfig:
         position_tokens="patches" if m.no_embed_class else "all",
         qkv_bias="none" if first.attn.qkv.bias is None else "qkv",
         norm="layernorm" if eps == 1e-6 else f"layernorm(eps={eps!r})",
+        mlp=_act(first) or "",
         pool={"token": "cls", "avg": "mean"}[m.global_pool],
         layer_scale=_layer_scale(first),
         final_norm=not isinstance(m.norm, nn.Identity),
@@ -65,6 +66,7 @@ def read_config(model: nn.Module) -> ModelConfig:
         position_drop=0.0 if m.pos_embed is None else m.pos_drop.p,
         head_drop=m.head_drop.p,
         drop_path=rates[-1],
+        patch_drop=getattr(m.patch_drop, "prob", 0.0),
         init="xavier" if m.weight_init_mode == "jax" else "timm",
     )
 
@@ -123,6 +125,7 @@ def _refuse_inexpressible(model: nn.Module) -> None:
 
 
 def _refuse_around_blocks(m: Any) -> None:
+    from timm.layers.patch_dropout import PatchDropout
     from timm.layers.patch_embed import PatchEmbed
 
     _check(type(m.patch_embed) is PatchEmbed, "embed_layer", type(m.patch_embed).__name__)
@@ -130,7 +133,8 @@ def _refuse_around_blocks(m: Any) -> None:
     _check(not m.patch_embed.dynamic_img_pad, "dynamic_img_pad", True)
     _check(isinstance(m.norm_pre, nn.Identity), "pre_norm", True)
     _check(m.patch_embed.proj.bias is not None, "pre_norm", "patch embedding without bias")
-    _check(isinstance(m.patch_drop, nn.Identity), "patch_drop_rate", m.patch_drop)
+    drop = type(m.patch_drop) in (nn.Identity, PatchDropout)
+    _check(drop, "patch_drop_rate", m.patch_drop)
     _check(m.global_pool in ("token", "avg"), "global_pool", m.global_pool)
     _check(not m.pool_include_prefix, "pool_include_prefix", True)
     _check(not m.grad_checkpointing, "grad_checkpointing", True)
@@ -156,8 +160,7 @@ def _refuse_in_block(block: Any, width: int) -> None:
     _check(type(mlp) is Mlp, "mlp_layer", type(mlp).__name__)
     _check(isinstance(mlp.norm, nn.Identity), "scale_mlp_norm", True)
     _check(attn.proj.bias is not None and mlp.fc1.bias is not None, "proj_bias", False)
-    exact = isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none"
-    _check(exact, "act_layer", mlp.act)
+    _check(_act(block) is not None, "act_layer", mlp.act)
     rates = {attn.proj_drop.p, mlp.drop1.p, mlp.drop2.p}
     _check(len(rates) == 1, "proj_drop_rate", sorted(rates))
     for name in ("ls1", "ls2"):
@@ -181,7 +184,17 @@ def _check(holds: bool, option: str, value: object) -> None:
 def _shape(block: Any) -> tuple:
     drops = (block.attn.proj_drop.p, block.attn.attn_drop.p)
     shapes = tuple((name, tuple(value.shape)) for name, value in block.state_dict().items())
-    return block.attn.num_heads, drops, _layer_scale(block), shapes
+    return block.attn.num_heads, drops, _act(block), _layer_scale(block), shapes
+
+
+def _act(block: Any) -> str | None:
+    """Our name of the MLP's nonlinearity, if we have it."""
+    from timm.layers.activations import GELU, GELUTanh
+
+    act = block.mlp.act
+    if type(act) is nn.GELU:
+        return {"none": "gelu", "tanh": "gelu_tanh"}[act.approximate]
+    return {GELU: "gelu", GELUTanh: "gelu_tanh"}.get(type(act))
 
 
 def _layer_scale(block: Any) -> float:

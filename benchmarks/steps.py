@@ -1,0 +1,307 @@
+"""Whole training steps, data included, in pairs: `python -m benchmarks.steps --root DIR`.
+
+The images are CIFAR-10's in memory, the model is that of the scratch-cifar10 recipe. Compared are
+the project's code in plain PyTorch with the recipe, timm's ViT of the same shape in this trainer
+with ours (eager and compiled), and the trainer with and without W&B. Every process holds three
+arms, the reference twice; a block is a run of steps, and rounds hold a block an arm.
+"""
+
+import itertools
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import plain
+from benchmarks.rows import Rows
+from experiments import cli
+from experiments.recipes import RECIPES
+from vitx import data, stats, tracking, weights
+from vitx.config import TrainConfig, override
+from vitx.cost import forward_macs
+from vitx.interop.timm import from_timm
+from vitx.timing import ARMS, KEEP_MEMORY, Watch
+from vitx.train import init, step
+
+CONFIG = RECIPES["scratch-cifar10"]
+Block = Callable[[int], float]
+"""Runs a number of steps; the seconds of one."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Time whole training steps on CIFAR-10 in pairs; rows go to a run folder."""
+
+    root: str
+    """Folder of CIFAR-10, as for experiments.train."""
+    only: tuple[str, ...] = ()
+    """Comparisons; empty for all of them."""
+    processes: int = 5
+    steps: int = 15
+    """Steps of a block."""
+    out: Path = Path("runs")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ways of training; `make(side, dataset)` gives the block of one."""
+
+    reference: str
+    candidate: str
+    make: Callable[[str, data.Dataset], Block]
+    compile: str = "none"
+
+
+def trainer(config: TrainConfig, dataset: data.Dataset, model: nn.Module | None = None) -> Block:
+    """Blocks of this project's step, with its data."""
+    state = init(config, model=model)
+    stream = data.batches(dataset, batch=config.batch, seed=config.seed)
+
+    def block(steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            step(state, next(stream), config)
+        return (time.perf_counter() - start) / steps
+
+    return block
+
+
+def project(dataset: data.Dataset, *, workers: int) -> Block:
+    """Blocks of the plain rendering. Its loader is started and stopped outside of the time."""
+    torch.manual_seed(0)
+    run = plain.make_step(plain.PlainVit())
+    image, target = dataset.train.image, dataset.train.target  # type: ignore[union-attr]
+
+    def block(steps: int) -> float:
+        some = torch.randperm(len(target))[: (steps + 6) * CONFIG.batch]
+        batches = plain.batches(image[some], target[some], batch=CONFIG.batch, workers=workers)
+        run(*next(batches))  # by now the workers are at work
+        start = time.perf_counter()
+        for _ in range(steps):
+            run(*next(batches))
+        return (time.perf_counter() - start) / steps
+
+    return block
+
+
+def timm_model() -> nn.Module:
+    """timm's ViT with the shape and the function of the recipe's."""
+    from functools import partial
+
+    from timm.models.vision_transformer import VisionTransformer
+
+    c = CONFIG.model
+    model = VisionTransformer(
+        img_size=c.size, patch_size=c.patch_size, embed_dim=c.width, depth=c.depth,
+        num_heads=c.heads, mlp_ratio=c.mlp_ratio, num_classes=c.classes, final_norm=False,
+        norm_layer=partial(nn.LayerNorm, eps=1e-5), act_layer=partial(nn.GELU, approximate="tanh"),
+    )  # fmt: skip
+    return model
+
+
+def against_timm(compile: bool) -> Callable[[str, data.Dataset], Block]:
+    config = override(CONFIG, compile=compile)
+
+    def make(side: str, dataset: data.Dataset) -> Block:
+        torch.manual_seed(0)
+        model = timm_model()
+        return trainer(config, dataset, model if side == "reference" else from_timm(model))
+
+    return make
+
+
+def against_project(workers: int) -> Callable[[str, data.Dataset], Block]:
+    def make(side: str, dataset: data.Dataset) -> Block:
+        return (
+            project(dataset, workers=workers) if side == "reference" else trainer(CONFIG, dataset)
+        )
+
+    return make
+
+
+def against_silence(side: str, dataset: data.Dataset) -> Block:
+    """The trainer that logs its loss at the end of a block; the candidate tells W&B too."""
+    steps = trainer(CONFIG, dataset)
+    mode = "offline" if side == "candidate" else "disabled"
+    run = tracking.Run(Path(tempfile.mkdtemp()), "steps", side, {}, mode=mode)
+    done = itertools.count(1)
+
+    def block(count: int) -> float:
+        start = time.perf_counter()
+        loss = steps(count)
+        run.log({tracking.STEP: next(done), tracking.TRAIN_LOSS: loss})
+        return (time.perf_counter() - start) / count
+
+    return block
+
+
+COMPARISONS = {
+    "plain": Comparison(
+        "plain PyTorch, loader in the process", "scratch-cifar10", against_project(0)
+    ),
+    "plain-workers": Comparison(
+        "plain PyTorch, 2 loader processes", "scratch-cifar10", against_project(2)
+    ),
+    "timm": Comparison("timm in this trainer", "vitx in this trainer", against_timm(False)),
+    "timm-compiled": Comparison(
+        "timm in this trainer", "vitx in this trainer", against_timm(True), compile="default"
+    ),
+    "wandb": Comparison("without W&B", "with W&B offline", against_silence),
+}
+
+
+def main(args: list[str]) -> None:
+    """Run every comparison in fresh processes; print and keep a row for each."""
+    settings = cli.parse(Settings, args, prog="python -m benchmarks.steps")
+    for name in settings.only:
+        if name not in COMPARISONS:
+            raise ValueError(f"only = {name!r} is not known; choices: {', '.join(COMPARISONS)}")
+    started = time.perf_counter()
+    dataset = data.load(override(CONFIG.data, root=settings.root))
+    seconds = time.perf_counter() - started
+    rows = Rows(settings.out / "steps" / time.strftime("%Y%m%d-%H%M%S-steps"))
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(dataset, Path(folder, "data.pt"))
+        for name in settings.only or COMPARISONS:
+            records = [
+                _child(name, number, settings.steps, Path(folder))
+                for number in range(settings.processes)
+            ]
+            row = rows.add("speed", **_fields(name, records, seconds))
+            print(_line(name, row))
+    print(rows.path)
+
+
+def _child(name: str, number: int, steps: int, folder: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.steps", "--child", name, str(number), str(steps)]
+    environment = {**os.environ, **KEEP_MEMORY, "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
+    found = subprocess.run(
+        [*command, str(folder / "data.pt")], env=environment, stdout=subprocess.PIPE, check=True
+    )
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def child(name: str, number: int, steps: int, path: Path) -> None:
+    """One process of a comparison: warm up, then rounds in every order; prints its record."""
+    dataset: data.Dataset = torch.load(path, weights_only=False)  # written by `main`
+    made = random.Random(number).sample(ARMS, 3)
+    sides = {arm: "candidate" if arm == "candidate" else "reference" for arm in ARMS}
+    blocks = {arm: COMPARISONS[name].make(sides[arm], dataset) for arm in made}
+    for block in blocks.values():
+        block(3)
+    orders = list(itertools.permutations(ARMS))
+    random.Random(number).shuffle(orders)
+    rounds = []
+    for order in orders:
+        watch, seconds = Watch(), {}
+        for arm in order:
+            seconds[arm] = blocks[arm](steps)
+        rounds.append({"order": order, "seconds": seconds, **vars(watch.read())})
+    logs = [{arm: math.log(entry["seconds"][arm]) for arm in ARMS} for entry in rounds]
+    record = {
+        "rounds": rounds,
+        "log_ratio": median((e["reference"] + e["again"]) / 2 - e["candidate"] for e in logs),
+        "log_ratio_again": median(e["reference"] - e["again"] for e in logs),
+        "threads": torch.get_num_threads(),
+    }
+    if name == "timm":
+        record["data_share"] = data_share(dataset, steps)
+    print(json.dumps(record))
+
+
+def data_share(dataset: data.Dataset, steps: int) -> float:
+    """The part of a step's time that goes into its batch."""
+    state = init(CONFIG)
+    stream = data.batches(dataset, batch=CONFIG.batch, seed=1)
+    batch_s = step_s = 0.0
+    for _ in range(steps):
+        start = time.perf_counter()
+        batch = next(stream)
+        middle = time.perf_counter()
+        step(state, batch, CONFIG)
+        batch_s, step_s = batch_s + middle - start, step_s + time.perf_counter() - middle
+    return batch_s / (batch_s + step_s)
+
+
+def function_error() -> float:
+    """Largest difference of logits between the plain model and ours with its weights, float64."""
+    torch.manual_seed(0)
+    model = plain.PlainVit().double().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(model.state_dict(), Path(folder, "w.pt"))
+        vit = weights.load(Path(folder, "w.pt"), heads=plain.HEADS).eval()
+    image = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    return (model(image) - vit(image)).abs().max().item()
+
+
+def _fields(name: str, records: Sequence[dict], load_s: float) -> dict[str, Any]:
+    comparison = COMPARISONS[name]
+    ratio = stats.paired_ratio([r["log_ratio"] for r in records])
+    floor = stats.noise_floor([r["log_ratio_again"] for r in records])
+    arms = {"reference": ("reference", "again"), "candidate": ("candidate",)}
+    rates = {
+        side: {"median": CONFIG.batch / median(_seconds(records, chosen))}
+        for side, chosen in arms.items()
+    }
+    image = torch.zeros(1, 3, *CONFIG.model.size)
+    shares = [record["data_share"] for record in records if "data_share" in record]
+    return {
+        "what": "step",
+        "comparison": name,
+        "reference": comparison.reference,
+        "candidate": comparison.candidate,
+        "mode": "training",
+        "compile": comparison.compile,
+        "dtype": "float32",
+        "batch": CONFIG.batch,
+        "image": list(CONFIG.model.size),
+        "device": "cpu",
+        "ratio": ratio.value,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+        "noise_floor": floor,
+        "verdict": stats.speed_verdict(ratio, floor),
+        "images_per_s": rates,
+        "processes": len(records),
+        "order": ["".join(a[0] for e in r["rounds"] for a in e["order"]) for r in records],
+        "macs": {"candidate": forward_macs(weights.build(CONFIG.model), image)},
+        "peak_mib": None,
+        "compile_s": None,
+        "equality": {"logits_error": function_error()},
+        "load_s": load_s,
+        "data_share": median(shares) if shares else None,
+        "threads": sorted({record["threads"] for record in records}),
+        "foreign": [max(e["foreign"] or 0 for e in r["rounds"]) for r in records],
+        "raw": [record["rounds"] for record in records],
+    }
+
+
+def _seconds(records: Sequence[dict], arms: Sequence[str]) -> Iterator[float]:
+    return (entry["seconds"][arm] for r in records for entry in r["rounds"] for arm in arms)
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    rates = [row["images_per_s"][side]["median"] for side in ("reference", "candidate")]
+    return (
+        f"{name}: {row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}), floor "
+        f"±{row['noise_floor']:.1%}: {row['verdict']}; {rates[0]:,.0f} and {rates[1]:,.0f} images/s"
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
+    else:
+        cli.run(main)
