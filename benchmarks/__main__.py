@@ -18,8 +18,8 @@ import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks import accuracy, mutants, render, report, rows, speed
-from experiments import cli
+from benchmarks import accuracy, mutants, render, report, speed
+from experiments import cli, rows
 from experiments.recipes import DIGITS
 from vitx import data, tracking, visualize
 from vitx.compare import Plan

@@ -4,10 +4,8 @@
 the figure, from `benchmarks/results`; no number in them is typed by hand.
 """
 
-import ast
 import re
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,14 +15,15 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks import rows as rows_file
 from benchmarks.mutants import Score
-from experiments import cli
+from experiments import cli, pages
+from experiments import rows as rows_file
+from experiments.pages import Row, Table, machine
 from experiments.recipes import DIGITS
 from vitx.stats import mean_interval
 from vitx.visualize import Bar, ratios, save
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = pages.ROOT
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURE = RESULTS / "speed.svg"
 READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
@@ -32,31 +31,6 @@ NOT_MEASURED = "not measured: run `python -m benchmarks --device cuda`"
 PLANTED_BUGS = "bugs of one word, planted in the source, that this check catches"
 MACHINE = ("environment.cpu", "environment.gpu", "environment.cores")
 """Rows that differ in one of these are never in one cell."""
-
-Row = dict
-
-
-@dataclass(frozen=True)
-class Table:
-    """A header and lines of cells, for markdown and for the report's page."""
-
-    header: tuple[str, ...]
-    body: list[tuple[str, ...]]
-
-    @property
-    def numeric(self) -> list[bool]:
-        """Whether a column holds numbers, which are aligned right."""
-        number = re.compile(r"[-+±]?[\d.,e-]+( ?(%|points))?|–")
-        columns = range(len(self.header))
-        return [all(number.fullmatch(line[k]) for line in self.body) for k in columns]
-
-    def markdown(self) -> str:
-        """The table as GitHub shows it; without lines, the words that it is not measured yet."""
-        if not self.body:
-            return "Not measured yet."
-        rule = tuple("--:" if right else "---" for right in self.numeric)
-        cells = ([cell.replace("|", "\\|") for cell in line] for line in self.body)
-        return "\n".join("| " + " | ".join(line) + " |" for line in (self.header, rule, *cells))
 
 
 def model_name(row: Row) -> str:
@@ -304,6 +278,24 @@ def pilot_table(rows: Sequence[Row]) -> Table:
     return Table(header, body)
 
 
+def step_table(rows: Sequence[Row]) -> Table:
+    """Whole training steps, data included, in pairs."""
+    wanted = [row for row in rows if row.get("what") == "step"]
+    body = []
+    for row in rows_file.latest(wanted, "comparison", *MACHINE):
+        rates = [f"{row['images_per_s'][side]['median']:,.0f}" for side in SIDES]
+        body.append(
+            (row["reference"], row["candidate"], row["compile"], *rates, ratio_text(row),
+             floor_text(row), row["verdict"], machine(row))
+        )  # fmt: skip
+    header = ("reference", "candidate", "compile", "reference images/s", "candidate images/s",
+              "ratio (95 %)", "floor", "verdict", "machine")  # fmt: skip
+    return Table(header, body)
+
+
+SIDES = ("reference", "candidate")
+
+
 def headline(rows: Sequence[Row]) -> Table:
     """The verdict table: a line a claim; a column for the CPU and for each kind of accelerator.
 
@@ -313,7 +305,7 @@ def headline(rows: Sequence[Row]) -> Table:
     evidence = _evidence(rows)
     counts = Counter(machine(row) for row in evidence)
     columns: dict[str, str] = {}
-    for row in sorted(evidence, key=_when):
+    for row in sorted(evidence, key=rows_file.when):
         kind, name = row.get("device", "cpu").partition(":")[0], machine(row)
         if counts[name] >= counts[columns.get(kind, "")]:
             columns[kind] = name
@@ -330,14 +322,6 @@ def headline(rows: Sequence[Row]) -> Table:
         missing = "–" if claim == PLANTED_BUGS else NOT_MEASURED
         body.append((claim, *cells, *(missing for _ in unmeasured)))
     return Table(("claim", *machines, *unmeasured), body)
-
-
-def machine(row: Row) -> str:
-    """What a row was measured on: the GPU, or the CPU with its cores."""
-    environment, device = row["environment"], row.get("device", "cpu")
-    if device.startswith("cpu"):
-        return f"CPU ({environment['cpu']}, {environment['cores']} cores)"
-    return str(environment["gpu"] or device)
 
 
 def _evidence(rows: Sequence[Row]) -> list[Row]:
@@ -427,46 +411,19 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "accuracy": accuracy_table,
     "plant": plant_table,
     "pilot": pilot_table,
+    "steps": step_table,
 }
 
 
 def fill(text: str, rows: Sequence[Row]) -> str:
-    """Fill each marked part: `<!-- table:NAME -->` or `<!-- code:FILE:Class.method -->`."""
-
-    def part(match: re.Match[str]) -> str:
-        kind, what = match[2], match[3]
-        rendered = TABLES[what](rows).markdown() if kind == "table" else _code(*what.split(":"))
-        return f"{match[1]}\n{rendered}\n{match[4]}"
-
-    pattern = r"(<!-- (table|code):(\S+) -->)\n.*?(<!-- end -->)"
-    return re.sub(pattern, part, text, flags=re.DOTALL)
-
-
-def _code(file: str, name: str) -> str:
-    """The source of a class's method, as a fenced block."""
-    source = (ROOT / file).read_text(encoding="utf8")
-    klass, method = name.split(".")
-    (body,) = (
-        node.body
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef) and node.name == klass
-    )
-    (found,) = (n for n in body if isinstance(n, ast.FunctionDef) and n.name == method)
-    lines = source.splitlines()[found.lineno - 1 : found.end_lineno]
-    return "```python\n" + textwrap.dedent("\n".join(lines)) + "\n```"
+    """Fill the marked parts of a page from speed and equality rows."""
+    return pages.fill(text, TABLES, rows)
 
 
 def committed() -> list[Row]:
     """All committed rows, oldest first."""
-    found = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in rows_file.read(path)]
     # The first rows of equality and accuracy were all made on a CPU, and did not say so.
-    return sorted(({"device": "cpu"} | row for row in found), key=_when)
-
-
-def _when(row: Row) -> tuple[str, int]:
-    """A row's time and its number in the run."""
-    started, _, number = row["id"].rpartition("-")
-    return started, int(number)
+    return [{"device": "cpu"} | row for row in rows_file.read_all(RESULTS)]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import render
+from experiments.pages import Table
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
@@ -26,7 +27,7 @@ class Section:
 
     title: str
     text: str = ""
-    table: render.Table | None = None
+    table: Table | None = None
     figures: Sequence[tuple[Path, str]] = ()
 
 
@@ -137,7 +138,7 @@ def _html(title: str, sections: Sequence[Section]) -> str:
     )
 
 
-def _html_table(table: render.Table) -> str:
+def _html_table(table: Table) -> str:
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
     lines = []
     for line in table.body:

@@ -25,9 +25,9 @@ import torch
 from torch import nn
 
 from benchmarks import plain
-from benchmarks.rows import Rows
 from experiments import cli
 from experiments.recipes import RECIPES
+from experiments.rows import Rows
 from vitx import data, stats, tracking, weights
 from vitx.config import TrainConfig, override
 from vitx.cost import forward_macs

@@ -22,7 +22,7 @@ import torch
 from dying import POINTS
 
 import vitx
-from benchmarks.rows import Rows
+from experiments.rows import Rows
 from vitx import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rows
-from experiments import cli
+from experiments import cli, rows
 from experiments.recipes import RECIPES
 from experiments.train import name_run
 from vitx.config import override

@@ -7,7 +7,8 @@ import timm
 import torch
 
 import vitx
-from benchmarks import render, rows
+from benchmarks import render
+from experiments import pages, results, rows
 from vitx.cost import forward_macs
 
 README = (render.ROOT / "README.md").read_text(encoding="utf8")
@@ -17,6 +18,12 @@ README = (render.ROOT / "README.md").read_text(encoding="utf8")
 def test_tables_and_quoted_code_are_rendered_from_rows_and_files(path):
     text = path.read_text(encoding="utf8")
     assert render.fill(text, render.committed()) == text
+
+
+@pytest.mark.parametrize("path", results.READMES, ids=lambda path: path.parent.name)
+def test_tables_of_training_are_rendered_from_rows(path):
+    text = path.read_text(encoding="utf8")
+    assert pages.fill(text, results.TABLES, rows.read_all(results.RESULTS)) == text
 
 
 def test_the_figure_is_rendered_from_the_rows(tmp_path):

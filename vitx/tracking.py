@@ -85,7 +85,7 @@ class Run:
         self._events = (self.folder / "metrics.jsonl").open("a", encoding="utf8")
         self.write("run.json", {"id": self.id, "group": group, "name": name})
         self.write("config.json", dict(config))
-        self.write("environment.json", environment())
+        self.write("environment.json", environment() | {"before": _before(self.folder)})
         if changes := git("diff", "HEAD"):
             (self.folder / "git.diff").write_text(changes + "\n", encoding="utf8")
         self._wandb = self._start_wandb(group, name, config)
@@ -219,6 +219,16 @@ def _id_of(folder: Path) -> str:
     """The id of the run in a folder, or nothing."""
     path = folder / "run.json"
     return json.loads(path.read_text(encoding="utf8"))["id"] if path.exists() else ""
+
+
+def _before(folder: Path) -> list[dict[str, Any]]:
+    """Where and of what commit the run in a folder was at work until now, if it is resumed."""
+    path = folder / "environment.json"
+    if not path.exists():
+        return []
+    last = json.loads(path.read_text(encoding="utf8"))
+    kept = {name: last[name] for name in ("time", "command", "commit", "dirty", "cpu", "gpu")}
+    return [*last.get("before", []), kept]
 
 
 def _wandb_errors() -> tuple[type[Exception], ...]:

@@ -66,6 +66,17 @@ def read(path: Path) -> list[dict]:
     return rows
 
 
+def read_all(folder: Path) -> list[dict]:
+    """The rows of all files in a folder, oldest first."""
+    return sorted((row for path in sorted(folder.glob("*.jsonl")) for row in read(path)), key=when)
+
+
+def when(row: dict) -> tuple[str, int]:
+    """A row's time and its number in the run."""
+    started, _, number = row["id"].rpartition("-")
+    return started, int(number)
+
+
 def commit(rows: list[dict], folder: Path, name: str) -> None:
     """Add rows to the kept evidence: `name.jsonl`, and their raw values in `name.raw.jsonl.gz`.
 
@@ -74,7 +85,8 @@ def commit(rows: list[dict], folder: Path, name: str) -> None:
     """
     if name.endswith("-smoke"):
         raise ValueError(f"{name} is a smoke run; its rows are not evidence")
-    if any(row["environment"]["dirty"] for row in rows):
+    parts = [p for row in rows for p in (row["environment"], *row["environment"].get("before", []))]
+    if any(part["dirty"] for part in parts):
         raise ValueError(f"{name} was made by uncommitted code; its rows are not evidence")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.jsonl").open("x", encoding="utf8") as file:

@@ -1,0 +1,71 @@
+"""Pages whose tables and quoted code are rendered: from rows, and from the source as it stands."""
+
+import ast
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Row = dict
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and lines of cells, for markdown and for the report's page."""
+
+    header: tuple[str, ...]
+    body: list[tuple[str, ...]]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether a column holds numbers, which are aligned right."""
+        number = re.compile(r"[-+±]?[\d.,e-]+( ?(%|points))?|–")
+        columns = range(len(self.header))
+        return [all(number.fullmatch(line[k]) for line in self.body) for k in columns]
+
+    def markdown(self) -> str:
+        """The table as GitHub shows it; without lines, the words that it is not measured yet."""
+        if not self.body:
+            return "Not measured yet."
+        rule = tuple("--:" if right else "---" for right in self.numeric)
+        cells = ([cell.replace("|", "\\|") for cell in line] for line in self.body)
+        return "\n".join("| " + " | ".join(line) + " |" for line in (self.header, rule, *cells))
+
+
+def machine(row: Row) -> str:
+    """What a row was measured on: the GPU, or the CPU with its cores."""
+    environment, device = row["environment"], row.get("device", "cpu")
+    if device.startswith("cpu"):
+        return f"CPU ({environment['cpu']}, {environment['cores']} cores)"
+    return str(environment["gpu"] or device)
+
+
+def fill(
+    text: str, tables: Mapping[str, Callable[[Sequence[Row]], Table]], rows: Sequence[Row]
+) -> str:
+    """Fill each marked part: `<!-- table:NAME -->` or `<!-- code:FILE:Class.method -->`."""
+
+    def part(match: re.Match[str]) -> str:
+        kind, what = match[2], match[3]
+        rendered = tables[what](rows).markdown() if kind == "table" else _code(*what.split(":"))
+        return f"{match[1]}\n{rendered}\n{match[4]}"
+
+    pattern = r"(<!-- (table|code):(\S+) -->)\n.*?(<!-- end -->)"
+    return re.sub(pattern, part, text, flags=re.DOTALL)
+
+
+def _code(file: str, name: str) -> str:
+    """The source of a class's method, as a fenced block."""
+    source = (ROOT / file).read_text(encoding="utf8")
+    klass, method = name.split(".")
+    (body,) = (
+        node.body
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == klass
+    )
+    (found,) = (n for n in body if isinstance(n, ast.FunctionDef) and n.name == method)
+    lines = source.splitlines()[found.lineno - 1 : found.end_lineno]
+    return "```python\n" + textwrap.dedent("\n".join(lines)) + "\n```"

@@ -1,0 +1,133 @@
+"""Evidence of training: rows from finished runs, and the pages that are rendered from them.
+
+`python -m experiments.results --keep RUN…` adds rows to `experiments/results`; without runs it only
+rewrites the marked parts of experiments/README.md and tests/README.md.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from experiments import cli, pages, rows
+from experiments.evaluate import read_config
+from experiments.pages import ROOT, Row, Table, machine
+from vitx.config import flat
+from vitx.cost import cost
+from vitx.stats import mean_interval
+
+RESULTS = ROOT / "experiments" / "results"
+READMES = (ROOT / "experiments" / "README.md", ROOT / "tests" / "README.md")
+TRAINING = 3
+"""Work of a training step over that of its forward pass: the backward pass computes two products
+for each of the forward's."""
+
+
+def row_of(run: Path) -> Row:
+    """The row of a finished training run: result, curve, cost, configuration and environment."""
+    config = read_config(run)
+    summary, environment = (
+        json.loads((run / f"{name}.json").read_text(encoding="utf8"))
+        for name in ("summary", "environment")
+    )
+    lines = (run / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+    keys = ("step", f"{config.curve}/accuracy", f"{config.curve}/loss")
+    events = [event for event in map(json.loads, lines) if keys[1] in event]
+    found = cost(config.model)
+    images = config.steps * config.batch
+    return {
+        "schema": rows.SCHEMA,
+        "kind": "accuracy",
+        "id": f"{environment['time']}-0",
+        "what": "run",
+        "recipe": json.loads((run / "run.json").read_text(encoding="utf8"))["group"],
+        "seed": config.seed,
+        "steps": config.steps,
+        "batch": config.batch,
+        "parameters": found.parameters,
+        "macs": found.macs,
+        "training_flops": 2 * TRAINING * found.macs * images,
+        "curve_of": config.curve,
+        "curve": [[event[key] for key in keys] for event in events],
+        "config": flat(config),
+        "environment": environment,
+    } | summary
+
+
+def run_table(found: Sequence[Row]) -> Table:
+    """Every recipe that was run, its seeds together."""
+    header = ("recipe", "steps", "seeds", "test accuracy", "seconds a seed", "CPU seconds", "PFLOP",
+              "machine")  # fmt: skip
+    groups: dict[tuple, list[Row]] = {}
+    for row in found:
+        if row.get("what") == "run":
+            key = (row["recipe"], row["steps"], machine(row))
+            groups.setdefault(key, []).append(row)
+    body = []
+    for (recipe, steps, where), some in groups.items():
+        some = rows.latest(some, "seed")
+        seconds, cpu, flops = (
+            statistics.mean(row[name] for row in some)
+            for name in ("seconds", "cpu_seconds", "training_flops")
+        )
+        body.append(
+            (recipe, f"{steps:,}", str(len(some)), accuracy_text(some), f"{seconds:,.0f}",
+             f"{cpu:,.0f}", f"{flops / 1e15:.2f}", where)
+        )  # fmt: skip
+    return Table(header, body)
+
+
+def accuracy_text(some: Sequence[Row]) -> str:
+    """The mean with its interval over seeds; of one seed the standard error of its images."""
+    values = [row["test/accuracy"] for row in some]
+    if len(values) == 1:
+        return f"{values[0]:.2%} ± {some[0]['test/standard_error']:.2%} (one seed)"
+    if len(values) < 3:
+        return f"{statistics.mean(values):.2%} (two seeds)"
+    found = mean_interval(values)
+    return f"{found.value:.2%} ({found.low:.2%} to {found.high:.2%})"
+
+
+def fault_table(found: Sequence[Row]) -> Table:
+    """Counts of the last campaign, a line a fault."""
+    latest = rows.latest([row for row in found if row["kind"] == "fault"], "fault")
+    body = [
+        (row["fault"], str(row["trials"]), str(row["passed"]), row["environment"]["commit"][:7])
+        for row in latest
+    ]
+    return Table(("fault", "trials", "passed", "commit"), body)
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {"runs": run_table, "faults": fault_table}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Rewrite the rendered parts of experiments/README.md and tests/README.md."""
+
+    keep: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")] = ()
+    """Finished runs, or folders of rows, that are added to the evidence first."""
+
+
+def main(args: list[str]) -> None:
+    """Commit rows if asked, then rewrite the pages."""
+    settings = cli.parse(Settings, args, prog="python -m experiments.results")
+    for folder in settings.keep:
+        kept = rows.read(folder / "rows.jsonl") if (folder / "rows.jsonl").exists() else None
+        name = folder.resolve().name
+        group: Any = folder.resolve().parent.name
+        rows.commit(kept or [row_of(folder)], RESULTS, name if kept else f"{group}-{name}")
+    found = rows.read_all(RESULTS)
+    for path in READMES:
+        text = path.read_text(encoding="utf8")
+        path.write_text(pages.fill(text, TABLES, found), encoding="utf8")
+    print(f"rendered {len(found)} rows", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)
