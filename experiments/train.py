@@ -1,9 +1,10 @@
 """Train one model: `python -m experiments.train RECIPE [--model.depth=6] [--dry-run]`."""
 
+import os
 import sys
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -14,6 +15,9 @@ from vitx.config import FREE, TrainConfig, delta, flat
 from vitx.cost import cost
 from vitx.data import steps_an_epoch
 from vitx.registry import nearest
+
+if TYPE_CHECKING:
+    from vitx.train import Ready
 
 PROG = "python -m experiments.train"
 
@@ -46,7 +50,8 @@ def main(args: list[str]) -> None:
     if name not in RECIPES:
         raise ValueError(f"recipe = {name!r} is not known; {nearest(name, RECIPES)}")
     config, switches = read(name, flags)
-    describe(name, config)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one talks
+        describe(name, config)
     if not switches.dry_run:
         train(name, config, switches)
 
@@ -78,29 +83,39 @@ def describe(name: str, config: TrainConfig) -> None:
 
 
 def train(name: str, config: TrainConfig, switches: Switches) -> None:
-    """Train with a run folder and W&B; print the final readings with their standard errors."""
+    """Train, in one process or as one of torchrun's; the first one writes and talks."""
     from vitx.parallel import gathered, processes
     from vitx.train import Stopped, prepare, train
 
     label = name_run(config, RECIPES[name])
     folder = switches.folder or (_last(switches.out / name, label) if switches.resume else None)
     with processes(tracking.device(switches.device)) as (part, device):
-        values = {"recipe": name, "device": str(device)} | flat(config)
         resume = folder if switches.resume else None
         ready = prepare(config, device=device, part=part, resume=resume)
-        if not part.first:
-            train(config, ready=ready, folder=gathered(None, part)[0])  # the first process made it
-            return
-        with tracking.Run(
-            switches.out, name, label, values, mode=switches.wandb or None, folder=folder
-        ) as run:
-            print(run.where)
-            try:
-                _, result = train(config, run, ready=ready, folder=gathered(run.folder, part)[0])
-            except Stopped as stopped:
+        try:
+            if part.first:
+                values = {"recipe": name, "device": str(device)} | flat(config)
+                mode = switches.wandb or None
+                with tracking.Run(
+                    switches.out, name, label, values, mode=mode, folder=folder
+                ) as run:
+                    record(config, ready, run)
+            else:
+                train(config, ready=ready, folder=gathered(None, part)[0])
+        except Stopped as stopped:
+            if part.first:
                 print(f"{stopped}; go on with: --resume --folder {run.folder}", file=sys.stderr)
-                raise SystemExit(stopped.exit_status) from None
-            where = run.where
+            raise SystemExit(stopped.exit_status) from None
+
+
+def record(config: TrainConfig, ready: "Ready", run: tracking.Run) -> None:
+    """Train with a run folder and W&B; print the final readings with their standard errors."""
+    from vitx.parallel import gathered
+    from vitx.train import train
+
+    print(run.where)
+    where = run.where  # as long as W&B runs
+    _, result = train(config, run, ready=ready, folder=gathered(run.folder, ready.state.part)[0])
     for split, score in (("validation", result.val), ("test", result.test)):
         if score.images:
             print(

@@ -293,3 +293,25 @@ def test_a_signal_saves_and_leaves_with_its_status(tmp_path, number, status):
     assert "the state is saved; go on with: --resume" in said
     (folder,) = tmp_path.glob("digits/*")
     assert (folder / "last.ckpt").exists()
+
+
+def test_torchruns_processes_train_one_run_and_resume_it(tmp_path):
+    def torchrun(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+             "-m", "experiments.train", "digits", "--steps=12", "--batch=64", "--eval-every=6",
+             "--save-every=6", "--wandb=disabled", "--device=cpu", *words],
+            cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    done = torchrun("--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("test accuracy") == done.stdout.count("model.depth = 3") == 1
+    (folder,) = tmp_path.glob("digits/*")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["test/images"] == 360
+    os.replace(folder / "before.ckpt", folder / "last.ckpt")
+    again = torchrun("--resume", "--folder", str(folder))
+    assert again.returncode == 0, again.stderr[-2000:]
+    for name in ("test/loss", "test/accuracy", "val/loss"):
+        assert json.loads((folder / "summary.json").read_text())[name] == summary[name]
