@@ -278,3 +278,9 @@ def test_the_last_images_of_an_epoch_are_kept_where_asked():
     dataset = data.load(config)
     found = data.batches(dataset, batch=8, seed=0)
     assert [len(next(found)[1]) for _ in range(6)] == [8, 8, 4, 8, 8, 4]
+
+
+def test_a_last_batch_smaller_than_the_processes_is_refused():
+    config = DataConfig(name="fake(images=30, size=8)", val=10, test=0, drop_last=False)
+    with pytest.raises(ValueError, match=r"a batch of 2 images .* can't be shared by 3 processes"):
+        next(data.batches(data.load(config), batch=6, seed=0, part=(0, 3)))

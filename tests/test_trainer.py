@@ -242,11 +242,12 @@ from vitx.evaluate import predict, score
 from vitx.parallel import processes
 from vitx.train import build, init, step
 
-config = override(CONFIG, **{"model.drop": 0.0, "optim.warmup_steps": 0, "data.test": 19})
+config = override(CONFIG, **{"model.drop": 0.0, "optim.warmup_steps": 0, "data.test": 19,
+                            "data.drop_last": False, "data.mixup": 0.0, "batch": 13})
 with processes(torch.device("cpu")) as (part, device):
     state = init(config, model=build(config.model).double(), part=part)
     dataset = data.load(config.data)
-    stream = data.batches(dataset, batch=16, seed=0, part=(part.rank, part.ranks))
+    stream = data.batches(dataset, batch=13, seed=0, part=(part.rank, part.ranks))
     for _ in range(20):
         image, target = next(stream)
         step(state, (image.double(), target), config)

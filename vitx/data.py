@@ -204,6 +204,12 @@ def _plan(
 ) -> Plan:
     """(epoch, step of the epoch, rows of this part) of every step, without end."""
     steps = steps_an_epoch(images, batch, drop_last=drop_last)
+    least = batch if drop_last else images - (steps - 1) * batch
+    if least < part[1]:
+        raise ValueError(
+            f"a batch of {least} images at the end of an epoch can't be shared by {part[1]} "
+            "processes; set data.drop_last=True"
+        )
     epoch, first = divmod(start, steps)
     rank, ranks = part
     while True:

@@ -135,18 +135,16 @@ def step(state: State, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
     )
     image, target = batch
     loss, hits = torch.zeros((), device=image.device), torch.zeros((), device=image.device)
-    images = image.chunk(config.accumulate)
+    images, whole = image.chunk(config.accumulate), _mean_share(image, state.part)
     for number, (x, y) in enumerate(zip(images, target.chunk(config.accumulate), strict=True), 1):
-        share = len(x) / len(image)
         # Processes add up their gradients once, with the last part.
         alone = isinstance(state.run, DistributedDataParallel) and number < len(images)
         with state.run.no_sync() if alone else nullcontext():  # type: ignore[attr-defined]
             with _autocast(image.device, config.precision):
                 logits = state.run(x)
             logits = logits.float() if logits.dtype.itemsize < 4 else logits
-            part_loss = share * cross_entropy(
-                logits, y, label_smoothing=config.optim.label_smoothing
-            )
+            mean = cross_entropy(logits, y, label_smoothing=config.optim.label_smoothing)
+            part_loss = mean * len(x) / whole  # two exact numbers, whatever the dtype
             (part_loss * state.scale).backward()
         loss = loss + part_loss.detach()
         label = y.argmax(dim=1) if y.is_floating_point() else y
@@ -163,7 +161,19 @@ def step(state: State, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
     if state.average is not None:
         state.average.update_parameters(state.model)
     state.steps_done += 1
-    return {"loss": loss, "accuracy": hits / len(image), "gradient_norm": norm}
+    return {"loss": loss, "accuracy": hits / whole, "gradient_norm": norm}
+
+
+def _mean_share(image: Tensor, part: Part) -> float | Tensor:
+    """Images of the whole batch an equal share of a process has, on the device.
+
+    Gradients and readings are averaged over processes, whose shares of an epoch's last batch may
+    differ by an image; dividing by this weighs every image alike.
+    """
+    if part.alone:
+        return float(len(image))
+    count = torch.tensor(float(len(image)), device=image.device)
+    return parallel.total(count, part) / part.ranks
 
 
 @torch.no_grad()
