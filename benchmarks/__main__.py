@@ -401,7 +401,7 @@ def _attention(job: Job, dataset: data.Dataset, seed: int) -> Figure:
     vit.load_state_dict(torch.load(job.folder / "digits" / f"vitx-{seed}.pt", weights_only=True))
     vit.eval()
     test = dataset.test
-    logits, _ = predict(vit, dataset, test)
+    logits, *_ = predict(vit, dataset, test)
     guess = logits.argmax(dim=1)
     wrong = (guess != test.target).nonzero().flatten()[:2].tolist()
     first = [int((test.target == label).nonzero()[0]) for label in range(10 - len(wrong))]

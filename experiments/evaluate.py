@@ -53,7 +53,8 @@ def main(args: list[str]) -> None:
     split = getattr(dataset, settings.split)
     if not len(split):
         raise ValueError(f"the data of {settings.run} have no {settings.split} split")
-    logits, target = evaluate.predict(vit, dataset, split)
+    logits, target, rows = evaluate.predict(vit, dataset, split)
+    split = split.take(rows.tolist())  # without pictures that were skipped as bad
     found = measure(vit, dataset, split, logits, target, settings.probe_images)
     found = {"run": settings.run.name, "split": settings.split} | found
     (settings.run / RESULT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")

@@ -17,7 +17,8 @@ import tyro
 from experiments import cli, pages, rows
 from experiments.evaluate import read_config
 from experiments.pages import ROOT, Row, Table, machine
-from vitx.config import flat
+from experiments.recipes import RECIPES
+from vitx.config import FREE, flat
 from vitx.cost import cost
 from vitx.stats import mean_interval
 
@@ -61,25 +62,33 @@ def row_of(run: Path) -> Row:
 
 def run_table(found: Sequence[Row]) -> Table:
     """Every recipe that was run, its seeds together."""
-    header = ("recipe", "steps", "seeds", "test accuracy", "seconds a seed", "CPU seconds", "PFLOP",
-              "machine")  # fmt: skip
+    header = ("recipe", "changed", "steps", "seeds", "test accuracy", "seconds a seed",
+              "CPU seconds", "PFLOP", "machine")  # fmt: skip
     groups: dict[tuple, list[Row]] = {}
     for row in found:
         if row.get("what") == "run":
-            key = (row["recipe"], row["steps"], machine(row))
+            key = (row["recipe"], changed(row), row["steps"], machine(row))
             groups.setdefault(key, []).append(row)
     body = []
-    for (recipe, steps, where), some in groups.items():
+    for (recipe, what, steps, where), some in groups.items():
         some = rows.latest(some, "seed")
         seconds, cpu, flops = (
             statistics.mean(row[name] for row in some)
             for name in ("seconds", "cpu_seconds", "training_flops")
         )
         body.append(
-            (recipe, f"{steps:,}", str(len(some)), accuracy_text(some), f"{seconds:,.0f}",
+            (recipe, what, f"{steps:,}", str(len(some)), accuracy_text(some), f"{seconds:,.0f}",
              f"{cpu:,.0f}", f"{flops / 1e15:.2f}", where)
         )  # fmt: skip
     return Table(header, body)
+
+
+def changed(row: Row) -> str:
+    """The settings in which a run differs from its recipe, but for seed, steps and FREE ones."""
+    recipe = flat(RECIPES[row["recipe"]])
+    free = (*FREE, "seed", "steps")
+    found = [f"{k}={v}" for k, v in row["config"].items() if k not in free and recipe[k] != v]
+    return ", ".join(found) or "–"
 
 
 def accuracy_text(some: Sequence[Row]) -> str:

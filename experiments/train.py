@@ -89,6 +89,8 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
 
     label = name_run(config, RECIPES[name])
     folder = switches.folder or (_last(switches.out / name, label) if switches.resume else None)
+    if folder and not switches.resume and (folder / "run.json").exists():
+        raise ValueError(f"{folder} holds a run; add --resume to go on with it, or choose another")
     with processes(tracking.device(switches.device)) as (part, device):
         resume = folder if switches.resume else None
         ready = prepare(config, device=device, part=part, resume=resume)

@@ -22,6 +22,16 @@ def test_a_saved_state_is_read_back(tmp_path):
     assert {found.name for found in tmp_path.iterdir()} == {path.name, checkpoint.BEFORE}
 
 
+def test_a_damaged_file_never_takes_the_good_ones_place(tmp_path):
+    checkpoint.save(tmp_path, state(1))
+    path = checkpoint.save(tmp_path, state(2))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert checkpoint.load(tmp_path)["steps_done"] == 1
+    checkpoint.save(tmp_path, state(3))
+    assert checkpoint.read(tmp_path / checkpoint.BEFORE)["steps_done"] == 1
+    assert checkpoint.load(tmp_path)["steps_done"] == 3
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
 def test_a_damaged_file_is_refused_and_the_one_before_is_taken(tmp_path, damage, capsys):
     checkpoint.save(tmp_path, state(1))

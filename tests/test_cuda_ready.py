@@ -12,7 +12,7 @@ import vitx
 from experiments.recipes import RECIPES
 from vitx import optim
 from vitx.config import SIZES, OptimConfig
-from vitx.data import Dataset, Split, batches
+from vitx.data import Dataset, Split, batches, epoch_draws
 from vitx.functional.loss import cross_entropy
 
 
@@ -20,8 +20,10 @@ from vitx.functional.loss import cross_entropy
 def fake(unchecked, monkeypatch):
     """Fake tensors have no values, so none are drawn; drawing is CPU work on any device."""
     monkeypatch.setattr(vitx.Vit, "reset_parameters", lambda self, seed: None)
+    epoch_draws.cache_clear()  # other tests left real ones
     with FakeTensorMode() as mode:
         yield mode
+    epoch_draws.cache_clear()
 
 
 PRESETS = {

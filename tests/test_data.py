@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vitx import data, images, sources
-from vitx.config import DataConfig, override
+import vitx
+from vitx import data, images, sources, transforms
+from vitx.config import DataConfig, ModelConfig, override
 from vitx.functional.augment import CROP_DRAWS, resized_crop
 
 
@@ -91,10 +92,11 @@ def test_a_bad_picture_is_named_or_skipped_and_listed(root):
     with pytest.raises(images.BadImage, match=r"\.png can't be decoded"):
         stream(load(root, val=0), 4)
     dataset = load(root, val=0, on_bad_image="skip")
-    found = stream(dataset, 4)
-    assert sum(len(target) for _, target in found) < 16
-    assert all(len(image) == len(target) for image, target in found)
-    stream(dataset, 8)
+    found = stream(dataset, 9)
+    assert all(len(image) == len(target) == 4 for image, target in found)
+    assert all((target >= 0).all() for _, target in found)
+    bad = [(image == image.flatten(1)[:, :1, None, None]).all() for image, _ in found]
+    assert not any(bad)
     assert len(dataset.skipped) == 3
     assert all("can't be decoded" in said for said in dataset.skipped)
 
@@ -282,5 +284,77 @@ def test_the_last_images_of_an_epoch_are_kept_where_asked():
 
 def test_a_last_batch_smaller_than_the_processes_is_refused():
     config = DataConfig(name="fake(images=30, size=8)", val=10, test=0, drop_last=False)
-    with pytest.raises(ValueError, match=r"a batch of 2 images .* can't be shared by 3 processes"):
+    with pytest.raises(ValueError, match="a batch of 2 images can't be shared by 3 processes"):
         next(data.batches(data.load(config), batch=6, seed=0, part=(0, 3)))
+
+
+def test_predictions_leave_out_what_was_skipped_and_keep_the_order(root):
+    from vitx.evaluate import predict
+
+    paths = sorted(root.glob("test/*/*.png"))
+    for path in (paths[1], paths[-1]):
+        path.write_bytes(b"nothing")
+    dataset = load(root, on_bad_image="skip")
+    model = vitx.build(ModelConfig(image=16, patch=8, classes=3, width=8, depth=1, heads=1))
+    logits, target, rows = predict(model, dataset, dataset.test, batch=17)
+    assert rows.tolist() == [0, *range(2, 17)]
+    assert target.tolist() == dataset.test.target[rows].tolist()
+    whole, *_ = predict(model, dataset, dataset.test.take(rows.tolist()))
+    torch.testing.assert_close(logits, whole)
+
+
+def test_a_bad_picture_stops_a_worker_by_name_too(root):
+    path = sorted(root.glob("train/*/*.png"))[0]
+    path.write_bytes(b"nothing")
+    with pytest.raises(images.BadImage, match=f"{path.name} can't be decoded"):
+        stream(load(root, val=0, workers=2), 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "body"), [("a.ppm", b"P6 4 4 255\n1234"), ("b.ppm", b"P6 x 4 255\n"), ("c.png", b"")]
+)
+def test_pictures_that_pillow_refuses_in_other_words_are_bad_too(tmp_path, name, body):
+    (tmp_path / name).write_bytes(body)
+    with pytest.raises(images.BadImage, match=f"{name} can't be decoded"):
+        images.open_picture(tmp_path / name)
+
+
+def test_pictures_of_16_bits_are_refused(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    with pytest.raises(images.BadImage, match=r"deep\.png has 16 bits a pixel"):
+        images.open_picture(tmp_path / "deep.png")
+
+
+def test_a_crop_for_a_model_that_is_not_square_has_no_border():
+    white = Image.new("RGB", (40, 30), (255, 255, 255))
+    for size in ((16, 64), (64, 16), (24, 24)):
+        found = np.asarray(transforms.evaluation("crop", size)(white))
+        assert found.shape == (*size, 3)
+        assert found.min() == 255
+
+
+def test_the_fingerprint_is_of_the_images_and_their_splits_not_of_their_place(root, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(root, tmp_path / "moved")
+    assert load(copy).fingerprint == load(root).fingerprint
+    assert load(root, split_seed=1).fingerprint != load(root).fingerprint
+    picture().save(copy / "train" / "ant" / "9999.png")
+    assert load(copy).fingerprint != load(root).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("label", "message"), [(-1, "the label -1 is none of 3 classes"), (None, "the label None")]
+)
+def test_a_hub_data_set_with_unknown_labels_is_refused(tmp_path, label, message):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}
+    )
+    picture().save(tmp_path / "p.png")
+    columns = {"image": [str(tmp_path / "p.png")] * 2, "label": [0, label]}
+    part = datasets.Dataset.from_dict(columns, features=features)
+    datasets.DatasetDict({"train": part}).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(ValueError, match=f"row 1: {message}"):
+        data.load(DataConfig(name="hf", root=str(tmp_path / "set"), normalise="half"), size=(8, 8))

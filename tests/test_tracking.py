@@ -154,3 +154,17 @@ def _draw(path):
     from PIL import Image
 
     Image.new("RGB", (8, 8), (200, 30, 30)).save(path)
+
+
+def test_a_file_that_a_kill_cut_off_does_not_stop_the_next_start(tmp_path):
+    with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
+        folder = run.folder
+    (folder / "environment.json").write_text("")
+    with tracking.Run(tmp_path, "g", "n", {}, mode="disabled", folder=folder) as again:
+        assert again.id == run.id
+        assert again.resumed
+    with tracking.Run(tmp_path, "g", "n", {}, mode="disabled", folder=folder):
+        found = json.loads((folder / "environment.json").read_text())
+    assert [set(part) for part in found["before"]] == [
+        {"time", "command", "commit", "dirty", "cpu", "gpu"}
+    ]

@@ -276,3 +276,31 @@ def test_an_activation_that_cannot_be_expressed_is_refused(hugging_face, tmp_pat
     (tmp_path / "config.json").write_text(json.dumps(said))
     with pytest.raises(ValueError, match="hidden_act = 'selu' can't be expressed"):
         vitx.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "format", "message"),
+    [
+        ({"pool": "mean"}, "hf-vit", "means model.pool = 'cls', the model has 'mean'"),
+        ({"placement": "post"}, "hf-vit", "means model.placement = 'pre'"),
+        ({"mlp": "gelu"}, "scratch-cifar10", "means model.mlp = 'gelu_tanh'"),
+        ({"registers": 2}, "hf-vit", "means model.registers = 0"),
+    ],
+)
+def test_a_model_that_means_something_else_there_is_not_written(tmp_path, changes, format, message):
+    vit = vitx.build(override(SMALL, **changes))
+    with pytest.raises(ValueError, match=message):
+        vitx.export(vit, tmp_path / "x.pt", format)
+    assert not (tmp_path / "x.pt").exists()
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(120, 88), (960, 704), (3264, 1344), (192, 48)])
+def test_the_ratio_of_the_mlp_gives_its_hidden_width(hidden, width):
+    ratio = ModelConfig.ratio(hidden, width)
+    assert ModelConfig(width=width, heads=1, mlp_ratio=ratio).hidden == hidden
+
+
+def test_a_file_that_does_not_fit_a_variant_is_refused_by_its_tensor(tmp_path):
+    weights.save(vitx.build(SMALL), tmp_path / "w.safetensors", weights.Description(SMALL))
+    with pytest.raises(ValueError, match=r"patch_embed\.convs\.0\.weight is none there"):
+        weights.start(override(SMALL, patchify="stem"), tmp_path / "w.safetensors")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-LAST, BEFORE = "last.ckpt", "before.ckpt"
+LAST, BEFORE, DAMAGED = "last.ckpt", "before.ckpt", "damaged.ckpt"
 FORMAT = "vitx-checkpoint-1"
 HEADER = 256
 """Largest length of the first line in bytes."""
@@ -81,6 +81,8 @@ def load(folder: Path) -> dict[str, Any]:
         if not before.exists():
             raise
         state = read(before)
+        if last.exists():  # else the next save would put it in the place of the good one
+            os.replace(last, folder / DAMAGED)
         print(f"warning: {error}; going on from {before.name}", file=sys.stderr)
         return state
 
@@ -135,6 +137,8 @@ class Lock:
             holder = self._file.read().strip() or "unknown"
             self._file.close()
             raise ValueError(f"{folder} is in use by another trainer (process {holder})") from None
+        # A loader's worker would hold the lock for some seconds longer than a killed trainer.
+        os.register_at_fork(after_in_child=self._file.close)
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()

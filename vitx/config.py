@@ -155,6 +155,12 @@ class ModelConfig:
         """Tokens before the patches: class token and registers."""
         return int(self.class_token) + self.registers
 
+    @staticmethod
+    def ratio(hidden: int, width: int) -> float:
+        """The `mlp_ratio` that gives exactly `hidden`: the quotient may round to one less."""
+        ratio = hidden / width
+        return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
     @property
     def hidden(self) -> int:
         """Hidden width of the MLP."""
@@ -228,12 +234,11 @@ class DataConfig:
         for name in ("train", "val", "test", "split_seed", "workers"):
             _check_int(f"data.{name}", getattr(self, name), 0)
         _check_int("data.max_pixels", self.max_pixels, 1)
+        if self.split_seed >= 2**32 - 1:
+            raise ValueError(f"data.split_seed = {self.split_seed} must be less than 2**32 - 1")
         resolve(self.name, SOURCES)
-        if self.randaugment and not self.randaugment.startswith("rand-"):
-            raise ValueError(
-                f"data.randaugment = {self.randaugment!r} must be timm's words, such as "
-                "rand-m9-mstd0.5"
-            )
+        if self.randaugment:
+            _check_randaugment(self.randaugment)
         _check_choice("data.on_bad_image", self.on_bad_image, ("stop", "skip"))
         _check_choice("data.resize", self.resize, ("crop", "squash"))
         _check_choice("data.normalise", self.normalise, ("data", "half", "imagenet"))
@@ -283,7 +288,9 @@ class OptimConfig:
         if self.name not in OPTIMIZERS:
             from timm.optim._optim_factory import list_optimizers
 
-            others = (str(name) for name in list_optimizers())
+            # Left out: what needs a second derivative, or a library that is not here.
+            found = list_optimizers(exclude_filters=["adahessian", "bnb*", "fused*"])
+            others = (str(name) for name in found)
             _check_choice("optim.name", self.name, (*OPTIMIZERS, *others))
         _check_positive("optim.lr", self.lr)
         _check_positive("optim.weight_decay", self.weight_decay, zero=True)
@@ -295,10 +302,14 @@ class OptimConfig:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"optim.layer_decay = {self.layer_decay} must lie in (0, 1]")
         _check_int("optim.warmup_steps", self.warmup_steps, 0)
-        resolve(self.schedule, SCHEDULE)
+        schedule = resolve(self.schedule, SCHEDULE)
+        if not all(0 <= schedule(progress / 10) <= 1 for progress in range(11)):
+            raise ValueError(
+                f"optim.schedule = {self.schedule!r} must stay between 0 and 1, the share of lr"
+            )
 
 
-FREE = ("data.root", "data.workers", "data.max_pixels", "log_every", "save_every")
+FREE = ("data.root", "data.workers", "log_every", "save_every")
 """Settings that a run which is resumed may change: no trained value depends on them."""
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -339,6 +350,8 @@ class TrainConfig:
         for name in ("steps", "batch", "accumulate", "eval_every", "log_every", "save_every"):
             _check_int(name, getattr(self, name), 1)
         _check_int("seed", self.seed, 0)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed = {self.seed} must be less than 2**32")
         _check_rate("ema", self.ema)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("curve", self.curve, ("val", "test"))
@@ -349,6 +362,11 @@ class TrainConfig:
             )
         if facts := self.data.facts:
             check_fit(self.model, self.data.name, facts)
+        if self.data.facts and self.data.train_images < 1:
+            raise ValueError(
+                f"data.val = {self.data.val} and data.test = {self.data.test} leave no image of "
+                f"{self.data.facts.train} for training"
+            )
         if 0 < self.data.train_images < self.batch and self.data.drop_last:
             raise ValueError(
                 f"batch = {self.batch} is larger than the training split of "
@@ -491,6 +509,17 @@ def _check_number(name: str, value: object) -> None:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} = {value!r} is not known; {nearest(value, choices)}")
+
+
+def _check_randaugment(words: str) -> None:
+    from timm.data.auto_augment import rand_augment_transform
+
+    try:
+        rand_augment_transform(words, {})
+    except (AssertionError, ValueError, KeyError, IndexError):
+        raise ValueError(
+            f"data.randaugment = {words!r} must be timm's words, such as rand-m9-mstd0.5"
+        ) from None
 
 
 def _nearest_divisors(number: int, near: int) -> str:

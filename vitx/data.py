@@ -4,6 +4,7 @@ Images in memory are varied in batches on the device; pictures in files are read
 flipped by workers. Both ways draw from tables that depend on (seed, epoch) alone.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from vitx import transforms
 from vitx.axes import Image
 from vitx.config import DataConfig
 from vitx.functional import augment
-from vitx.images import Files, Preprocessing, Split, read_all
+from vitx.images import BadImage, Files, Preprocessing, Split, read_all
 from vitx.registry import resolve
 from vitx.sources import SOURCES, Images, Source
 
@@ -60,6 +61,20 @@ class Dataset:
         return replace(self, mean=self.mean.to(device), std=self.std.to(device), **parts)
 
     @property
+    def fingerprint(self) -> str:
+        """A hash of which images are in which split: of pixels in memory, of names of files."""
+        found = hashlib.blake2b(digest_size=16)
+        for split in (self.train, self.val, self.test):
+            found.update(split.target.cpu().numpy().tobytes())
+            if isinstance(split, Split):
+                found.update(split.image.cpu().numpy().tobytes())
+            else:
+                # Of a path the folder and the name: where the data lie is no part of them.
+                names = ("/".join(str(item).split("/")[-2:]) for item in split.items)
+                found.update("\n".join(names).encode())
+        return found.hexdigest()
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """What a picture needs before the model sees it.
 
@@ -91,6 +106,8 @@ def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
         if source.in_memory and isinstance(split, Files):
             splits[name], bad = read_all(split, skip=config.on_bad_image == "skip")
             skipped += bad
+    if "train" not in splits:
+        raise ValueError(f"data.root = {config.root!r} holds no training split")
     train = splits["train"]
     held = {}
     for name, images in (("test", config.test), ("val", config.val)):
@@ -140,6 +157,20 @@ def steps_an_epoch(images: int, batch: int, *, drop_last: bool) -> int:
     return images // batch if drop_last else -(-images // batch)
 
 
+def check_batch(dataset: Dataset, batch: int, ranks: int) -> None:
+    """ValueError if the training split has no such batch, or several processes can't share it."""
+    images, drop_last = len(dataset.train), dataset.config.drop_last
+    steps = steps_an_epoch(images, batch, drop_last=drop_last)
+    if not steps:
+        raise ValueError(f"batch = {batch} is larger than the training split of {images}")
+    least = batch if drop_last else images - (steps - 1) * batch
+    if ranks > 1 and least < 2 * ranks:
+        raise ValueError(
+            f"a batch of {least} images can't be shared by {ranks} processes, which take at least "
+            "2 each" + ("" if drop_last else "; data.drop_last=True leaves out an epoch's last")
+        )
+
+
 def batches(
     dataset: Dataset,
     *,
@@ -154,8 +185,7 @@ def batches(
     `part` (rank, ranks) takes a contiguous share of every batch, for one of several processes.
     """
     config, images = dataset.config, len(dataset.train)
-    if not steps_an_epoch(images, batch, drop_last=config.drop_last):
-        raise ValueError(f"batch = {batch} is larger than the training split of {images}")
+    check_batch(dataset, batch, part[1])
     read = _from_memory if isinstance(dataset.train, Split) else _from_files
     plan = _plan(images, batch, seed, start, part, drop_last=config.drop_last)
     for rows, (epoch, step), image, target in read(dataset, plan, seed, device):
@@ -177,7 +207,10 @@ def readings(
     device: torch.device | str = "cpu",
     part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """A split once, in order, unvaried, normalised. `part` (rank, ranks) takes every ranks-th."""
+    """A split once, in order, unvaried, normalised. `part` (rank, ranks) takes every ranks-th.
+
+    A picture that is skipped as bad is black and has the class number -1.
+    """
     rank, ranks = part
     rows = range(rank, len(split), ranks)
     if isinstance(split, Split):
@@ -190,7 +223,7 @@ def readings(
         [(0, row) for row in rows[start : start + batch]] for start in range(0, len(rows), batch)
     ]
     transform = transforms.evaluation(dataset.config.resize, dataset.size)
-    for image, target, _ in _loader(dataset, split, transform, keys):
+    for image, target in _loader(dataset, split, transform, keys, replace=False):
         yield dataset.normalise(_send(image, device).float()), _send(target, device)
 
 
@@ -204,20 +237,19 @@ def _plan(
 ) -> Plan:
     """(epoch, step of the epoch, rows of this part) of every step, without end."""
     steps = steps_an_epoch(images, batch, drop_last=drop_last)
-    least = batch if drop_last else images - (steps - 1) * batch
-    if least < part[1]:
-        raise ValueError(
-            f"a batch of {least} images at the end of an epoch can't be shared by {part[1]} "
-            "processes; set data.drop_last=True"
-        )
     epoch, first = divmod(start, steps)
-    rank, ranks = part
     while True:
         order = epoch_order(seed, epoch, images)
         for step in range(first, steps):
             rows = order[step * batch : (step + 1) * batch]
-            yield epoch, step, rows[rank * len(rows) // ranks : (rank + 1) * len(rows) // ranks]
+            yield epoch, step, rows[_share(len(rows), *part)]
         epoch, first = epoch + 1, 0
+
+
+def _share(images: int, rank: int, ranks: int) -> slice:
+    """A process's part of a batch: whole pairs of neighbours, which mixup and cutmix mix."""
+    start, end = (2 * (images // 2 * place // ranks) for place in (rank, rank + 1))
+    return slice(start, images if rank == ranks - 1 else end)
 
 
 def _from_memory(dataset: Dataset, plan: Plan, seed: int, device: torch.device | str) -> Read:
@@ -257,23 +289,27 @@ def _from_files(dataset: Dataset, plan: Plan, seed: int, device: torch.device | 
     def keys() -> Iterator[list[tuple[int, int]]]:
         for epoch, step, rows in plan:
             planned.append((rows, (epoch, step)))
-            seeds = torch.randint(
-                2**62, (len(files),), generator=_generator(seed, epoch, stream=FILES)
-            )
+            seeds = _epoch_seeds(seed, epoch, len(files))
             yield [(int(seeds[row]), int(row)) for row in rows]
 
     transform = transforms.training(config, dataset.size)
-    for image, target, places in _loader(dataset, files, transform, keys()):
+    for image, target in _loader(dataset, files, transform, keys(), replace=True):
         rows, where = planned.popleft()
-        yield rows[places], where, _send(image, device), _send(target, device)
+        yield rows, where, _send(image, device), _send(target, device)
+
+
+@lru_cache(maxsize=2)
+def _epoch_seeds(seed: int, epoch: int, images: int) -> Int[Tensor, "images"]:
+    return torch.randint(2**62, (images,), generator=_generator(seed, epoch, stream=FILES))
 
 
 def _loader(
-    dataset: Dataset, files: Files, transform: object, keys: object
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Images, class numbers and places in the batch, by keys; lists what was skipped."""
+    dataset: Dataset, files: Files, transform: object, keys: object, *, replace: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and class numbers by keys. Raises BadImage for a bad picture, or lists it."""
     config = dataset.config
-    pictures = transforms.Pictures(files, transform, skip=config.on_bad_image == "skip")
+    skip = config.on_bad_image == "skip"
+    pictures = transforms.Pictures(files, transform, dataset.size, replace=replace and skip)
     loader = DataLoader(
         pictures,
         batch_sampler=keys,  # type: ignore[arg-type]
@@ -281,11 +317,15 @@ def _loader(
         collate_fn=transforms.collate,
         # The loader draws a number when it starts; this keeps it off the global generator.
         generator=torch.Generator().manual_seed(0),
-        persistent_workers=False,
+        worker_init_fn=transforms.calm,
     )
-    for image, target, places, faults in loader:
+    for image, target, faults in loader:
+        if faults and not skip:
+            raise BadImage(faults[0])
+        if replace and (target < 0).any():
+            raise BadImage(f"{transforms.MOST_REPLACED} bad pictures in a row: {faults[-1]}")
         dataset.skipped.extend(why for why in faults if why not in dataset.skipped)
-        yield image, target, places
+        yield image, target
 
 
 def _mix(dataset: Dataset, image: Image, target: Tensor, generator: torch.Generator) -> Batch:
@@ -296,11 +336,15 @@ def _mix(dataset: Dataset, image: Image, target: Tensor, generator: torch.Genera
     which, share, y, x = torch.rand(augment.MIX_DRAWS, generator=generator).tolist()
     cut = bool(config.cutmix) and (not config.mixup or which < 0.5)
     alpha = config.cutmix if cut else config.mixup
-    share = torch.tensor(betaincinv(alpha, alpha, share), dtype=image.dtype, device=image.device)
+    # Filled on the device: a tensor copied from here would wait for it.
+    share, y, x = (
+        torch.full((), value, dtype=image.dtype, device=image.device)
+        for value in (float(betaincinv(alpha, alpha, share)), y, x)
+    )
     soft = F.one_hot(target, len(dataset.classes)).to(image.dtype)
     if not cut:
         return augment.mixup(image, soft, share)
-    return augment.cutmix(image, soft, share, torch.tensor([y, x], device=image.device))
+    return augment.cutmix(image, soft, share, torch.stack([y, x]))
 
 
 def _send(value: Tensor, device: torch.device | str) -> Tensor:
@@ -332,7 +376,8 @@ def _hold_out(
     labels = images.target.numpy()
     if count >= len(labels):
         raise ValueError(f"data.{name} = {count}: that many can't be held out of {len(labels)}")
-    classes, least = len(set(labels.tolist())), int(torch.bincount(images.target).min())
+    counts = torch.unique(images.target, return_counts=True)[1]
+    classes, least = len(counts), int(counts.min())
     if config.stratified and (min(count, len(labels) - count) < classes or least < 2):
         raise ValueError(
             f"data.{name} = {count} of {len(labels)} images can't keep the shares of {classes} "
@@ -358,7 +403,8 @@ def _statistics(train: Images, peak: int, config: DataConfig) -> tuple[Tensor, T
         mean, std = torch.tensor(IMAGENET)
     elif isinstance(train, Split):
         pixels = rearrange(train.image, "images c h w -> c (images h w)").float()
-        return pixels.mean(dim=1), pixels.std(dim=1)
+        std = pixels.std(dim=1)
+        return pixels.mean(dim=1), torch.where(std > 0, std, 1.0)  # a constant channel is 0
     else:
         raise ValueError(
             "data.normalise = 'data' needs images in memory; choose 'imagenet' or 'half' for files"

@@ -44,13 +44,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @torch.inference_mode()
 def predict(
     model: nn.Module, dataset: Dataset, split: Images, *, batch: int = 512, part: Part = ALONE
-) -> tuple[Tensor, Tensor]:
-    """Logits (images, classes) of a split and its class numbers, on the model's device.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (images, classes) of a split, its class numbers and its rows, on the model's device.
 
     Of several processes each computes its share once; all get the whole, in the split's order.
-    Pictures that are skipped as bad are in neither.
+    Pictures that are skipped as bad are left out.
     """
     some = next(model.parameters())
+    if not len(split):
+        none = torch.zeros(0, dtype=torch.long, device=some.device)
+        return torch.zeros(0, len(dataset.classes), device=some.device), none, none
     found = []
     with evaluating(model):
         stream = readings(
@@ -58,16 +61,17 @@ def predict(
         )
         for image, target in stream:
             found.append((model(image.to(some.dtype)), target))
-    if not found:
-        empty = torch.zeros(0, len(dataset.classes), device=some.device)
-        found = [(empty, torch.zeros(0, dtype=torch.long, device=some.device))]
+    if not found:  # fewer images than processes
+        none = torch.zeros(0, dtype=torch.long, device=some.device)
+        found = [(torch.zeros(0, len(dataset.classes), device=some.device), none)]
     logits, target = (torch.cat(values) for values in zip(*found, strict=True))
-    if part.alone:
-        return logits, target
-    shares = gathered((logits.cpu(), target.cpu()), part)
-    return _interleaved([a for a, _ in shares]).to(some.device), _interleaved(
-        [b for _, b in shares]
-    ).to(some.device)
+    if not part.alone:
+        shares = gathered((logits.cpu(), target.cpu()), part)
+        logits, target = (
+            _interleaved(list(values)).to(some.device) for values in zip(*shares, strict=True)
+        )
+    rows = (target >= 0).nonzero().flatten()
+    return logits[rows], target[rows], rows
 
 
 def score(logits: Tensor, target: Tensor) -> Score:
@@ -140,7 +144,7 @@ def features(vit: Vit, dataset: Dataset, split: Images) -> tuple[np.ndarray, np.
             for image, target in readings(dataset, split, device=some.device)
         ]
     values, labels = (torch.cat(part).numpy() for part in zip(*found, strict=True))
-    return values, labels
+    return values[labels >= 0], labels[labels >= 0]
 
 
 Labelled = tuple[np.ndarray, np.ndarray]

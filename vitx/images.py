@@ -80,9 +80,13 @@ def open_picture(source: Path | bytes, *, name: str = "", max_pixels: int = MAX_
                         f"{name} has {width}×{height} pixels, more than data.max_pixels = "
                         f"{max_pixels:,}"
                     )
+                if picture.mode.startswith("I;16"):
+                    raise BadImage(f"{name} has 16 bits a pixel; convert it to 8 first")
                 return picture.convert("RGB")
+    except BadImage:
+        raise
     # What Pillow raises for files that are cut off, empty, or of no known format.
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadImage(f"{name} can't be decoded: {error}") from None
 
 

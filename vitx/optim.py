@@ -38,6 +38,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         frozen += found
     for name in frozen:
         names[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in names.values()):
+        raise ValueError(f"optim.freeze = {list(patterns)} leaves no parameter to train")
     return frozen
 
 
@@ -74,8 +76,14 @@ def optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimi
         return [_fused(config.name, groups, config)]
     from timm.optim._optim_factory import create_optimizer_v2
 
-    # timm would add weight decay of its own making to plain parameters, so it gets the groups.
-    made = create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=0.0)  # type: ignore[arg-type]
+    usual = OptimConfig()
+    betas = (config.beta1, config.beta2)
+    how = {} if betas == (usual.beta1, usual.beta2) else {"betas": betas}
+    try:
+        # timm would add weight decay of its own making to parameters, so it gets the groups.
+        made = create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=0.0, **how)  # type: ignore[arg-type]
+    except (TypeError, AssertionError, ImportError, ValueError) as error:
+        raise ValueError(f"optim.name = {config.name!r} can't be made so: {error}") from error
     return [made]
 
 
@@ -105,6 +113,15 @@ def multiply(gradients: Sequence[Tensor], factor: Tensor) -> None:
 
 
 @torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, share: Tensor) -> None:
+    """average += share·(model - average), parameter by parameter, in three calls for all."""
+    averages, weights = list(average.parameters()), list(model.parameters())
+    change = torch._foreach_sub(weights, averages)  # type: ignore[reportPrivateImportUsage]
+    multiply(change, share)
+    torch._foreach_add_(averages, change)  # type: ignore[reportPrivateImportUsage]
+
+
+@torch.no_grad()
 def update(made: Sequence[torch.optim.Optimizer], bad: Tensor) -> None:
     """One step of every optimizer, or of none if the flag `bad` (1.0 or 0.0) is set."""
     for optimizer in made:
@@ -122,8 +139,8 @@ def _step_or_restore(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
 
     def values() -> list[Tensor]:
         state = [v for p in held for v in optimizer.state.get(p, {}).values()]
-        # Step counts lie on the CPU; to put them back would wait for the device, and no step
-        # follows a bad one.
+        # Step counts lie on the CPU; to put them back would wait for the device. No step follows
+        # a bad one, but for overflows of float16, which count as steps there.
         there = (v for v in state if isinstance(v, Tensor) and v.device == bad.device)
         return [*held, *there]
 
@@ -147,7 +164,13 @@ def _step_or_restore(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
 
 def _fused(name: str, groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     betas = {"momentum": config.beta1} if name == "sgd" else {"betas": (config.beta1, config.beta2)}
-    return FUSED[name](groups, lr=config.lr, fused=True, **betas)
+    made = FUSED[name](groups, lr=config.lr, fused=True, **betas)
+    if name == "sgd" and config.beta1:
+        # PyTorch would make the momentum with the first step, and leave it unset if that is bad.
+        for group in groups:
+            for parameter in group["params"]:
+                made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return made
 
 
 def _muon(
@@ -166,6 +189,8 @@ def _muon(
          if (found := [p for p in group["params"] if (p in matrices) == wanted])]
         for wanted in (True, False)
     ]  # fmt: skip
+    if not split[0]:
+        raise ValueError("optim.name = 'muon' is for matrices of blocks, but all are frozen")
     muon = torch.optim.Muon(
         split[0], lr=config.lr, momentum=config.beta1, adjust_lr_fn="match_rms_adamw"
     )

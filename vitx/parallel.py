@@ -45,6 +45,7 @@ def processes(device: torch.device) -> Iterator[tuple[Part, torch.device]]:
     dist.init_process_group(backend)
     try:
         yield Part(dist.get_rank(), dist.get_world_size()), device
+        dist.barrier()  # none leaves while another still talks to it
     finally:
         dist.destroy_process_group()
 

@@ -105,10 +105,13 @@ def hf(*, root: str, max_pixels: int, image: str = "", label: str = "") -> Sourc
 
     if not root:
         raise ValueError("data.root is empty; hf needs a name on the hub or a folder")
-    if Path(root).is_dir() and (Path(root) / "dataset_dict.json").exists():
-        found: Any = datasets.load_from_disk(root)
-    else:
-        found = datasets.load_dataset(root)
+    saved = Path(root, "dataset_dict.json").exists() or Path(root, "state.json").exists()
+    try:
+        found: Any = datasets.load_from_disk(root) if saved else datasets.load_dataset(root)
+    except ValueError as error:
+        raise ValueError(f"data.root = {root!r} can't be read by datasets: {error}") from error
+    if not isinstance(found, dict):
+        found = {"train": found}
     names = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
     parts: dict[str, Any] = {names[key]: found[key] for key in found if key in names}
     if "train" not in parts:
@@ -130,6 +133,8 @@ def fake(
     channels: int = 3,
 ) -> Source:  # fmt: skip
     """Noise around one random picture a class: a task without files, which a model can learn."""
+    if min(images, size, classes, channels) < 1:
+        raise ValueError("data.name = fake(…): images, size, classes and channels are at least 1")
     generator = torch.Generator().manual_seed(0)
     centres = torch.rand(classes, channels, size, size, generator=generator)
     target = torch.arange(images) % classes
@@ -209,7 +214,11 @@ def _folders(parts: Mapping[str, Path], max_pixels: int, *, in_memory: bool) -> 
 
 
 def _hub_files(part: Any, picture: str, label: str, name: str, max_pixels: int) -> Files:
-    target = torch.tensor(part[label])
+    labels, classes = part[label], part.features[label].num_classes
+    for row, number in enumerate(labels):
+        if number is None or not 0 <= number < classes:
+            raise ValueError(f"{name}, row {row}: the label {number} is none of {classes} classes")
+    target = torch.tensor(labels)
     read = partial(_read_row, part=part, picture=picture, name=name, max_pixels=max_pixels)
     return Files(range(len(part)), target, read)
 
@@ -230,6 +239,8 @@ def _column(features: Mapping[str, Any], named: str, kind: type, what: str) -> s
     if named:
         if named not in features:
             raise ValueError(f"hf: {what} = {named!r} is no column; {nearest(named, features)}")
+        if not isinstance(features[named], kind):
+            raise ValueError(f"hf: {what} = {named!r} is no column of {kind.__name__} values")
         return named
     found = [name for name, feature in features.items() if isinstance(feature, kind)]
     if len(found) != 1:

@@ -77,13 +77,16 @@ class Run:
         folder: Path | None = None,
     ):
         self.mode, self.why = wandb_mode(mode)
-        self.id = (folder and _id_of(folder)) or uuid.uuid4().hex[:8]
+        known = _id_of(folder) if folder else ""
+        self.id = known or uuid.uuid4().hex[:8]
+        self.resumed = bool(known)
         self.folder = folder or Path(root, group, f"{name}-{self.id}")
         self._lock = Lock(self.folder)
         self.figures = self.folder / "figures"
         self.figures.mkdir(parents=True, exist_ok=True)
         self._events = (self.folder / "metrics.jsonl").open("a", encoding="utf8")
-        self.write("run.json", {"id": self.id, "group": group, "name": name})
+        if not self.resumed:
+            self.write("run.json", {"id": self.id, "group": group, "name": name})
         self.write("config.json", dict(config))
         self.write("environment.json", environment() | {"before": _before(self.folder)})
         if changes := git("diff", "HEAD"):
@@ -147,8 +150,10 @@ class Run:
         self._tell(lambda run: run.summary.update(dict(values)))
 
     def write(self, name: str, value: Any) -> None:
-        """A JSON file in the run folder."""
-        (self.folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf8")
+        """A JSON file in the run folder, whole or not at all."""
+        new = self.folder / f"{name}.new"
+        new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf8")
+        os.replace(new, self.folder / name)
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the files and the W&B run."""
@@ -162,7 +167,8 @@ class Run:
         if self._wandb is None:
             return f"W&B: {self.mode} ({self.why})"
         if self.mode == "offline":
-            command = shlex.join(["wandb", "sync", str(self.wandb_folder)])
+            folders = sorted(self.folder.glob("wandb/offline-run-*"))  # one for each start
+            command = shlex.join(["wandb", "sync", *map(str, folders)])
             return f"W&B: offline ({self.why}); upload with: {command}"
         return f"W&B: {self.mode} ({self.why}); {getattr(self._wandb, 'url', '')}"
 
@@ -192,6 +198,8 @@ class Run:
                 dir=self.folder,
                 config=dict(config),
                 mode=self.mode,  # type: ignore[arg-type]
+                # Offline there is no server to ask, and a new segment is made.
+                resume="allow" if self.resumed and self.mode == "online" else None,
                 settings=wandb.Settings(silent=True, console="off"),
             )
             run.define_metric(STEP)
@@ -217,16 +225,22 @@ class Run:
 
 def _id_of(folder: Path) -> str:
     """The id of the run in a folder, or nothing."""
-    path = folder / "run.json"
-    return json.loads(path.read_text(encoding="utf8"))["id"] if path.exists() else ""
+    return _read(folder / "run.json").get("id", "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file of a run folder; empty where there is none, or it was cut off by a kill."""
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
 
 
 def _before(folder: Path) -> list[dict[str, Any]]:
     """Where and of what commit the run in a folder was at work until now, if it is resumed."""
-    path = folder / "environment.json"
-    if not path.exists():
+    last = _read(folder / "environment.json")
+    if not last:
         return []
-    last = json.loads(path.read_text(encoding="utf8"))
     kept = {name: last[name] for name in ("time", "command", "commit", "dirty", "cpu", "gpu")}
     return [*last.get("before", []), kept]
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from vitx import checkpoint, data, evaluate, optim, parallel, tracking, weights
@@ -49,7 +49,7 @@ class State:
 
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
-    average: AveragedModel | None
+    average: nn.Module | None
     """Moving average of the weights, if there is one."""
     bad_step: Tensor
     """The first step whose loss or gradient was not finite, on the device; -1 so far."""
@@ -67,7 +67,7 @@ class State:
     @property
     def result(self) -> nn.Module:
         """The weights that count: the average, if there is one."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else self.average
 
     @property
     def trained(self) -> list[tuple[str, nn.Parameter]]:
@@ -100,14 +100,15 @@ def init(
     """The state before the first step. `model` replaces the one that the configuration builds."""
     torch.manual_seed(config.seed + 1_000_003 * part.rank)
     if model is None and config.weights:
-        model = weights.start(config.model, config.weights, seed=config.seed)
+        # Parameters are in float32, whatever the file's precision.
+        model = weights.start(config.model, config.weights, seed=config.seed).float()
     elif model is None:
         model = build(config.model, seed=config.seed)
     model = model.to(device).train()
     optim.freeze(model, config.optim.freeze)
     number = {"device": device, "dtype": torch.long}
     bad_step = torch.tensor(-1, **number)
-    average = AveragedModel(model, multi_avg_fn=_ema(config.ema, bad_step)) if config.ema else None
+    average = deepcopy(model) if config.ema else None
     run: Any = torch.compile(model) if config.compile else model
     if not part.alone:
         run = DistributedDataParallel(run)
@@ -159,7 +160,8 @@ def step(state: State, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
     for optimizer in state.optimizers:
         optimizer.zero_grad()
     if state.average is not None:
-        state.average.update_parameters(state.model)
+        going = (state.bad_step < 0).float()
+        optim.follow(state.average, state.model, (1 - config.ema) * going)
     state.steps_done += 1
     return {"loss": loss, "accuracy": hits / whole, "gradient_norm": norm}
 
@@ -172,7 +174,8 @@ def _mean_share(image: Tensor, part: Part) -> float | Tensor:
     """
     if part.alone:
         return float(len(image))
-    count = torch.tensor(float(len(image)), device=image.device)
+    # Filled on the device: a tensor copied from here would wait for it.
+    count = torch.full((), float(len(image)), device=image.device)
     return parallel.total(count, part) / part.ranks
 
 
@@ -279,12 +282,18 @@ def prepare(
     """
     clock = Clock()
     dataset = data.load(config.data, size=config.model.size).to(device)
-    check_data(config, dataset)
+    check_data(config, dataset, part)
     state = init(config, model=model, device=device, part=part)
     if resume is not None:
         kept = checkpoint.load(resume)
         refuse_changes(config, kept["config"])
+        if kept["data"] != dataset.fingerprint:
+            raise ValueError(
+                f"the data are not those of the run in {resume}: other images, or others in the "
+                "splits; start a new run"
+            )
         unpack(state, kept["state"])
+        check(state)
         clock.before = tuple(kept["seconds"])
     return Ready(dataset, state, clock)
 
@@ -307,7 +316,8 @@ def train(
     dataset, state, clock, part = ready.dataset, ready.state, ready.clock, ready.state.part
     if run is not None:
         run.rewind(state.steps_done)
-    save = partial(_save, state, config, folder, clock)
+    fingerprint = dataset.fingerprint if folder else ""
+    save = partial(_save, state, config, folder, clock, fingerprint)
     stream = data.batches(
         dataset, batch=config.batch, seed=config.seed, start=state.steps_done,
         device=state.bad_step.device, part=(part.rank, part.ranks),
@@ -319,8 +329,9 @@ def train(
                 curve.append(event)
             if run is not None:
                 run.log(event)
-    val = evaluate.score(*evaluate.predict(state.result, dataset, dataset.val, part=part))
-    logits, target = evaluate.predict(state.result, dataset, dataset.test, part=part)
+    logits, target, _ = evaluate.predict(state.result, dataset, dataset.val, part=part)
+    val = evaluate.score(logits, target)
+    logits, target, _ = evaluate.predict(state.result, dataset, dataset.test, part=part)
     test = evaluate.score(logits, target)
     result = Result(val, test, logits, target, curve, *clock.read())
     if run is not None:
@@ -330,8 +341,14 @@ def train(
     return state, result
 
 
-def check_data(config: TrainConfig, dataset: data.Dataset) -> None:
+def check_data(config: TrainConfig, dataset: data.Dataset, part: Part = ALONE) -> None:
     """ValueError if the data that was read does not fit the configuration."""
+    data.check_batch(dataset, config.batch, part.ranks)
+    if config.model.channels != len(dataset.mean):
+        raise ValueError(
+            f"model.channels = {config.model.channels} does not fit the data, which have "
+            f"{len(dataset.mean)}"
+        )
     classes = len(dataset.classes)
     if config.model.classes != classes:
         raise ValueError(
@@ -372,7 +389,7 @@ def summary(result: Result, config: TrainConfig, dataset: data.Dataset) -> dict[
         tracking.SECONDS: result.seconds,
         "cpu_seconds": result.cpu_seconds,
         "data": dataset.origin,
-        "skipped": len(dataset.skipped),
+        "skipped": dataset.skipped,
     }
 
 
@@ -441,7 +458,7 @@ def _events(
                 yield event
                 since, seen = time.perf_counter(), 0
             if done % config.eval_every == 0 or last:
-                logits, target = evaluate.predict(
+                logits, target, _ = evaluate.predict(
                     state.result, dataset, getattr(dataset, config.curve), part=state.part
                 )
                 found = evaluate.score(logits, target)
@@ -486,10 +503,17 @@ class Clock:
         return time.perf_counter(), own + children
 
 
-def _save(state: State, config: TrainConfig, folder: Path | None, clock: Clock) -> None:
+def _save(
+    state: State, config: TrainConfig, folder: Path | None, clock: Clock, fingerprint: str
+) -> None:
     if folder is None:
         return
-    kept = {"state": pack(state), "config": flat(config), "seconds": list(clock.read())}
+    kept = {
+        "state": pack(state),
+        "config": flat(config),
+        "data": fingerprint,
+        "seconds": list(clock.read()),
+    }
     if state.part.first:
         checkpoint.save(folder, kept)
 
@@ -502,15 +526,3 @@ def _autocast(device: torch.device, precision: str) -> Any:
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, getattr(torch, precision))
-
-
-def _ema(decay: float, bad_step: Tensor) -> Callable[..., None]:
-    """average += (1 - decay)·(weights - average), or nothing once a step was bad."""
-
-    @torch.no_grad()
-    def move(averages: Any, weights: Any, number: object) -> None:
-        share = torch.where(bad_step < 0, 1 - decay, 0.0)
-        for average, weight in zip(averages, weights, strict=True):
-            average.lerp_(weight, share.to(average.dtype))
-
-    return move

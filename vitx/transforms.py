@@ -1,6 +1,7 @@
 """From a decoded picture to a uint8 tensor of the model's size, in worker processes."""
 
 import random
+import signal
 from typing import Any
 
 import numpy as np
@@ -41,49 +42,70 @@ def evaluation(resize: str, size: tuple[int, int]) -> Any:
 
     if resize == "squash":
         return v2.Resize(size, antialias=True)
-    shorter = round(min(size) / CENTRE)
-    return v2.Compose([v2.Resize(shorter, antialias=True), v2.CenterCrop(size)])
+    larger = (round(size[0] / CENTRE), round(size[1] / CENTRE))
+    return v2.Compose([Cover(larger), v2.CenterCrop(size)])
 
 
 class Pictures(Dataset):
     """Pictures by key (seed, row): decoded, transformed, with class number and what was wrong.
 
-    All draws of a picture depend on its key alone, never on the worker or on what came before.
+    All draws of a picture depend on its key alone, never on the worker or on what came before. A
+    picture that can't be used is black, with class number -1; if `replace`, the next one of the
+    split that can be used stands in its place, so that every batch has its size.
     """
 
-    def __init__(self, files: Files, transform: Any, *, skip: bool):
-        self.files, self.transform, self.skip = files, transform, skip
+    def __init__(self, files: Files, transform: Any, size: tuple[int, int], *, replace: bool):
+        self.files, self.transform, self.size, self.replace = files, transform, size, replace
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, int, str]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, list[str]]:
         from torchvision.transforms.functional import pil_to_tensor
 
         seed, row = key
+        picture, place, faults = None, row, []
+        for tried in range(MOST_REPLACED if self.replace else 1):
+            place = (row + tried) % len(self.files)
+            try:
+                picture = self.files.read(self.files.items[place])
+                break
+            except BadImage as error:
+                faults.append(str(error))
+        if picture is None:
+            return torch.zeros(3, *self.size, dtype=torch.uint8), -1, faults
         random.seed(seed)  # timm's RandAugment draws from both
         np.random.seed(seed % 2**32)  # noqa: NPY002
-        target = int(self.files.target[row])
-        try:
-            picture = self.files.read(self.files.items[row])
-        except BadImage as error:
-            if not self.skip:
-                raise
-            return None, target, str(error)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return pil_to_tensor(self.transform(picture)), target, ""
+            return pil_to_tensor(self.transform(picture)), int(self.files.target[place]), faults
 
 
-def collate(
-    found: list[tuple[Tensor | None, int, str]],
-) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-    """Images and class numbers of what could be decoded, its places in the batch, and the rest's
-    faults."""
-    good = [(place, image, target) for place, (image, target, _) in enumerate(found)
-            if image is not None]  # fmt: skip
-    if not good:
-        raise BadImage(f"no picture of a batch can be used: {found[0][2]}")
-    places, images, targets = zip(*good, strict=True)
-    faults = [why for *_, why in found if why]
-    return torch.stack(images), torch.tensor(targets), torch.tensor(places), faults
+MOST_REPLACED = 100
+"""How many bad pictures in a row are replaced by the next."""
+
+
+def collate(found: list[tuple[Tensor, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]]:
+    """Images, class numbers and faults of a batch."""
+    images, targets, faults = zip(*found, strict=True)
+    return torch.stack(images), torch.tensor(targets), [why for some in faults for why in some]
+
+
+def calm(worker: int) -> None:
+    """A worker leaves signals to its parent, which saves and then ends it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Cover:
+    """Resize a picture to the smallest size that covers `size`, without changing its aspect."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+
+    def __call__(self, picture: Any) -> Any:
+        from torchvision.transforms.functional import resize
+
+        factor = max(self.size[0] / picture.height, self.size[1] / picture.width)
+        size = [round(side * factor) for side in (picture.height, picture.width)]
+        return resize(picture, size, antialias=True)

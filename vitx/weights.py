@@ -61,13 +61,8 @@ def load(path: str | Path, *, heads: int = 0, classes: int = 0, seed: int = 0) -
     heads. `classes` makes a new head of that many outputs, drawn with `seed`, and says so. Raises
     ValueError for a file that is none of these.
     """
-    about = describe(path, heads=heads)
-    config = about.config
-    if classes and classes != config.classes:
-        print(f"{path}: a new head of {classes} classes instead of {config.classes}, "
-              f"drawn with seed {seed}", file=sys.stderr)  # fmt: skip
-        config = override(config, classes=classes)
-    return start(config, path, seed=seed)
+    config = describe(path, heads=heads).config
+    return start(override(config, classes=classes or config.classes), path, seed=seed)
 
 
 FREE = {"classes", "drop", "attention_drop", "position_drop", "head_drop", "drop_path",
@@ -89,12 +84,29 @@ def start(config: ModelConfig, path: str | Path, *, seed: int = 0) -> Vit:
                 f"{ours[name]!r} here"
             )
     if config.classes != about.config.classes:
+        print(
+            f"{path}: a new head of {config.classes} classes instead of {about.config.classes}, "
+            f"drawn with seed {seed}",
+            file=sys.stderr,
+        )
         state = {name: value for name, value in state.items() if not name.startswith("head.")}
         state |= _new_head(config, seed) if config.classes else {}
     # Weights keep the precision that they were written in.
     vit = build(config, dtype=next(iter(state.values())).dtype)
+    _check_fit(vit, state, path)
     vit.load_state_dict(state)
     return vit
+
+
+def _check_fit(vit: Vit, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """ValueError naming the first tensor that the model lacks, the file lacks, or of other size."""
+    wanted = vit.state_dict()
+    for name in [*wanted, *(name for name in state if name not in wanted)]:
+        sizes = [list(s[name].shape) if name in s else "none" for s in (wanted, state)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{path} does not fit the model: {name} is {sizes[1]} there and {sizes[0]} here"
+            )
 
 
 def describe(path: str | Path, *, heads: int = 0) -> Description:
@@ -135,8 +147,24 @@ def export(vit: Vit, path: str | Path, format: str) -> None:
     }
     if format not in forms:
         raise ValueError(f"format = {format!r} is not known; {nearest(format, forms)}")
+    _check_function(vit.config, forms[format])
     state = names.to_theirs(vit.state_dict(), forms[format], vit.config.depth)
     torch.save(state, path)
+
+
+def _check_function(config: ModelConfig, form: Format) -> None:
+    """ValueError naming the first field by which a model means something else in that format."""
+    usual = {"placement": "pre", "mlp": "gelu", "pool": "cls", "position_tokens": "all",
+             "final_norm": True, "fc_norm": False, "registers": 0, "class_token": True}  # fmt: skip
+    meant = {**usual, **form.model}
+    for name in ("patchify", "init", *form.told):
+        meant.pop(name, None)
+    for name, value in meant.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"{form.name} means model.{name} = {value!r}, the model has "
+                f"{getattr(config, name)!r}"
+            )
 
 
 def _formats(state: Mapping[str, Tensor]) -> list[Format]:
@@ -156,9 +184,10 @@ def _foreign(
     state: dict[str, Tensor], form: Format, settings: dict[str, Any], heads: int, file: Path
 ) -> tuple[dict[str, Tensor], Description]:
     """A state of another project under our names, with a configuration read off its shapes."""
-    depth = 1 + max(
-        int(found[1]) for name in state if (found := re.search(r"(?:layers?|blocks)\.(\d+)", name))
-    )
+    blocks = [re.search(r"(?:layers?|blocks)\.(\d+)", name) for name in state]
+    depth = 1 + max((int(found[1]) for found in blocks if found), default=-1)
+    if not depth:
+        raise ValueError(f"{file} holds no block of {form.name}")
     kernel = state[
         next(row for row in form.rows if row.ours == "patch_embed.proj.weight").theirs[0]
     ]
@@ -169,7 +198,12 @@ def _foreign(
     else:
         sizes = {"c": kernel.shape[1], "p": kernel.shape[2], "q": kernel.shape[3]}
     ours = names.to_ours(state, form, depth, sizes)
-    grid = math.isqrt(ours["pos_embed"].shape[1] - 1)
+    patches = ours["pos_embed"].shape[1] - 1
+    grid = math.isqrt(patches)
+    if grid**2 != patches:
+        raise ValueError(
+            f"{file}: {patches} positions beside the class token's are no square of patches"
+        )
     width, known = kernel.shape[0], settings.get("num_attention_heads", form.heads)
     if not (heads or known):
         raise ValueError(
@@ -184,7 +218,7 @@ def _foreign(
         width=width,
         depth=depth,
         heads=heads or known,
-        mlp_ratio=ours["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        mlp_ratio=ModelConfig.ratio(ours["blocks.0.mlp.fc1.weight"].shape[0], width),
         qkv_bias="qkv" if "blocks.0.attn.qkv.bias" in ours else "none",
         **{**form.model, **_model_settings(settings)},
     )
@@ -214,14 +248,21 @@ def _hugging_face_settings(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if not (path / "config.json").exists() or (path / "run.json").exists():
         return found
-    found |= json.loads((path / "config.json").read_text(encoding="utf8"))
+    found |= _json(path / "config.json")
     processor = path / "preprocessor_config.json"
-    if processor.exists():
-        said = json.loads(processor.read_text(encoding="utf8"))
+    said = _json(processor) if processor.exists() else {}
+    if "image_mean" in said and "image_std" in said:
         found["preprocessing"] = Preprocessing(
             "squash", tuple(said["image_mean"]), tuple(said["image_std"])
         )
     return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} can't be read: {error}") from None
 
 
 def _file(folder: Path) -> Path:

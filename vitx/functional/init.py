@@ -41,7 +41,7 @@ def xavier(name: str, shape: Shape, fan_in: int, generator: Generator) -> Tensor
         return value.zero_()
     if len(shape) == 2 and name.endswith("weight"):
         return nn.init.xavier_uniform_(value, generator=generator)
-    if name.startswith("patch_embed.") and name.endswith("weight"):
+    if name.startswith("patch_embed.") and name.endswith("weight") and ".norm" not in name:
         # 0.8796 is the standard deviation of a standard normal truncated at ±2.
         std = math.sqrt(1 / fan_in) / 0.87962566103423978
         return nn.init.trunc_normal_(value, 0.0, std, -2 * std, 2 * std, generator=generator)

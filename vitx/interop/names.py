@@ -35,6 +35,8 @@ class Format:
     """What the format means that no shape tells: fields of ModelConfig."""
     heads: int = 0
     """Attention heads, where the names tell them."""
+    told: tuple[str, ...] = ()
+    """Fields that a file beside the weights tells."""
     ignored: tuple[str, ...] = ()
     """Beginnings of names that play no part in classification."""
 
@@ -143,6 +145,7 @@ def hugging_face(prefix: str = "") -> Format:
         f"{prefix}embeddings.patch_embeddings.projection.weight",
         rows,
         model={"norm": "layernorm(eps=1e-12)", "init": "normal"},
+        told=("norm", "mlp"),
         ignored=(f"{prefix}pooler.", "pooler."),
     )
 

@@ -49,7 +49,7 @@ def read_config(model: nn.Module) -> ModelConfig:
         width=m.embed_dim,
         depth=len(blocks),
         heads=first.attn.num_heads,
-        mlp_ratio=first.mlp.fc1.out_features / m.embed_dim,
+        mlp_ratio=ModelConfig.ratio(first.mlp.fc1.out_features, m.embed_dim),
         class_token=m.cls_token is not None,
         registers=m.num_reg_tokens,
         position="none" if m.pos_embed is None else "learned",
