@@ -90,6 +90,23 @@ class Result:
     """Of all threads and worker processes."""
 
 
+class Clock:
+    """Wall and CPU seconds of a run, over all the processes that it was resumed in."""
+
+    def __init__(self):
+        self.before = (0.0, 0.0)
+        self._start = self._now()
+
+    def read(self) -> tuple[float, float]:
+        (wall, cpu), start, before = self._now(), self._start, self.before
+        return before[0] + wall - start[0], before[1] + cpu - start[1]
+
+    def _now(self) -> tuple[float, float]:
+        times = os.times()
+        own, children = times.user + times.system, times.children_user + times.children_system
+        return time.perf_counter(), own + children
+
+
 def init(
     config: TrainConfig,
     *,
@@ -265,7 +282,7 @@ class Ready:
 
     dataset: data.Dataset
     state: State
-    clock: "Clock"
+    clock: Clock
 
 
 def prepare(
@@ -323,12 +340,15 @@ def train(
         device=state.bad_step.device, part=(part.rank, part.ranks),
     )  # fmt: skip
     curve = [] if run is None else run.events(tracking.VAL_ACCURACY, tracking.TEST_ACCURACY)
+    first = state.steps_done, clock.read()[0]
     with _signals() as caught:
         for event in _events(state, stream, dataset, config, caught, save):
             if tracking.VAL_LOSS in event or tracking.TEST_LOSS in event:
                 curve.append(event)
             if run is not None:
                 run.log(event)
+                if not sys.stderr.isatty():  # else the bar says it
+                    print(_line(event, config, first, clock), flush=True)
     logits, target, _ = evaluate.predict(state.result, dataset, dataset.val, part=part)
     val = evaluate.score(logits, target)
     logits, target, _ = evaluate.predict(state.result, dataset, dataset.test, part=part)
@@ -454,7 +474,7 @@ def _events(
                     ),
                     tracking.IMAGES_PER_S: seen / (time.perf_counter() - since),
                 }
-                bar.set_postfix(loss=f"{event[tracking.TRAIN_LOSS]:.3f}", refresh=False)
+                bar.set_postfix_str(_words(event), refresh=False)
                 yield event
                 since, seen = time.perf_counter(), 0
             if done % config.eval_every == 0 or last:
@@ -475,6 +495,25 @@ def _events(
                 raise Stopped(caught.number or signal.SIGTERM)
 
 
+def _words(event: dict[str, Any]) -> str:
+    """A reading for people."""
+    split = next(iter(key for key in event if "/" in key)).partition("/")[0]
+    rate = event.get(tracking.IMAGES_PER_S)
+    return (
+        f"{split} loss {event[f'{split}/loss']:.3f}, accuracy {event[f'{split}/accuracy']:.1%}"
+        + (f", {rate:,.0f} images/s" if rate else "")
+    )
+
+
+def _line(
+    event: dict[str, Any], config: TrainConfig, first: tuple[int, float], clock: Clock
+) -> str:
+    """A reading where there is no terminal; `first` is the step and second that this start had."""
+    done = event[tracking.STEP]
+    left = (clock.read()[0] - first[1]) / max(done - first[0], 1) * (config.steps - done)
+    return f"step {done:,} of {config.steps:,}: {_words(event)}, {left / 60:.1f} min left"
+
+
 def check_or_save(state: State, save: Callable[[], None], *, due: bool = False) -> None:
     """Raise Diverged with the last good weights on disk; if all is well, save where it is due."""
     try:
@@ -484,23 +523,6 @@ def check_or_save(state: State, save: Callable[[], None], *, due: bool = False) 
         raise
     if due:
         save()
-
-
-class Clock:
-    """Wall and CPU seconds of a run, over all the processes that it was resumed in."""
-
-    def __init__(self):
-        self.before = (0.0, 0.0)
-        self._start = self._now()
-
-    def read(self) -> tuple[float, float]:
-        (wall, cpu), start, before = self._now(), self._start, self.before
-        return before[0] + wall - start[0], before[1] + cpu - start[1]
-
-    def _now(self) -> tuple[float, float]:
-        times = os.times()
-        own, children = times.user + times.system, times.children_user + times.children_system
-        return time.perf_counter(), own + children
 
 
 def _save(
