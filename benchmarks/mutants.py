@@ -217,8 +217,8 @@ MUTANTS = (
     Mutant(
         "token norm in place of fc_norm",
         "model.py",
-        "self.fc_norm(pooled)",
-        "self.norm(pooled)",
+        "self.fc_norm(self.pool(",
+        "self.norm(self.pool(",
     ),
 )
 
