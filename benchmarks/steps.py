@@ -32,6 +32,7 @@ from vitx import data, stats, tracking, weights
 from vitx.config import TrainConfig, override
 from vitx.cost import forward_macs
 from vitx.interop.timm import from_timm
+from vitx.model import build
 from vitx.timing import ARMS, KEEP_MEMORY, Watch
 from vitx.train import init, step
 
@@ -276,7 +277,7 @@ def _fields(name: str, records: Sequence[dict], load_s: float) -> dict[str, Any]
         "images_per_s": rates,
         "processes": len(records),
         "order": ["".join(a[0] for e in r["rounds"] for a in e["order"]) for r in records],
-        "macs": {"candidate": forward_macs(weights.build(CONFIG.model), image)},
+        "macs": {"candidate": forward_macs(build(CONFIG.model), image)},
         "peak_mib": None,
         "compile_s": None,
         "equality": {"logits_error": function_error()},

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -129,7 +129,7 @@ def main(args: list[str]) -> None:
     for folder in settings.keep:
         kept = rows.read(folder / "rows.jsonl") if (folder / "rows.jsonl").exists() else None
         name = folder.resolve().name
-        group: Any = folder.resolve().parent.name
+        group = folder.resolve().parent.name
         rows.commit(kept or [row_of(folder)], RESULTS, name if kept else f"{group}-{name}")
     found = rows.read_all(RESULTS)
     for path in READMES:

@@ -95,8 +95,7 @@ def test_a_bad_picture_is_named_or_skipped_and_listed(root):
     found = stream(dataset, 9)
     assert all(len(image) == len(target) == 4 for image, target in found)
     assert all((target >= 0).all() for _, target in found)
-    bad = [(image == image.flatten(1)[:, :1, None, None]).all() for image, _ in found]
-    assert not any(bad)
+    assert min(image.flatten(1).std(dim=1).min() for image, _ in found) > 0.1  # none is black
     assert len(dataset.skipped) == 3
     assert all("can't be decoded" in said for said in dataset.skipped)
 
