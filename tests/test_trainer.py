@@ -213,6 +213,8 @@ def test_layer_decay_lowers_the_rate_block_by_block():
 def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
     muon, rest = init(override(CONFIG, **{"optim.name": "muon"})).optimizers
     assert {p.ndim for group in muon.param_groups for p in group["params"]} == {2}
+    rows = {p.shape[0] for g in muon.param_groups if g["parts"] == 3 for p in g["params"]}
+    assert rows == {3 * CONFIG.model.width}
     held = sum(len(group["params"]) for o in (muon, rest) for group in o.param_groups)
     assert held == len(list(init(CONFIG).model.parameters()))
 

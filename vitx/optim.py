@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitx.config import OptimConfig
 from vitx.functional.schedule import SCHEDULE
+from vitx.muon import Muon
 from vitx.registry import nearest, resolve
 
 UNDECAYED = ("cls_token", "reg_token", "pos_embed")
@@ -176,25 +177,25 @@ def _fused(name: str, groups: list[dict[str, Any]], config: OptimConfig) -> torc
 def _muon(
     model: nn.Module, groups: list[dict[str, Any]], config: OptimConfig
 ) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for matrices in the blocks, AdamW for the rest.
-
-    Its update is scaled to AdamW's size (Liu et al. 2025, arXiv:2502.16982, eq. 4), so that one
-    learning rate serves both.
-    """
-    matrices = {
-        p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2
+    """Muon for matrices in the blocks, query, key and value each by itself; AdamW for the rest."""
+    parts = {
+        p: 3 if ".qkv." in name else 1
+        for name, p in model.named_parameters()
+        if name.startswith("blocks.") and p.ndim == 2
     }
-    split = [
-        [{**group, "params": found} for group in groups
-         if (found := [p for p in group["params"] if (p in matrices) == wanted])]
-        for wanted in (True, False)
-    ]  # fmt: skip
-    if not split[0]:
+    split = {
+        wanted: [
+            {**group, "params": found} | ({"parts": wanted} if wanted else {})
+            for group in groups
+            if (found := [p for p in group["params"] if parts.get(p, 0) == wanted])
+        ]
+        for wanted in (3, 1, 0)
+    }
+    matrices, rest = split[3] + split[1], split[0]
+    if not matrices:
         raise ValueError("optim.name = 'muon' is for matrices of blocks, but all are frozen")
-    muon = torch.optim.Muon(
-        split[0], lr=config.lr, momentum=config.beta1, adjust_lr_fn="match_rms_adamw"
-    )
-    return [muon, _fused("adamw", split[1], config)] if split[1] else [muon]
+    muon = Muon(matrices, config.lr, momentum=config.beta1)
+    return [muon, _fused("adamw", rest, config)] if rest else [muon]
 
 
 def _layer(name: str, head: int) -> int:
