@@ -19,14 +19,11 @@ from experiments.evaluate import read_config
 from experiments.pages import ROOT, Row, Table, machine
 from experiments.recipes import RECIPES
 from vitx.config import FREE, flat
-from vitx.cost import cost
+from vitx.cost import cost, training_macs
 from vitx.stats import mean_interval
 
 RESULTS = ROOT / "experiments" / "results"
 READMES = (ROOT / "experiments" / "README.md", ROOT / "tests" / "README.md")
-TRAINING = 3
-"""Work of a training step over that of its forward pass: the backward pass computes two products
-for each of the forward's."""
 
 
 def row_of(run: Path) -> Row:
@@ -52,7 +49,7 @@ def row_of(run: Path) -> Row:
         "batch": config.batch,
         "parameters": found.parameters,
         "macs": found.macs,
-        "training_flops": 2 * TRAINING * found.macs * images,
+        "training_flops": 2 * training_macs(config.model) * images,
         "curve_of": config.curve,
         "curve": [[event[key] for key in keys] for event in events],
         "config": flat(config),

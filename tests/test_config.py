@@ -13,7 +13,7 @@ from vitx.config import (
     override,
     size,
 )
-from vitx.cost import cost, plain_macs
+from vitx.cost import cost, plain_macs, training_macs
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -130,6 +130,20 @@ def test_the_released_defaults_have_not_moved():
 def test_counted_macs_equal_the_closed_form(name, patch):
     config = size(f"{name}/{patch}", image=224)
     assert cost(config).macs == plain_macs(config)
+
+
+def test_a_training_step_has_two_products_for_each_of_the_forward_pass():
+    c = size("Pico/8", image=64)
+    embed = 64 * c.width * 3 * 8 * 8  # its input, the image, gets no gradient
+    assert training_macs(c) == 3 * cost(c).macs - embed
+
+
+def test_patch_drop_makes_training_cheaper_and_not_the_forward_pass():
+    c = size("Pico/8", image=64, pool="mean", class_token=False)
+    half = override(c, patch_drop=0.5)
+    assert cost(half).macs == cost(c).macs
+    dropped = 2 * 32 * c.width * 3 * 8 * 8  # embedded all the same, and the kernel's gradient
+    assert training_macs(half) == training_macs(override(c, image=(64, 32))) + dropped
 
 
 @pytest.mark.parametrize(

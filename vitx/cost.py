@@ -21,10 +21,19 @@ class Cost:
 
 def cost(config: ModelConfig) -> Cost:
     """The cost of a configuration; nothing is allocated and no data is needed."""
-    with torch.device("meta"):
-        vit = Vit(config)
-    image = torch.empty(1, config.channels, *config.size, device="meta")
+    vit, image = _on_meta(config)
     return Cost(sum(p.numel() for p in vit.parameters()), forward_macs(vit, image))
+
+
+def training_macs(config: ModelConfig) -> int:
+    """Multiply-accumulates of an image's forward and backward pass, counted as `forward_macs` does.
+
+    Patch drop makes them fewer. All parameters are trained; the optimizer's own work is left out.
+    """
+    vit, image = _on_meta(config)
+    with FlopCounterMode(display=False) as counter:
+        vit.train()(image).sum().backward()
+    return counter.get_total_flops() // 2
 
 
 def forward_macs(model: nn.Module, image: torch.Tensor) -> int:
@@ -51,3 +60,8 @@ def plain_macs(config: ModelConfig) -> int:
     block = n * (4 * d * d + 2 * d * f) + 2 * n * n * d
     last = (2 * n * d * d) + (2 * d * d + 2 * d * f) + 2 * n * d
     return embed + (c.depth - 1) * block + last + d * c.classes
+
+
+def _on_meta(config: ModelConfig) -> tuple[Vit, torch.Tensor]:
+    with torch.device("meta"):
+        return Vit(config), torch.empty(1, config.channels, *config.size)
