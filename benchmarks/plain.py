@@ -141,20 +141,24 @@ class PlainVit(nn.Module):
 
 
 class Pictures(Dataset):
-    """Pictures that are turned into tensors and varied one by one, as torchvision's data set is."""
+    """Pictures that are turned into tensors one by one, as torchvision's data set is; `varied` for
+    training."""
 
-    def __init__(self, image: Tensor, target: Tensor):
+    def __init__(self, image: Tensor, target: Tensor, *, varied: bool):
         from torchvision import transforms
 
         self.pixels = image.permute(0, 2, 3, 1).contiguous().numpy()
         self.target = target.tolist()
+        variations = [
+            transforms.RandomHorizontalFlip(p=0.5),
+            transforms.RandomResizedCrop(
+                (IMAGE, IMAGE), scale=(0.8, 1.0), ratio=(3 / 4, 4 / 3), antialias=False
+            ),
+        ]
         self.transform = transforms.Compose(
             [
                 transforms.ToTensor(),
-                transforms.RandomHorizontalFlip(p=0.5),
-                transforms.RandomResizedCrop(
-                    (IMAGE, IMAGE), scale=(0.8, 1.0), ratio=(3 / 4, 4 / 3), antialias=False
-                ),
+                *(variations if varied else []),
                 transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
             ]
         )
@@ -168,11 +172,24 @@ class Pictures(Dataset):
         return self.transform(Image.fromarray(self.pixels[row])), self.target[row]
 
 
-def batches(image: Tensor, target: Tensor, *, batch: int, workers: int) -> Iterator:
-    """One epoch of shuffled, varied batches."""
-    return iter(
-        DataLoader(Pictures(image, target), batch_size=batch, shuffle=True, num_workers=workers)
-    )
+def batches(
+    image: Tensor, target: Tensor, *, batch: int, workers: int = 0, varied: bool = True
+) -> Iterator:
+    """One epoch of batches, shuffled and varied for training."""
+    pictures = Pictures(image, target, varied=varied)
+    return iter(DataLoader(pictures, batch_size=batch, shuffle=varied, num_workers=workers))
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, found: Iterator) -> float:
+    """The project's reading of its curve: share of images that are classified as they should be."""
+    model.eval()
+    hits = images = 0
+    for image, target in found:
+        hits += (model(image).argmax(dim=1) == target).sum().item()
+        images += len(target)
+    model.train()
+    return hits / images
 
 
 def make_step(model: nn.Module) -> Callable[[Tensor, Tensor], float]:

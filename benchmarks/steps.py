@@ -2,8 +2,9 @@
 
 The images are CIFAR-10's in memory, the model is that of the scratch-cifar10 recipe. Compared are
 the project's code in plain PyTorch with the recipe, timm's ViT of the same shape in this trainer
-with ours (eager and compiled), and the trainer with and without W&B. Every process holds three
-arms, the reference twice; a block is a run of steps, and rounds hold a block an arm.
+with ours (eager and compiled), the trainer with and without W&B, and an epoch of the project's code
+with one of the cifar10 recipe. Every process holds three arms, the reference twice; a block is a
+run of steps, and rounds hold a block an arm.
 """
 
 import itertools
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,8 +38,12 @@ from vitx.timing import ARMS, KEEP_MEMORY, Watch
 from vitx.train import init, step
 
 CONFIG = RECIPES["scratch-cifar10"]
+EPOCH_STEPS = math.ceil(50_000 / CONFIG.batch)
+TEST_IMAGES = 10_000
+COMPILED = override(CONFIG, compile=True)
+OURS = RECIPES["cifar10"]
 Block = Callable[[int], float]
-"""Runs a number of steps; the seconds of one."""
+"""Runs a number of steps; the seconds of an image."""
 
 
 @dataclass(frozen=True)
@@ -62,37 +67,49 @@ class Comparison:
     reference: str
     candidate: str
     make: Callable[[str, data.Dataset], Block]
-    compile: str = "none"
+    config: TrainConfig = CONFIG
+    """Of the candidate."""
 
 
 def trainer(config: TrainConfig, dataset: data.Dataset, model: nn.Module | None = None) -> Block:
     """Blocks of this project's step, with its data."""
     state = init(config, model=model)
+    dataset = replace(dataset, config=config.data)
     stream = data.batches(dataset, batch=config.batch, seed=config.seed)
 
     def block(steps: int) -> float:
         start = time.perf_counter()
         for _ in range(steps):
             step(state, next(stream), config)
-        return (time.perf_counter() - start) / steps
+        return (time.perf_counter() - start) / (steps * config.batch)
 
     return block
 
 
-def project(dataset: data.Dataset, *, workers: int) -> Block:
-    """Blocks of the plain rendering. Its loader is started and stopped outside of the time."""
+def project(dataset: data.Dataset, *, workers: int = 0, curve: bool = False) -> Block:
+    """Blocks of the plain rendering. Its loader is started and stopped outside of the time.
+
+    With `curve` a block reads as much of the test split as falls to its steps of an epoch.
+    """
     torch.manual_seed(0)
-    run = plain.make_step(plain.PlainVit())
-    image, target = dataset.train.image, dataset.train.target  # type: ignore[union-attr]
+    model = plain.PlainVit()
+    run = plain.make_step(model)
+    splits: Any = dataset
+
+    def loader(split: data.Split, images: int, **how: Any) -> Iterator:
+        some = torch.randperm(len(split.target))[:images]
+        return plain.batches(split.image[some], split.target[some], batch=CONFIG.batch, **how)
 
     def block(steps: int) -> float:
-        some = torch.randperm(len(target))[: (steps + 6) * CONFIG.batch]
-        batches = plain.batches(image[some], target[some], batch=CONFIG.batch, workers=workers)
+        batches = loader(splits.train, (steps + 6) * CONFIG.batch, workers=workers)
+        readings = loader(splits.test, round(TEST_IMAGES * steps / EPOCH_STEPS), varied=False)
         run(*next(batches))  # by now the workers are at work
         start = time.perf_counter()
         for _ in range(steps):
             run(*next(batches))
-        return (time.perf_counter() - start) / steps
+        if curve:
+            plain.accuracy(model, readings)
+        return (time.perf_counter() - start) / (steps * CONFIG.batch)
 
     return block
 
@@ -112,9 +129,7 @@ def timm_model() -> nn.Module:
     return model
 
 
-def against_timm(compile: bool) -> Callable[[str, data.Dataset], Block]:
-    config = override(CONFIG, compile=compile)
-
+def against_timm(config: TrainConfig) -> Callable[[str, data.Dataset], Block]:
     def make(side: str, dataset: data.Dataset) -> Block:
         torch.manual_seed(0)
         model = timm_model()
@@ -125,11 +140,15 @@ def against_timm(compile: bool) -> Callable[[str, data.Dataset], Block]:
 
 def against_project(workers: int) -> Callable[[str, data.Dataset], Block]:
     def make(side: str, dataset: data.Dataset) -> Block:
-        return (
-            project(dataset, workers=workers) if side == "reference" else trainer(CONFIG, dataset)
-        )
+        if side == "reference":
+            return project(dataset, workers=workers)
+        return trainer(CONFIG, dataset)
 
     return make
+
+
+def against_recipe(side: str, dataset: data.Dataset) -> Block:
+    return project(dataset, curve=True) if side == "reference" else trainer(OURS, dataset)
 
 
 def against_silence(side: str, dataset: data.Dataset) -> Block:
@@ -143,7 +162,7 @@ def against_silence(side: str, dataset: data.Dataset) -> Block:
         start = time.perf_counter()
         seconds = steps(count)
         run.log({tracking.STEP: next(done), tracking.SECONDS: seconds})
-        return (time.perf_counter() - start) / count
+        return (time.perf_counter() - start) / (count * CONFIG.batch)
 
     return block
 
@@ -155,17 +174,22 @@ COMPARISONS = {
     "plain-workers": Comparison(
         "plain PyTorch, 2 loader processes", "scratch-cifar10", against_project(2)
     ),
-    "timm": Comparison("timm in this trainer", "vitx in this trainer", against_timm(False)),
+    "timm": Comparison("timm in this trainer", "vitx in this trainer", against_timm(CONFIG)),
     "timm-compiled": Comparison(
-        "timm in this trainer", "vitx in this trainer", against_timm(True), compile="default"
+        "timm in this trainer", "vitx in this trainer", against_timm(COMPILED), COMPILED
     ),
     "wandb": Comparison("without W&B", "with W&B offline", against_silence),
+    "epoch": Comparison(
+        "plain PyTorch, its test curve included", "cifar10 recipe", against_recipe, OURS
+    ),
 }
 
 
 def main(args: list[str]) -> None:
     """Run every comparison in fresh processes; print and keep a row for each."""
     settings = cli.parse(Settings, args, prog="python -m benchmarks.steps")
+    if settings.processes < 2:
+        raise ValueError(f"processes = {settings.processes}: an interval needs at least 2")
     for name in settings.only:
         if name not in COMPARISONS:
             raise ValueError(f"only = {name!r} is not known; choices: {', '.join(COMPARISONS)}")
@@ -249,14 +273,14 @@ def function_error() -> float:
 
 def _fields(name: str, records: Sequence[dict], load_s: float) -> dict[str, Any]:
     comparison = COMPARISONS[name]
+    config = comparison.config
     ratio = stats.paired_ratio([r["log_ratio"] for r in records])
     floor = stats.noise_floor([r["log_ratio_again"] for r in records])
     arms = {"reference": ("reference", "again"), "candidate": ("candidate",)}
     rates = {
-        side: {"median": CONFIG.batch / median(_seconds(records, chosen))}
-        for side, chosen in arms.items()
+        side: {"median": 1 / median(_seconds(records, chosen))} for side, chosen in arms.items()
     }
-    image = torch.zeros(1, 3, *CONFIG.model.size)
+    image = torch.zeros(1, 3, *config.model.size)
     shares = [record["data_share"] for record in records if "data_share" in record]
     return {
         "what": "step",
@@ -264,10 +288,10 @@ def _fields(name: str, records: Sequence[dict], load_s: float) -> dict[str, Any]
         "reference": comparison.reference,
         "candidate": comparison.candidate,
         "mode": "training",
-        "compile": comparison.compile,
+        "compile": "default" if config.compile else "none",
         "dtype": "float32",
-        "batch": CONFIG.batch,
-        "image": list(CONFIG.model.size),
+        "batch": config.batch,
+        "image": list(config.model.size),
         "device": "cpu",
         "ratio": ratio.value,
         "ratio_low": ratio.low,
@@ -277,7 +301,7 @@ def _fields(name: str, records: Sequence[dict], load_s: float) -> dict[str, Any]
         "images_per_s": rates,
         "processes": len(records),
         "order": ["".join(a[0] for e in r["rounds"] for a in e["order"]) for r in records],
-        "macs": {"candidate": forward_macs(build(CONFIG.model), image)},
+        "macs": {"candidate": forward_macs(build(config.model), image)},
         "peak_mib": None,
         "compile_s": None,
         "equality": {"logits_error": function_error()},
