@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from matplotlib.figure import Figure
 
 from experiments import cli, pages, rows
 from experiments.evaluate import read_config
 from experiments.pages import ROOT, Row, Table, machine
 from experiments.recipes import RECIPES
+from vitx import visualize
 from vitx.config import FREE, flat
 from vitx.cost import cost, training_macs
 from vitx.stats import mean_interval
@@ -61,14 +63,8 @@ def run_table(found: Sequence[Row]) -> Table:
     """Every recipe that was run, its seeds together."""
     header = ("recipe", "changed", "steps", "seeds", "test accuracy", "seconds a seed",
               "CPU seconds", "PFLOP", "machine")  # fmt: skip
-    groups: dict[tuple, list[Row]] = {}
-    for row in found:
-        if row.get("what") == "run":
-            key = (row["recipe"], changed(row), row["steps"], machine(row))
-            groups.setdefault(key, []).append(row)
     body = []
-    for (recipe, what, steps, where), some in groups.items():
-        some = rows.latest(some, "seed")
+    for (recipe, what, steps, where), some in groups(found).items():
         seconds, cpu, flops = (
             statistics.mean(row[name] for row in some)
             for name in ("seconds", "cpu_seconds", "training_flops")
@@ -78,6 +74,16 @@ def run_table(found: Sequence[Row]) -> Table:
              f"{cpu:,.0f}", f"{flops / 1e15:.2f}", where)
         )  # fmt: skip
     return Table(header, body)
+
+
+def groups(found: Sequence[Row]) -> dict[tuple[str, str, int, str], list[Row]]:
+    """The latest run of every seed, by recipe, changed settings, steps and machine."""
+    by: dict[tuple[str, str, int, str], list[Row]] = {}
+    for row in found:
+        if row.get("what") == "run":
+            key = (row["recipe"], changed(row), row["steps"], machine(row))
+            by.setdefault(key, []).append(row)
+    return {key: rows.latest(some, "seed") for key, some in by.items()}
 
 
 def changed(row: Row) -> str:
@@ -109,6 +115,31 @@ def fault_table(found: Sequence[Row]) -> Table:
     return Table(("fault", "trials", "passed", "commit"), body)
 
 
+CLAIM = 0.755
+"""Test accuracy after 100 epochs that the from-scratch project states."""
+FIGURE = RESULTS / "cifar10.svg"
+
+
+def lines(found: Sequence[Row]) -> dict[str, tuple[float, list[list[tuple[float, float]]]]]:
+    """Mean CPU seconds and the seeds' curves of the CIFAR-10 recipes that were run as they are."""
+    runs = {}
+    for (recipe, what, steps, _), some in groups(found).items():
+        if recipe in ("scratch-cifar10", "cifar10") and what == "–":
+            split = {"val": "validation", "test": "test"}[some[0]["curve_of"]]
+            seeds = "one seed" if len(some) == 1 else f"{len(some)} seeds"
+            curves = [
+                [(step / steps, accuracy) for step, accuracy, _ in row["curve"]] for row in some
+            ]
+            seconds = statistics.mean(row["cpu_seconds"] for row in some)
+            runs[f"{recipe}, {steps:,} steps: {split}, {seeds}"] = seconds, curves
+    return runs
+
+
+def figure(found: Sequence[Row]) -> Figure:
+    """The curves of the CIFAR-10 recipes beside what the from-scratch project states."""
+    return visualize.costs(lines(found), claim=CLAIM, label=f"{CLAIM:.1%}, stated by the project")
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {"runs": run_table, "faults": fault_table}
 
 
@@ -121,7 +152,7 @@ class Settings:
 
 
 def main(args: list[str]) -> None:
-    """Commit rows if asked, then rewrite the pages."""
+    """Commit rows if asked, then rewrite the pages and draw the figure."""
     settings = cli.parse(Settings, args, prog="python -m experiments.results")
     for folder in settings.keep:
         kept = rows.read(folder / "rows.jsonl") if (folder / "rows.jsonl").exists() else None
@@ -132,6 +163,7 @@ def main(args: list[str]) -> None:
     for path in READMES:
         text = path.read_text(encoding="utf8")
         path.write_text(pages.fill(text, TABLES, found), encoding="utf8")
+    visualize.save(figure(found), FIGURE)
     print(f"rendered {len(found)} rows", file=sys.stderr)
 
 

@@ -9,6 +9,8 @@ import torch
 import vitx
 from benchmarks import render
 from experiments import pages, results, rows
+from experiments.recipes import RECIPES
+from vitx.config import flat, override
 from vitx.cost import forward_macs
 
 README = (render.ROOT / "README.md").read_text(encoding="utf8")
@@ -26,9 +28,16 @@ def test_tables_of_training_are_rendered_from_rows(path):
     assert pages.fill(text, results.TABLES, rows.read_all(results.RESULTS)) == text
 
 
-def test_the_figure_is_rendered_from_the_rows(tmp_path):
-    again = render.save(render.speed_figure(render.committed()), tmp_path / "speed.svg")
-    numbers = [_numbers(path) for path in (again, render.FIGURE)]
+@pytest.mark.parametrize(
+    ("draw", "found", "path"),
+    [
+        (render.speed_figure, render.committed, render.FIGURE),
+        (results.figure, lambda: rows.read_all(results.RESULTS), results.FIGURE),
+    ],
+)
+def test_a_figure_is_rendered_from_the_rows(draw, found, path, tmp_path):
+    again = render.save(draw(found()), tmp_path / path.name)
+    numbers = [_numbers(file) for file in (again, path)]
     assert numbers[0] == pytest.approx(numbers[1], abs=0.01)
 
 
@@ -103,3 +112,20 @@ def _numbers(path):
     text = re.sub(r"(?s)<metadata>.*?</metadata>", "", path.read_text())
     text = re.sub(r'(id|href)="[^"]*"|url\([^)]*\)', "", text)
     return [float(number) for number in re.findall(r"-?\d+\.\d+", text)]
+
+
+def test_a_line_of_the_figure_is_the_seeds_of_a_recipe_as_it_is():
+    def row(seed, seconds, time="2026-01-01T00:00:00", **changes):
+        config = flat(override(RECIPES["cifar10"], seed=seed, steps=20, **changes))
+        return {
+            "what": "run", "kind": "accuracy", "recipe": "cifar10", "seed": seed, "steps": 20,
+            "config": config, "curve_of": "val", "curve": [[10, 0.5, 1.0], [20, 0.6 + seed, 1.0]],
+            "cpu_seconds": seconds, "id": f"{time}-0",
+            "environment": {"cpu": "a", "cores": 2, "time": time},
+        }  # fmt: skip
+
+    found = [row(0, 9.0), row(0, 10.0, "2026-01-02T00:00:00"), row(1, 20.0), row(2, 5.0, batch=64)]
+    ((name, (seconds, curves)),) = results.lines(found).items()
+    assert name == "cifar10, 20 steps: validation, 2 seeds"
+    assert seconds == 15
+    assert curves == [[(0.5, 0.5), (1.0, 0.6)], [(0.5, 0.5), (1.0, 1.6)]]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 SPLITS = {"train": ("#666666", ":"), "val": ("#0072B2", "-"), "test": ("#D55E00", "--")}
 COLOURS = {"timm": "#D55E00", "vitx": "#0072B2"}
+CYCLE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 GREY = "#666666"
 FONT = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -111,6 +112,32 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], *, metric:
     else:
         axes.set_yscale("log")
     axes.legend(frameon=False)
+    return figure
+
+
+def costs(
+    runs: Mapping[str, tuple[float, Sequence[Sequence[tuple[float, float]]]]],
+    *,
+    claim: float,
+    label: str,
+) -> Figure:
+    """Accuracy against CPU time; `runs` are by name their CPU seconds and their seeds' curves.
+
+    A point is (share of the run, accuracy). Thin: a seed; thick: the mean; dashed grey: a claim.
+    """
+    figure, axes = _axes(6.4, 3.2)
+    for (name, (seconds, seeds)), colour in zip(runs.items(), itertools.cycle(CYCLE), strict=False):
+        minutes = [share * seconds / 60 for share, _ in seeds[0]]
+        values = np.array([[value for _, value in seed] for seed in seeds])
+        axes.plot(minutes, values.T, color=colour, lw=0.5, alpha=0.5)
+        axes.plot(minutes, values.mean(axis=0), color=colour, lw=1.6, label=name)
+    axes.axhline(claim, color=GREY, ls="--", lw=0.9)
+    axes.annotate(label, (0, claim), (3, 3), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("CPU time, minutes")
+    axes.set_ylabel("accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylim(0.3, 1)
+    axes.legend(frameon=False, loc="lower right", fontsize=8)
     return figure
 
 
