@@ -5,6 +5,7 @@ the figure, from `benchmarks/results`; no number in them is typed by hand.
 """
 
 import re
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -293,6 +294,30 @@ def step_table(rows: Sequence[Row]) -> Table:
     return Table(header, body)
 
 
+def whole_table(rows: Sequence[Row]) -> Table:
+    """What surrounds the arithmetic of a step, and the time before the first one."""
+    body = []
+    for row in rows_file.latest([r for r in rows if r.get("what") == "start"], *MACHINE):
+        least, most = min(row["seconds"]), max(row["seconds"])
+        found = f"{statistics.median(row['seconds']):.1f} s ({least:.1f} to {most:.1f})"
+        body.append(("from the start of the program to the end of the first step, median (range)",
+                     found, machine(row)))  # fmt: skip
+    steps = [row for row in rows if row.get("what") == "step"]
+    for row in rows_file.latest(steps, "comparison", *MACHINE):
+        if row["data_share"] is not None:
+            found = f"{row['data_share']:.1%}"
+            body.append(("reading and varying a batch, of the step's time", found, machine(row)))
+        if row["comparison"] == "wandb":
+            low, value, high = (1 / row[f"ratio{end}"] - 1 for end in ("_high", "", "_low"))
+            found = f"{value:+.1%} ({low:+.1%} to {high:+.1%})"
+            body.append(("time that W&B offline adds (95 %)", found, machine(row)))
+        if row["comparison"] == "epoch":
+            seconds = 50_000 / row["images_per_s"]["reference"]["median"]
+            body.append(("100 epochs of plain PyTorch with its test curve, projected",
+                         f"{100 * seconds:,.0f} s", machine(row)))  # fmt: skip
+    return Table(("scratch-cifar10, 50,000 images in memory", "measured", "machine"), body)
+
+
 SIDES = ("reference", "candidate")
 
 
@@ -412,6 +437,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "plant": plant_table,
     "pilot": pilot_table,
     "steps": step_table,
+    "whole": whole_table,
 }
 
 

@@ -193,10 +193,11 @@ def main(args: list[str]) -> None:
     for name in settings.only:
         if name not in COMPARISONS:
             raise ValueError(f"only = {name!r} is not known; choices: {', '.join(COMPARISONS)}")
-    started = time.perf_counter()
     dataset = data.load(override(CONFIG.data, root=settings.root))
-    seconds = time.perf_counter() - started
     rows = Rows(settings.out / "steps" / time.strftime("%Y%m%d-%H%M%S-steps"))
+    seconds = [first_step(settings.root) for _ in range(settings.processes)]
+    print(f"first step {median(seconds):.1f} s after the start of the program")
+    rows.add("speed", what="start", recipe="scratch-cifar10", seconds=seconds, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         torch.save(dataset, Path(folder, "data.pt"))
         for name in settings.only or COMPARISONS:
@@ -204,9 +205,29 @@ def main(args: list[str]) -> None:
                 _child(name, number, settings.steps, Path(folder))
                 for number in range(settings.processes)
             ]
-            row = rows.add("speed", **_fields(name, records, seconds))
+            row = rows.add("speed", **_fields(name, records))
             print(_line(name, row))
     print(rows.path)
+
+
+def first_step(root: str) -> float:
+    """Seconds from the start of the training program to the end of its first step, data read."""
+    command = [sys.executable, "-m", "experiments.train", "scratch-cifar10"]
+    flags = ["--data.root", root, "--log-every", "1", "--wandb", "disabled"]
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        program = subprocess.Popen(
+            [*command, *flags, "--out", folder], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+        assert program.stdout is not None
+        found = any(line.startswith("step 1 ") for line in program.stdout)
+        seconds = time.perf_counter() - start
+        program.kill()
+        program.wait()
+    if not found:
+        raise RuntimeError(f"{' '.join(command)} ended with {program.returncode} before a step")
+    return seconds
 
 
 def _child(name: str, number: int, steps: int, folder: Path) -> dict[str, Any]:
@@ -271,7 +292,7 @@ def function_error() -> float:
     return (model(image) - vit(image)).abs().max().item()
 
 
-def _fields(name: str, records: Sequence[dict], load_s: float) -> dict[str, Any]:
+def _fields(name: str, records: Sequence[dict]) -> dict[str, Any]:
     comparison = COMPARISONS[name]
     config = comparison.config
     ratio = stats.paired_ratio([r["log_ratio"] for r in records])
@@ -305,7 +326,6 @@ def _fields(name: str, records: Sequence[dict], load_s: float) -> dict[str, Any]
         "peak_mib": None,
         "compile_s": None,
         "equality": {"logits_error": function_error()},
-        "load_s": load_s,
         "data_share": median(shares) if shares else None,
         "threads": sorted({record["threads"] for record in records}),
         "foreign": [max(e["foreign"] or 0 for e in r["rounds"]) for r in records],

@@ -40,8 +40,8 @@ class Dataset:
     val: Images
     test: Images
     classes: tuple[str, ...]
-    mean: Float[Tensor, "c"]
-    std: Float[Tensor, "c"]
+    mean: Float[Tensor, " c"]
+    std: Float[Tensor, " c"]
     origin: str
     config: DataConfig
     size: tuple[int, int]
@@ -132,7 +132,7 @@ def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
     )  # fmt: skip
 
 
-def epoch_order(seed: int, epoch: int, images: int) -> Int[Tensor, "images"]:
+def epoch_order(seed: int, epoch: int, images: int) -> Int[Tensor, " images"]:
     """The order of an epoch: a permutation that depends on nothing but its arguments."""
     return torch.randperm(images, generator=_generator(seed, epoch, stream=0))
 
@@ -227,7 +227,7 @@ def readings(
         yield dataset.normalise(_send(image, device).float()), _send(target, device)
 
 
-Rows = Int[Tensor, "rows"]
+Rows = Int[Tensor, " rows"]
 Plan = Iterator[tuple[int, int, Rows]]
 Read = Iterator[tuple[Rows, tuple[int, int], Tensor, Tensor]]
 
@@ -299,7 +299,7 @@ def _from_files(dataset: Dataset, plan: Plan, seed: int, device: torch.device | 
 
 
 @lru_cache(maxsize=2)
-def _epoch_seeds(seed: int, epoch: int, images: int) -> Int[Tensor, "images"]:
+def _epoch_seeds(seed: int, epoch: int, images: int) -> Int[Tensor, " images"]:
     return torch.randint(2**62, (images,), generator=_generator(seed, epoch, stream=FILES))
 
 

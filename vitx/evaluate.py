@@ -94,11 +94,11 @@ def top(logits: Tensor, target: Tensor, k: int) -> float:
 class Calibration:
     """How right a model is when it is how sure; bins of equal width over [0, 1]."""
 
-    edges: Float[Tensor, "edges"]
-    images: Int[Tensor, "bins"]
-    confidence: Float[Tensor, "bins"]
+    edges: Float[Tensor, " edges"]
+    images: Int[Tensor, " bins"]
+    confidence: Float[Tensor, " bins"]
     """Mean of the largest probability in a bin; 0 where it is empty."""
-    accuracy: Float[Tensor, "bins"]
+    accuracy: Float[Tensor, " bins"]
     error: float
     """Σ images/all · |accuracy - confidence| (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
 

@@ -35,7 +35,7 @@ class Split:
     """Images in memory and their class numbers."""
 
     image: UInt8[Tensor, "images c h w"]
-    target: Int[Tensor, "images"]
+    target: Int[Tensor, " images"]
 
     def __len__(self) -> int:
         return len(self.target)
@@ -52,7 +52,7 @@ class Files:
     """Pictures that are decoded one by one; `read(item)` gives a PIL image or raises BadImage."""
 
     items: Sequence[Any]
-    target: Int[Tensor, "images"]
+    target: Int[Tensor, " images"]
     read: Callable[[Any], Any]
 
     def __len__(self) -> int:

@@ -103,7 +103,7 @@ def set_rate(made: Sequence[torch.optim.Optimizer], rate: float) -> None:
             group["lr"] = rate * group["share"]
 
 
-def norms(gradients: Sequence[Tensor]) -> Float[Tensor, "tensors"]:
+def norms(gradients: Sequence[Tensor]) -> Float[Tensor, " tensors"]:
     """The norm of each, in one call for all."""
     return torch.stack(torch._foreach_norm(gradients))  # type: ignore[reportPrivateImportUsage]
 

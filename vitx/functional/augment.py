@@ -146,7 +146,7 @@ def cutmix(
     return mixed, torch.lerp(target[other], target, left_over)
 
 
-def _neighbours(image: Image) -> Int[Tensor, "b"]:
+def _neighbours(image: Image) -> Int[Tensor, " b"]:
     """1, 0, 3, 2, …; the last of an odd number stays alone."""
     return (torch.arange(len(image), device=image.device) ^ 1).clamp(max=len(image) - 1)
 
@@ -157,7 +157,7 @@ def _log_uniform(uniform: Tensor, ends: tuple[float, float]) -> Tensor:
 
 
 def _interpolation(
-    start: Float[Tensor, "b"], length: Float[Tensor, "b"], size: int
+    start: Float[Tensor, " b"], length: Float[Tensor, " b"], size: int
 ) -> Float[Tensor, "b out size"]:
     """Matrices that stretch `length` pixels from `start` to `size` pixels, linearly.
 
@@ -171,10 +171,10 @@ def _interpolation(
 
 def _box(
     image: Image,
-    top: Float[Tensor, "b"],
-    left: Float[Tensor, "b"],
-    height: Float[Tensor, "b"],
-    width: Float[Tensor, "b"],
+    top: Float[Tensor, " b"],
+    left: Float[Tensor, " b"],
+    height: Float[Tensor, " b"],
+    width: Float[Tensor, " b"],
 ) -> Bool[Tensor, "b 1 h w"]:
     """True within the box, which may reach over the image's edges."""
     rows = torch.arange(image.shape[-2], device=image.device)

@@ -9,8 +9,8 @@ from vitx.registry import table
 
 def layernorm(
     x: Float[Tensor, "*shape d"],
-    gain: Float[Tensor, "d"],
-    bias: Float[Tensor, "d"],
+    gain: Float[Tensor, " d"],
+    bias: Float[Tensor, " d"],
     *,
     eps: float = 1e-6,
 ) -> Float[Tensor, "*shape d"]:

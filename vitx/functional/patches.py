@@ -22,7 +22,7 @@ def unpatchify(
     return rearrange(patches, "b (y x) (c p q) -> b c (y p) (x q)", y=y, x=x, p=p, q=q)
 
 
-def conv(image: Image, kernel: Kernel, bias: Float[Tensor, "d"]) -> Tokens:
+def conv(image: Image, kernel: Kernel, bias: Float[Tensor, " d"]) -> Tokens:
     """Patch embedding as a convolution whose stride is its kernel size.
 
     Dosovitskiy et al. 2021, arXiv:2010.11929, eq. 1.
@@ -31,7 +31,7 @@ def conv(image: Image, kernel: Kernel, bias: Float[Tensor, "d"]) -> Tokens:
     return rearrange(F.conv2d(image, kernel, bias, stride), "b d y x -> b (y x) d")
 
 
-def unfold(image: Image, kernel: Kernel, bias: Float[Tensor, "d"]) -> Tokens:
+def unfold(image: Image, kernel: Kernel, bias: Float[Tensor, " d"]) -> Tokens:
     """The same function as `conv`: patches first, then one matrix product with the flat kernel."""
     patches = patchify(image, patch=(kernel.shape[-2], kernel.shape[-1]))
     return F.linear(patches, rearrange(kernel, "d c p q -> d (c p q)"), bias)
