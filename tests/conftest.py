@@ -31,7 +31,7 @@ def unchecked():
 @pytest.fixture
 def compiled(unchecked):
     """A test that compiles: shape checks and torch.compile do not mix."""
-    from vitx.timing import cpp_compiler
+    from vitx.compiler import cpp_compiler
 
     if cpp_compiler() is None:
         pytest.skip("torch.compile needs a C++ compiler on the CPU, and none was found")

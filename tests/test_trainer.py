@@ -219,6 +219,15 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
     assert held == len(list(init(CONFIG).model.parameters()))
 
 
+def test_compiling_without_a_compiler_is_refused_before_the_data_are_read(monkeypatch):
+    from torch._inductor import config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("the data were read"))
+    with pytest.raises(ValueError, match=r"torch.compile needs a C\+\+ compiler on the CPU"):
+        train(override(CONFIG, compile=True))
+
+
 def test_training_under_bfloat16_and_compile_lowers_the_loss(compiled):
     config = override(CONFIG, precision="bfloat16", compile=True, steps=30, **{"data.mixup": 0.0})
     _, result = train(config)

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitx import stats, timing
+from vitx.compiler import needs_compiler
 from vitx.cost import forward_macs
 from vitx.equality import TIMED_LIMIT, Equality, equality, randomise
 from vitx.timing import Plan
@@ -252,7 +253,8 @@ def _one_process(
     base: Comparison, reference: nn.Module, candidate: nn.Module, example: Tensor, why: str
 ) -> Comparison:
     """The pair in this process, for modules that no other can rebuild; it gives no verdict."""
-    timing.needs_compiler(base.plan, example.device)
+    if base.plan.compile != "none":
+        needs_compiler(example.device)
     base = replace(base, plan=replace(base.plan, keep_memory=False))
     models = {"reference": reference, "again": reference, "candidate": candidate}
     record = timing.pair({arm: deepcopy(m) for arm, m in models.items()}, example, base.plan, 0)

@@ -12,7 +12,6 @@ import math
 import os
 import random
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitx.compiler import needs_compiler
 from vitx.equality import timed_error
 
 MODES = ("inference", "training")
@@ -311,20 +311,6 @@ def private_folder(path: Path) -> None:
     path.chmod(0o700)
 
 
-def cpp_compiler() -> str | None:
-    """The C++ compiler that torch.compile finds on this machine for the CPU, or None."""
-    from torch._inductor import config
-
-    choices = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else [config.cpp.cxx]
-    return next(filter(None, (shutil.which(name) for name in choices if name)), None)
-
-
-def needs_compiler(plan: Plan, device: torch.device) -> None:
-    """RuntimeError if the plan compiles for the CPU and no C++ compiler is found."""
-    if plan.compile != "none" and device.type == "cpu" and not cpp_compiler():
-        raise RuntimeError("torch.compile needs a C++ compiler on the CPU, and none was found")
-
-
 def _orders(rng: random.Random):
     """Endless orders of the arms: each run of six holds every permutation once."""
     while True:
@@ -457,7 +443,8 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
             raise SystemExit(REBUILD_FAILED) from None
 
     example = load("example")
-    needs_compiler(plan, example.device)
+    if plan.compile != "none":
+        needs_compiler(example.device)
     torch.manual_seed(plan.seed)
     if task == "pair":
         # Which arm is made and warmed first changes from process to process.

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from vitx import checkpoint, data, evaluate, optim, parallel, tracking, weights
+from vitx.compiler import needs_compiler
 from vitx.config import FREE, TrainConfig, flat
 from vitx.data import Batch
 from vitx.functional.loss import cross_entropy
@@ -298,6 +299,8 @@ def prepare(
     Raises ValueError for settings that don't fit the data, or the run that is resumed.
     """
     clock = Clock()
+    if config.compile:
+        needs_compiler(device)
     dataset = data.load(config.data, size=config.model.size).to(device)
     check_data(config, dataset, part)
     state = init(config, model=model, device=device, part=part)

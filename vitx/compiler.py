@@ -1,0 +1,19 @@
+"""Whether torch.compile can work on this machine."""
+
+import shutil
+
+import torch
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch.compile finds on this machine for the CPU, or None."""
+    from torch._inductor import config
+
+    choices = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else [config.cpp.cxx]
+    return next(filter(None, (shutil.which(name) for name in choices if name)), None)
+
+
+def needs_compiler(device: torch.device | str) -> None:
+    """ValueError if compiling for the device takes a C++ compiler and none is found."""
+    if torch.device(device).type == "cpu" and not cpp_compiler():
+        raise ValueError("torch.compile needs a C++ compiler on the CPU, and none was found")
