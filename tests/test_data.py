@@ -144,6 +144,29 @@ def test_cifar10_from_picture_folders_is_held_in_memory(cifar):
     )
 
 
+@pytest.mark.parametrize("portion", [7, 100], ids=["several processes", "one"])
+def test_pictures_are_read_in_order_by_any_number_of_processes(cifar, monkeypatch, portion):
+    config = DataConfig(name="cifar10", root=str(cifar), val=10, on_bad_image="skip")
+    whole = data.load(config)
+    monkeypatch.setattr(images, "PORTION", portion)
+    again = data.load(config)
+    assert torch.equal(again.test.image, whole.test.image)
+    assert torch.equal(again.test.target, whole.test.target)
+    bad = sorted(cifar.glob("test/class 3/*.png"))[1]
+    bad.write_bytes(b"no picture")
+    skipped = data.load(config)
+    assert torch.equal(skipped.test.target, whole.test.target[torch.arange(40) != 13])
+    assert torch.equal(skipped.test.image, whole.test.image[torch.arange(40) != 13])
+    assert len(skipped.skipped) == 1
+    with pytest.raises(images.BadImage, match=rf"{bad.name} can't be decoded"):
+        data.load(DataConfig(name="cifar10", root=str(cifar), val=10))
+    Image.new("RGB", (30, 32)).save(bad)
+    with pytest.raises(
+        ValueError, match=r"one size were expected, not of \[\(32, 30, 3\)"
+    ):
+        data.load(config)
+
+
 def test_cifar10_from_torchvisions_batches(tmp_path, monkeypatch):
     import hashlib
     import pickle
