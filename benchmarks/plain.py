@@ -136,8 +136,22 @@ class PlainVit(nn.Module):
         self.encoder = Encoder(attention)
         self.classifier = nn.Linear(WIDTH, 10)
 
+        self.apply(draw)
+
     def forward(self, image: Tensor) -> Tensor:
         return self.classifier(self.encoder(self.embedding(image))[:, 0, :])
+
+
+@torch.no_grad()
+def draw(module: nn.Module) -> None:
+    """The project's initial values."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, Embedding):
+        nn.init.trunc_normal_(module.cls_token, std=0.02)
+        nn.init.trunc_normal_(module.position_embeddings, std=0.02)
 
 
 class Pictures(Dataset):

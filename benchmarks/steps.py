@@ -7,11 +7,13 @@ with one of the cifar10 recipe. Every process holds three arms, the reference tw
 run of steps, and rounds hold a block an arm.
 """
 
+import atexit
 import itertools
 import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +31,7 @@ from benchmarks import plain
 from experiments import cli
 from experiments.recipes import RECIPES
 from experiments.rows import Rows
-from vitx import data, stats, tracking, weights
+from vitx import data, evaluate, stats, tracking, weights
 from vitx.config import TrainConfig, override
 from vitx.cost import forward_macs
 from vitx.interop.timm import from_timm
@@ -67,20 +69,34 @@ class Comparison:
     reference: str
     candidate: str
     make: Callable[[str, data.Dataset], Block]
+    error: Callable[[], float] | None = None
+    """Largest difference of both models' logits with the same weights, if they are the same."""
     config: TrainConfig = CONFIG
     """Of the candidate."""
 
 
-def trainer(config: TrainConfig, dataset: data.Dataset, model: nn.Module | None = None) -> Block:
-    """Blocks of this project's step, with its data."""
+def trainer(
+    config: TrainConfig,
+    dataset: data.Dataset,
+    model: nn.Module | None = None,
+    *,
+    curve: bool = False,
+) -> Block:
+    """Blocks of this project's step, with its data.
+
+    With `curve` a block reads as many images as fall to its steps of what the recipe reads.
+    """
     state = init(config, model=model)
     dataset = replace(dataset, config=config.data)
     stream = data.batches(dataset, batch=config.batch, seed=config.seed)
 
     def block(steps: int) -> float:
+        read = dataset.test.take(range(round(config.data.val * steps / config.eval_every)))
         start = time.perf_counter()
         for _ in range(steps):
             step(state, next(stream), config)
+        if curve:
+            evaluate.predict(state.model, dataset, read)
         return (time.perf_counter() - start) / (steps * config.batch)
 
     return block
@@ -148,39 +164,97 @@ def against_project(workers: int) -> Callable[[str, data.Dataset], Block]:
 
 
 def against_recipe(side: str, dataset: data.Dataset) -> Block:
-    return project(dataset, curve=True) if side == "reference" else trainer(OURS, dataset)
+    if side == "reference":
+        return project(dataset, curve=True)
+    return trainer(OURS, dataset, curve=True)
 
 
 def against_silence(side: str, dataset: data.Dataset) -> Block:
-    """The trainer that logs its loss at the end of a block; the candidate tells W&B too."""
+    """The trainer with a reading logged a block; the candidate's goes to W&B too.
+
+    The processes that W&B started work on during a block of the candidate and stand still during
+    those of the reference, so that what they take is in its time alone.
+    """
     steps = trainer(CONFIG, dataset)
+    folder, before = tempfile.TemporaryDirectory(), children(os.getpid())
     mode = "offline" if side == "candidate" else "disabled"
-    run = tracking.Run(Path(tempfile.mkdtemp()), "steps", side, {}, mode=mode)
+    run = tracking.Run(Path(folder.name), "steps", side, {}, mode=mode)
+    started = children(os.getpid()) - before if side == "candidate" else set()
+    if side == "candidate" and not started:
+        raise RuntimeError("W&B started no process")
     done = itertools.count(1)
 
+    def send(number: int) -> None:
+        for process in started:
+            os.kill(process, number)
+
+    def finish() -> None:
+        send(signal.SIGCONT)
+        run.finish()
+        folder.cleanup()
+
     def block(count: int) -> float:
+        send(signal.SIGCONT)
         start = time.perf_counter()
         seconds = steps(count)
         run.log({tracking.STEP: next(done), tracking.SECONDS: seconds})
-        return (time.perf_counter() - start) / (count * CONFIG.batch)
+        seconds = (time.perf_counter() - start) / (count * CONFIG.batch)
+        send(signal.SIGSTOP)
+        return seconds
 
+    atexit.register(finish)
+    send(signal.SIGSTOP)
     return block
+
+
+def children(process: int) -> set[int]:
+    """All processes under one, on Linux."""
+    lists = Path(f"/proc/{process}/task").glob("*/children")
+    direct = {int(word) for path in lists for word in path.read_text().split()}
+    return direct.union(*(children(child) for child in direct))
+
+
+def plain_error() -> float:
+    """Of the plain model and ours with its weights: largest difference of logits, in float64."""
+    torch.manual_seed(0)
+    model = plain.PlainVit().double().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(model.state_dict(), Path(folder, "w.pt"))
+        vit = weights.load(Path(folder, "w.pt"), heads=plain.HEADS).eval()
+    return _difference(model, vit)
+
+
+def timm_error() -> float:
+    """The same of timm's model."""
+    torch.manual_seed(0)
+    model = timm_model().double().eval()
+    return _difference(model, from_timm(model).eval())
+
+
+def _difference(one: nn.Module, other: nn.Module) -> float:
+    image = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    return (one(image) - other(image)).abs().max().item()
 
 
 COMPARISONS = {
     "plain": Comparison(
-        "plain PyTorch, loader in the process", "scratch-cifar10", against_project(0)
+        "plain PyTorch, loader in the process", "scratch-cifar10", against_project(0), plain_error
     ),
     "plain-workers": Comparison(
-        "plain PyTorch, 2 loader processes", "scratch-cifar10", against_project(2)
+        "plain PyTorch, 2 loader processes", "scratch-cifar10", against_project(2), plain_error
     ),
-    "timm": Comparison("timm in this trainer", "vitx in this trainer", against_timm(CONFIG)),
+    "timm": Comparison(
+        "timm in this trainer", "vitx in this trainer", against_timm(CONFIG), timm_error
+    ),
     "timm-compiled": Comparison(
-        "timm in this trainer", "vitx in this trainer", against_timm(COMPILED), COMPILED
+        "timm in this trainer", "vitx in this trainer", against_timm(COMPILED), timm_error, COMPILED
     ),
     "wandb": Comparison("without W&B", "with W&B offline", against_silence),
     "epoch": Comparison(
-        "plain PyTorch, its test curve included", "cifar10 recipe", against_recipe, OURS
+        "plain PyTorch, loader in the process, and its curve",
+        "cifar10, and its curve",
+        against_recipe,
+        config=OURS,
     ),
 }
 
@@ -281,17 +355,6 @@ def data_share(dataset: data.Dataset, steps: int) -> float:
     return batch_s / (batch_s + step_s)
 
 
-def function_error() -> float:
-    """Largest difference of logits between the plain model and ours with its weights, float64."""
-    torch.manual_seed(0)
-    model = plain.PlainVit().double().eval()
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(model.state_dict(), Path(folder, "w.pt"))
-        vit = weights.load(Path(folder, "w.pt"), heads=plain.HEADS).eval()
-    image = torch.randn(4, 3, 32, 32, dtype=torch.float64)
-    return (model(image) - vit(image)).abs().max().item()
-
-
 def _fields(name: str, records: Sequence[dict]) -> dict[str, Any]:
     comparison = COMPARISONS[name]
     config = comparison.config
@@ -325,7 +388,7 @@ def _fields(name: str, records: Sequence[dict]) -> dict[str, Any]:
         "macs": {"candidate": forward_macs(build(config.model), image)},
         "peak_mib": None,
         "compile_s": None,
-        "equality": {"logits_error": function_error()},
+        "equality": {"logits_error": comparison.error()} if comparison.error else None,
         "data_share": median(shares) if shares else None,
         "threads": sorted({record["threads"] for record in records}),
         "foreign": [max(e["foreign"] or 0 for e in r["rounds"]) for r in records],

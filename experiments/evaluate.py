@@ -21,6 +21,8 @@ from vitx.sources import Images
 
 PROG = "python -m experiments.evaluate"
 RESULT = "evaluation.json"
+BESIDE = ("recipe", "device")
+"""What a run's config.json holds beside the settings of its training."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ def main(args: list[str]) -> None:
     device = tracking.device(settings.device)
     vit = vitx.load(settings.run).to(device).eval()
     dataset = data.load(config.data, size=config.model.size)
+    summary = json.loads((settings.run / "summary.json").read_text(encoding="utf8"))
+    if summary["fingerprint"] != dataset.fingerprint:
+        raise ValueError(
+            f"the data are not those that {settings.run} was trained on: other images, or others "
+            "in the splits"
+        )
     if settings.split not in ("val", "test"):
         raise ValueError(f"split = {settings.split!r} must be val or test")
     split = getattr(dataset, settings.split)
@@ -66,9 +74,11 @@ def main(args: list[str]) -> None:
 def read_config(run: Path) -> TrainConfig:
     """The configuration of a run folder."""
     path = run / "config.json"
-    if not (path.exists() and (run / weights.FILE).exists()):
-        raise ValueError(f"{run} is no folder of a finished run: no config.json or {weights.FILE}")
-    return from_flat(TrainConfig, json.loads(path.read_text(encoding="utf8")))
+    missing = [n for n in (path.name, weights.FILE, "summary.json") if not (run / n).exists()]
+    if missing:
+        raise ValueError(f"{run} is no folder of a finished run: no {' or '.join(missing)}")
+    values = json.loads(path.read_text(encoding="utf8"))
+    return from_flat(TrainConfig, {k: v for k, v in values.items() if k not in BESIDE})
 
 
 def measure(
@@ -168,7 +178,9 @@ def attention(
     with torch.no_grad():
         maps = vit.attention_maps(image.to(next(vit.parameters()).dtype))
     c = vit.config
-    how: dict[str, Any] = {"grid": c.grid, "prefix": c.prefix, "size": c.size}
+    how: dict[str, Any] = {
+        "grid": c.grid, "prefix": c.prefix, "size": c.size, "class_token": c.class_token
+    }  # fmt: skip
     truth = [dataset.classes[k] for k in label.tolist()]
     said = [dataset.classes[int(guess[row])] for row in rows]
     pictures = dataset.pixels(image)

@@ -20,8 +20,9 @@ from experiments.evaluate import read_config
 from experiments.pages import ROOT, Row, Table, machine
 from experiments.recipes import RECIPES
 from vitx import visualize
-from vitx.config import FREE, flat
+from vitx.config import FREE, TrainConfig, flat
 from vitx.cost import cost, training_macs
+from vitx.data import steps_an_epoch
 from vitx.stats import mean_interval
 
 RESULTS = ROOT / "experiments" / "results"
@@ -39,7 +40,7 @@ def row_of(run: Path) -> Row:
     keys = ("step", f"{config.curve}/accuracy", f"{config.curve}/loss")
     events = [event for event in map(json.loads, lines) if keys[1] in event]
     found = cost(config.model)
-    images = config.steps * config.batch
+    images = images_seen(config)
     return {
         "schema": rows.SCHEMA,
         "kind": "accuracy",
@@ -54,9 +55,18 @@ def row_of(run: Path) -> Row:
         "training_flops": 2 * training_macs(config.model) * images,
         "curve_of": config.curve,
         "curve": [[event[key] for key in keys] for event in events],
-        "config": flat(config),
+        "config": {name: value for name, value in flat(config).items() if name not in FREE},
         "environment": environment,
     } | summary
+
+
+def images_seen(config: TrainConfig) -> int:
+    """Training images of all steps; an epoch's last batch may be smaller."""
+    images = config.data.train_images
+    if config.data.drop_last or not images:
+        return config.steps * config.batch
+    epochs, rest = divmod(config.steps, steps_an_epoch(images, config.batch, drop_last=False))
+    return epochs * images + rest * config.batch
 
 
 def run_table(found: Sequence[Row]) -> Table:

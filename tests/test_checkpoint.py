@@ -27,8 +27,12 @@ def test_a_damaged_file_never_takes_the_good_ones_place(tmp_path):
     path = checkpoint.save(tmp_path, state(2))
     path.write_bytes(path.read_bytes()[:-1])
     assert checkpoint.load(tmp_path)["steps_done"] == 1
+    assert path.exists()  # reading moves nothing: another trainer may hold the folder
+    checkpoint.set_aside(tmp_path)
     checkpoint.save(tmp_path, state(3))
     assert checkpoint.read(tmp_path / checkpoint.BEFORE)["steps_done"] == 1
+    assert checkpoint.load(tmp_path)["steps_done"] == 3
+    checkpoint.set_aside(tmp_path)
     assert checkpoint.load(tmp_path)["steps_done"] == 3
 
 
@@ -93,7 +97,7 @@ def test_a_full_disk_keeps_the_last_good_file_and_names_the_path(tmp_path, monke
         *{"write": (checkpoint, "write_through"), "replace": (os, "replace")}[moment], full
     )
     with pytest.raises(
-        OSError, match="No space left on device; the checkpoint before it is whole"
+        OSError, match="No space left on device; what was saved before is whole"
     ) as found:
         checkpoint.save(tmp_path, state(2))
     assert found.value.filename == str(tmp_path / checkpoint.LAST)

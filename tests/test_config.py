@@ -13,7 +13,7 @@ from vitx.config import (
     override,
     size,
 )
-from vitx.cost import cost, plain_macs, training_macs
+from vitx.cost import cost, training_macs
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -123,6 +123,19 @@ def test_the_released_defaults_have_not_moved():
         "drop_path": 0.0, "patch_drop": 0.0,
         "init": "timm",
     }  # fmt: skip
+
+
+def plain_macs(c):
+    """Closed form of a plain ViT that reads the class token only.
+
+    A block of n tokens and width d: 3nd² (qkv) + nd² (proj) + 2ndf (MLP) + 2n²d (attention).
+    """
+    d, f, n = c.width, c.hidden, c.prefix + c.grid[0] * c.grid[1]
+    (p, q), patches = c.patch_size, c.grid[0] * c.grid[1]
+    embed = patches * d * c.channels * p * q
+    block = n * (4 * d * d + 2 * d * f) + 2 * n * n * d
+    last = (2 * n * d * d) + (2 * d * d + 2 * d * f) + 2 * n * d
+    return embed + (c.depth - 1) * block + last + d * c.classes
 
 
 @pytest.mark.parametrize("name", SIZES)

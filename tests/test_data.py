@@ -61,17 +61,24 @@ def test_picture_folders_are_split_by_class_folders(root):
     assert -1 <= image.min() < image.max() <= 1
 
 
+@pytest.mark.parametrize("randaugment", ["", "rand-m9-mstd0.5"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_of_files_depend_on_seed_and_step_alone(root, workers):
-    wanted = stream(load(root), 8)
-    found = stream(load(root, workers=workers), 5, start=3)
+def test_batches_of_files_depend_on_seed_and_step_alone(root, workers, randaugment):
+    wanted = stream(load(root, randaugment=randaugment, erase=0.3), 8)
+    again = load(root, randaugment=randaugment, erase=0.3, workers=workers)
+    found = stream(again, 5, start=3)
+    plain = stream(load(root, erase=0.3), 1)
+    assert torch.equal(wanted[0][0], plain[0][0]) == (not randaugment)
     for (a, x), (b, y) in zip(wanted[3:], found, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(x, y)
     assert not torch.equal(wanted[0][0], wanted[3][0])
 
 
-def test_reading_files_does_not_touch_the_global_generator(root):
+def test_reading_files_does_not_touch_the_global_generators(root, monkeypatch):
+    # torch.manual_seed seeds a GPU too, from which a model draws its dropout.
+    for name in ("manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("a GPU was seeded"))
     before = torch.get_rng_state()
     stream(load(root), 2)
     assert torch.equal(torch.get_rng_state(), before)
@@ -149,6 +156,7 @@ def test_pictures_are_read_in_order_by_any_number_of_processes(cifar, monkeypatc
     config = DataConfig(name="cifar10", root=str(cifar), val=10, on_bad_image="skip")
     whole = data.load(config)
     monkeypatch.setattr(images, "PORTION", portion)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     again = data.load(config)
     assert torch.equal(again.test.image, whole.test.image)
     assert torch.equal(again.test.target, whole.test.target)
@@ -161,10 +169,18 @@ def test_pictures_are_read_in_order_by_any_number_of_processes(cifar, monkeypatc
     with pytest.raises(images.BadImage, match=rf"{bad.name} can't be decoded"):
         data.load(DataConfig(name="cifar10", root=str(cifar), val=10))
     Image.new("RGB", (30, 32)).save(bad)
-    with pytest.raises(
-        ValueError, match=r"one size were expected, not of \[\(32, 30, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"one size were expected, not of \[\(32, 30, 3\)"):
         data.load(config)
+
+
+def test_a_part_of_the_data_sets_own_test_split(cifar):
+    whole = data.load(DataConfig(name="cifar10", root=str(cifar), val=10))
+    part = data.load(DataConfig(name="cifar10", root=str(cifar), val=10, test=20))
+    assert len(part.test) == 20
+    assert torch.equal(part.train.image, whole.train.image)
+    assert set(map(bytes, part.test.image.numpy())) < set(map(bytes, whole.test.image.numpy()))
+    with pytest.raises(ValueError, match=r"data\.test = 41, but there are only 40 images"):
+        data.load(DataConfig(name="cifar10", root=str(cifar), val=10, test=41))
 
 
 def test_cifar10_from_torchvisions_batches(tmp_path, monkeypatch):

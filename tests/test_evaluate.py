@@ -79,9 +79,18 @@ def test_class_attention_is_scaled_and_placed():
     assert found.sum() == 1
 
 
+def test_registers_are_not_read_in_the_class_tokens_place():
+    maps = torch.zeros(1, 1, 1, 8, 8)
+    maps[..., 0, 3] = 1.0  # the first register
+    maps[..., 2:, 6] = 0.5  # all patches
+    how = {"grid": (2, 3), "prefix": 2, "size": (2, 3)}
+    assert visualize.class_attention(maps, **how)[0, 0, 1] == 1
+    assert visualize.class_attention(maps, **how, class_token=False)[0, 1, 1] == 1
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of a few steps, of colour images in memory."""
+    """A run of a few steps, of digits."""
     out = tmp_path_factory.mktemp("runs")
     words = ["digits", "--steps=30", "--batch=64", "--out", str(out), "--wandb=disabled"]
     cli.run(train.main, words)
@@ -104,6 +113,17 @@ def test_a_run_is_evaluated_from_its_folder(finished, capsys):
     names = {path.stem for path in (finished / "figures").glob("*.png")}
     assert names == {"curves", "confusion", "calibration", "samples", "attention", "heads",
                      "positions", "filters"}  # fmt: skip
+
+
+def test_other_data_than_the_runs_are_refused(finished, capsys):
+    path = finished / "summary.json"
+    kept = path.read_text()
+    path.write_text(json.dumps(json.loads(kept) | {"fingerprint": "0" * 32}))
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(program.main, [str(finished)])
+    path.write_text(kept)
+    assert stopped.value.code == 2
+    assert "the data are not those that" in capsys.readouterr().err
 
 
 def test_a_picture_is_prepared_for_prediction_as_for_evaluation(finished, tmp_path, capsys):

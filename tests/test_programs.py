@@ -71,7 +71,7 @@ PROGRAMS = {
         (["experiments.train", "digits", "--data.name=digit"], "did you mean 'digits'"),
         (["experiments.train", "digits", "--data.name=fake(size='8')"], "size must be int"),
         (["experiments.train", "digits", "--data.val=5"], "can't keep the shares of 10 classes"),
-        (["experiments.train", "digits", "--data.train=1500"], "but only 1257 images are left"),
+        (["experiments.train", "digits", "--data.train=1500"], "there are only 1257 images"),
         (["experiments.train", "digits", "--data.crop=0"], "data.crop = 0.0 must lie in (0, 1]"),
         (["experiments.train", "digits", "--data.mixup=-1"], "must be 0 or positive"),
         (["experiments.train", "digits", "--data.randaugment=rand-m9"], "held in memory"),

@@ -10,8 +10,8 @@ from PIL import Image
 
 from experiments import cli, evaluate, predict, train
 from experiments.recipes import RECIPES
-from vitx import build, weights
-from vitx.config import override
+from vitx import build, images, weights
+from vitx.config import flat, override
 from vitx.cost import cost
 
 
@@ -149,6 +149,70 @@ def test_a_changed_list_file_of_places365_is_refused(places, capsys, unchecked):
         cli.run(train.main, ["scratch-places365", f"--data.root={places}", "--wandb=disabled"])
     assert stopped.value.code == 2
     assert "holds no Places365" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        (
+            "scratch-places365",
+            {
+                "model.image": [224, 224], "model.patch": [16, 16], "model.classes": 365,
+                "model.width": 768, "model.depth": 12, "model.heads": 8, "model.hidden": 3072,
+                "model.drop": 0.1, "model.attention_drop": 0.1, "model.position_drop": 0.1,
+                "model.placement": "post", "model.norm": "layernorm(eps=1e-5)",
+                "model.final_norm": False, "model.fc_norm": True, "model.mlp": "gelu",
+                "data.train": 3650, "data.val": 1825, "data.test": 31_025,
+                "data.resize": "squash", "data.normalise": "imagenet", "data.flip": 0.0,
+                "data.crop": 1.0, "optim.name": "adam", "optim.lr": 1e-3,
+                "optim.weight_decay": 0.0, "optim.schedule": "constant", "optim.clip": 1.0,
+                "batch": 16, "steps": 5 * 229,
+            },
+        ),
+        (
+            "scratch-cifar10",
+            {
+                "model.image": [32, 32], "model.patch": [4, 4], "model.width": 48,
+                "model.depth": 4, "model.heads": 4, "model.hidden": 192, "model.mlp": "gelu_tanh",
+                "model.norm": "layernorm(eps=1e-5)", "model.final_norm": False, "model.drop": 0.0,
+                "model.init": "normal", "data.flip": 0.5, "data.crop": 0.8,
+                "data.normalise": "half", "data.val": 0, "optim.name": "adamw", "optim.lr": 1e-2,
+                "optim.weight_decay": 1e-2, "optim.decay": "all", "optim.schedule": "constant",
+                "batch": 256, "steps": 19_600, "curve": "test",
+            },
+        ),
+        (
+            "finetune-beans",
+            {
+                "model.width": 768, "model.depth": 12, "model.heads": 12, "model.classes": 3,
+                "model.norm": "layernorm(eps=1e-12)", "model.mlp": "gelu",
+                "data.resize": "squash", "data.normalise": "half", "optim.name": "adamw",
+                "optim.lr": 5e-5, "optim.schedule": "linear", "optim.clip": 1.0, "batch": 16,
+                "steps": 30 * 65,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_a_founding_recipe_has_its_projects_numbers(name, wanted):
+    recipe = RECIPES[name]
+    found = flat(recipe) | {"model.hidden": recipe.model.hidden}
+    assert {key: found[key] for key in wanted} == wanted
+
+
+def test_a_bad_picture_of_a_recipe_is_one_plain_sentence(tmp_path, monkeypatch, capsys):
+    for split, count in (("train", 30), ("test", 4)):
+        for k in range(10):
+            pictures(tmp_path / split / f"class {k}", count, (32, 32))
+    bad = tmp_path / "train" / "class 7" / "3.jpg"
+    bad.write_bytes(bad.read_bytes()[:100])
+    monkeypatch.setattr(images, "PORTION", 50)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(train.main, ["scratch-cifar10", f"--data.root={tmp_path}", "--wandb=disabled"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"error: {bad} can't be decoded")
 
 
 def test_the_scratch_recipe_follows_its_project():

@@ -101,8 +101,60 @@ def test_the_state_survives_packing():
     one, two = init(config), init(override(config, seed=1))
     for batch in batches(config, 3):
         step(one, batch, config)
+    one.scale.fill_(8.0)
+    one.steady.fill_(3)
     unpack(two, pack(one))
     assert _same(pack(two), pack(one))
+    assert two.scale == 8
+    assert two.sums[2] == 3 * config.batch
+
+
+def test_a_state_of_another_device_is_refused():
+    state = init(CONFIG)
+    kept = pack(state)
+    kept["random"][0]["cuda"] = torch.zeros(16, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="the checkpoint was made on cuda; on cpu draws differ"):
+        unpack(state, kept)
+
+
+def test_a_reading_is_the_mean_over_the_images_since_the_last_one(tmp_path):
+    config = override(CONFIG, steps=10, log_every=4, **{"data.drop_last": False})
+    seen, real = [], trainer.step
+
+    def watched(state, batch, config):
+        metrics = real(state, batch, config)
+        seen.append((len(batch[0]), metrics["loss"].item(), metrics["accuracy"].item()))
+        return metrics
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run,
+    ):
+        patch.setattr(trainer, "step", watched)
+        train(config, run)
+        events = run.events(tracking.TRAIN_LOSS)
+    assert {images for images, *_ in seen} == {16, 80 % 16 or 16}
+    for event, part in zip(events, (seen[:4], seen[4:8], seen[8:]), strict=True):
+        images = sum(n for n, *_ in part)
+        assert event[tracking.TRAIN_LOSS] == pytest.approx(sum(n * x for n, x, _ in part) / images)
+        assert event[tracking.TRAIN_ACCURACY] == pytest.approx(
+            sum(n * x for n, _, x in part) / images
+        )
+
+
+def test_weights_of_earlier_steps_are_kept_when_asked_for(tmp_path):
+    from vitx import load
+
+    config = override(CONFIG, keep_every=4)
+    with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
+        train(config, run, folder=run.folder)
+    steps = {int(path.stem[6:]) for path in run.folder.glob("model-*.safetensors")}
+    assert steps == {4, 8, 12}
+    state = init(config)
+    for batch in batches(config, 4):
+        step(state, batch, config)
+    kept = load(run.folder / "model-4.safetensors")
+    assert _same(dict(kept.state_dict()), dict(state.model.state_dict()))
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon", "lamb", "lion"])
@@ -210,6 +262,15 @@ def test_layer_decay_lowers_the_rate_block_by_block():
         assert rates[name] == pytest.approx(top * share), name
 
 
+def test_timms_optimizers_get_our_numbers_or_refuse_them():
+    made = init(override(CONFIG, **{"optim.name": "lion", "optim.beta2": 0.98})).optimizers[0]
+    assert {group["betas"] for group in made.param_groups} == {(0.9, 0.98)}
+    made = init(override(CONFIG, **{"optim.name": "rmsprop", "optim.beta1": 0.7})).optimizers[0]
+    assert {group["momentum"] for group in made.param_groups} == {0.7}
+    with pytest.raises(ValueError, match=r"optim\.beta2 is no number of optim\.name = 'rmsprop'"):
+        init(override(CONFIG, **{"optim.name": "rmsprop", "optim.beta2": 0.7}))
+
+
 def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
     muon, rest = init(override(CONFIG, **{"optim.name": "muon"})).optimizers
     assert {p.ndim for group in muon.param_groups for p in group["params"]} == {2}
@@ -220,9 +281,9 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
 
 
 def test_compiling_without_a_compiler_is_refused_before_the_data_are_read(monkeypatch):
-    from torch._inductor import config as inductor
+    from vitx import compiler
 
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
+    monkeypatch.setattr(compiler.shutil, "which", lambda _: None)
     monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("the data were read"))
     with pytest.raises(ValueError, match=r"torch.compile needs a C\+\+ compiler on the CPU"):
         train(override(CONFIG, compile=True))
@@ -374,10 +435,13 @@ def test_an_overflow_of_float16_in_the_first_step_is_left_out(name):
 def test_weights_of_half_precision_are_trained_in_float32(tmp_path):
     from vitx.weights import Description, save
 
-    model = trainer.build(CONFIG.model)
-    save(model.half(), tmp_path / "w.safetensors", Description(CONFIG.model))
-    state = init(override(CONFIG, weights=str(tmp_path / "w.safetensors")))
+    config = override(CONFIG, **{"model.position": "sincos2d"})
+    model = trainer.build(config.model)
+    fixed = model.pos_embed.clone()
+    save(model.half(), tmp_path / "w.safetensors", Description(config.model))
+    state = init(override(config, weights=str(tmp_path / "w.safetensors")))
     assert {p.dtype for p in state.model.parameters()} == {torch.float32}
+    assert torch.equal(state.model.pos_embed, fixed)
 
 
 def test_two_processes_mix_the_same_neighbours():

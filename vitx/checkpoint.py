@@ -62,7 +62,7 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
     except OSError as error:
         new.unlink(missing_ok=True)
         raise OSError(
-            error.errno, f"{error.strerror}; the checkpoint before it is whole", str(last)
+            error.errno, f"{error.strerror}; what was saved before is whole", str(last)
         ) from None
     return last
 
@@ -81,14 +81,30 @@ def load(folder: Path) -> dict[str, Any]:
         if not before.exists():
             raise
         state = read(before)
-        if last.exists():  # else the next save would put it in the place of the good one
-            os.replace(last, folder / DAMAGED)
         print(f"warning: {error}; going on from {before.name}", file=sys.stderr)
         return state
 
 
+def set_aside(folder: Path) -> None:
+    """Rename a damaged last checkpoint: the next save would put it in the place of the good one.
+
+    For the process that holds the folder.
+    """
+    try:
+        _body(folder / LAST)
+    except FileNotFoundError:
+        pass
+    except Damaged:
+        os.replace(folder / LAST, folder / DAMAGED)
+
+
 def read(path: Path) -> dict[str, Any]:
     """The state in a file. Raises Damaged for any that is cut off, changed or of another kind."""
+    return plain(io.BytesIO(_body(path)), path)
+
+
+def _body(path: Path) -> bytes:
+    """What follows the header, which it has to fit."""
     with path.open("rb") as file:
         words = file.readline(HEADER).split()
         body = file.read()
@@ -98,7 +114,7 @@ def read(path: Path) -> dict[str, Any]:
         raise Damaged(f"{path} is cut off: {len(body)} bytes of {int(words[1])}")
     if hashlib.sha256(body).hexdigest().encode() != words[2]:
         raise Damaged(f"{path} is changed: its SHA-256 is not the stated one")
-    return plain(io.BytesIO(body), path)
+    return body
 
 
 def plain(source: Path | io.BytesIO, path: Path) -> Any:

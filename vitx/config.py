@@ -17,6 +17,7 @@ from vitx.functional.placement import PLACEMENT
 from vitx.functional.pool import POOL, cls
 from vitx.functional.position import POSITION, sincos2d
 from vitx.functional.schedule import SCHEDULE
+from vitx.images import MAX_PIXELS
 from vitx.layers import PATCHIFY
 from vitx.registry import nearest, resolve
 from vitx.sources import FACTS, SOURCES, Facts
@@ -178,9 +179,10 @@ class DataConfig:
     train: int = 0
     """Images to train on, a random part; 0 for all that validation and test leave."""
     val: int = 0
-    """Images held out for validation; 0 for the data set's own validation split, if it has one."""
+    """Images for validation: a random part of the data set's own split, if it has one, else held
+    out of the training images; 0 for all of its own split."""
     test: int = 0
-    """Images held out for the test; 0 for the data set's own test split, if it has one."""
+    """Images for the test, as for validation."""
     stratified: bool = True
     """Held-out parts have the classes' shares of the whole."""
     split_seed: int = 0
@@ -215,7 +217,7 @@ class DataConfig:
     """Processes that read images from files; 0 for this one. It changes no image."""
     on_bad_image: str = "stop"
     """What to do with a picture that can't be decoded: `stop`, or `skip` it and list it."""
-    max_pixels: int = 50_000_000
+    max_pixels: int = MAX_PIXELS
     """Larger pictures are refused before they are decoded."""
 
     def __post_init__(self):
@@ -271,7 +273,7 @@ class OptimConfig:
     """What weight decay acts on: `matrices` and the patch kernel, not biases, gains, tokens and
     positions; or `all` parameters."""
     beta1: float = 0.9
-    """Also the momentum of sgd and muon."""
+    """Or the momentum, of optimizers that have one."""
     beta2: float = 0.999
     schedule: Slot = "cosine"
     warmup_steps: int = 0
@@ -286,7 +288,7 @@ class OptimConfig:
 
     def __post_init__(self):
         if self.name not in OPTIMIZERS:
-            from timm.optim._optim_factory import list_optimizers
+            from timm.optim import list_optimizers
 
             # Left out: what needs a second derivative, or a library that is not here.
             found = list_optimizers(exclude_filters=["adahessian", "bnb*", "fused*"])
@@ -309,7 +311,7 @@ class OptimConfig:
             )
 
 
-FREE = ("data.root", "data.workers", "log_every", "save_every")
+FREE = ("data.root", "data.workers", "log_every", "save_every", "keep_every")
 """Settings that a run which is resumed may change: no trained value depends on them."""
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -342,13 +344,17 @@ class TrainConfig:
     eval_every: int = 100
     """Steps between two readings of the curve's split."""
     log_every: int = 50
-    """Steps between two readings of the training loss, the only steps that wait for the device."""
+    """Steps between two readings of the training loss; the steps between do not wait for the
+    device."""
     save_every: int = 1000
     """Steps between two checkpoints."""
+    keep_every: int = 0
+    """Steps between two files of weights that stay, model-STEP.safetensors; 0 for the last only."""
 
     def __post_init__(self):
         for name in ("steps", "batch", "accumulate", "eval_every", "log_every", "save_every"):
             _check_int(name, getattr(self, name), 1)
+        _check_int("keep_every", self.keep_every, 0)
         _check_int("seed", self.seed, 0)
         if self.seed >= 2**32:
             raise ValueError(f"seed = {self.seed} must be less than 2**32")
@@ -443,15 +449,20 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def from_flat(kind: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:
-    """The inverse of `flat`. Raises ValueError naming a field that is missing or unknown."""
+    """The inverse of `flat`; what was written before a field was there gets its default.
+
+    Raises ValueError naming a field that is unknown.
+    """
     hints, fields = get_type_hints(kind), {}
+    known = {prefix + entry.name for entry in dataclasses.fields(kind)}
+    for name in values:
+        if name.startswith(prefix) and name not in known and "." not in name[len(prefix) :]:
+            raise ValueError(f"the configuration has an unknown {name}")
     for entry in dataclasses.fields(kind):
         name, inner = prefix + entry.name, hints[entry.name]
         if dataclasses.is_dataclass(inner):
             fields[entry.name] = from_flat(inner, values, f"{name}.")  # type: ignore[type-var]
-        elif name not in values:
-            raise ValueError(f"the configuration lacks {name}")
-        else:
+        elif name in values:
             value = values[name]
             fields[entry.name] = tuple(value) if isinstance(value, list) else value
     return kind(**fields)

@@ -48,20 +48,6 @@ def forward_macs(model: nn.Module, image: torch.Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def plain_macs(config: ModelConfig) -> int:
-    """Closed form of a plain ViT that reads the class token only, for the test of the count.
-
-    A block of n tokens and width d: 3nd² (qkv) + nd² (proj) + 2ndf (MLP) + 2n²d (attention).
-    """
-    c = config
-    d, f, n = c.width, c.hidden, c.prefix + c.grid[0] * c.grid[1]
-    (p, q), patches = c.patch_size, c.grid[0] * c.grid[1]
-    embed = patches * d * c.channels * p * q
-    block = n * (4 * d * d + 2 * d * f) + 2 * n * n * d
-    last = (2 * n * d * d) + (2 * d * d + 2 * d * f) + 2 * n * d
-    return embed + (c.depth - 1) * block + last + d * c.classes
-
-
 def _on_meta(config: ModelConfig) -> tuple[Vit, torch.Tensor]:
     with torch.device("meta"):
         return Vit(config), torch.empty(1, config.channels, *config.size)

@@ -34,7 +34,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits that share no image. Validation chooses, test is read once at the end."""
+    """Three splits that share no image."""
 
     train: Images
     val: Images
@@ -111,15 +111,14 @@ def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
     train = splits["train"]
     held = {}
     for name, images in (("test", config.test), ("val", config.val)):
-        if images:
+        if name in splits:
+            held[name] = _part(splits[name], name, images, config)
+        elif images:
             rest, rows = _hold_out(train, name, images, config)
             train, held[name] = train.take(rest), train.take(rows)
         else:
-            held[name] = splits.get(name, train.take([]))
-    if config.train > len(train):
-        raise ValueError(f"data.train = {config.train}, but only {len(train)} images are left")
-    if 0 < config.train < len(train):
-        train = train.take(_hold_out(train, "train", config.train, config)[1])
+            held[name] = train.take([])
+    train = _part(train, "train", config.train, config)
     _check_variations(config, train)
     mean, std = _statistics(train, source.peak, config)
     if isinstance(train, Split):
@@ -365,6 +364,15 @@ def _check_variations(config: DataConfig, train: Images) -> None:
                 f"data.{name} = {getattr(config, name)} is for images in memory; {config.name} is "
                 "read from files, which data.randaugment varies"
             )
+
+
+def _part(images: Images, name: str, count: int, config: DataConfig) -> Images:
+    """A random part of a split, or all of it for a count of 0."""
+    if count > len(images):
+        raise ValueError(f"data.{name} = {count}, but there are only {len(images)} images")
+    if count in (0, len(images)):
+        return images
+    return images.take(_hold_out(images, name, count, config)[1])
 
 
 def _hold_out(

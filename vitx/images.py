@@ -1,12 +1,10 @@
 """A split's images: in memory as one tensor, or in files that are decoded when they are read."""
 
 import io
-import os
 import signal
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
@@ -104,41 +102,46 @@ def read_all(files: Files, *, skip: bool) -> tuple[Split, list[str]]:
     """
     starts = range(0, len(files), PORTION)
     portions = [files.take(range(k, min(k + PORTION, len(files)))) for k in starts]
-    decode = partial(_decode, skip=skip)
-    if len(portions) > 1:
-        processes = min(os.cpu_count() or 1, len(portions))
+    processes = min(torch.get_num_threads(), len(portions))
+    if processes > 1:
         with Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            found = pool.map(decode, portions, chunksize=1)
+            found = pool.map(_decode, portions, chunksize=1)
     else:
-        found = [decode(portion) for portion in portions]
-    pixels, targets, bad = zip(*found, strict=True)
-    pixels = _one_size([some for some in pixels if len(some)])
-    image = rearrange(torch.from_numpy(np.concatenate(pixels)), "images h w c -> images c h w")
-    target = torch.from_numpy(np.concatenate(targets))
-    return Split(image.contiguous(), target), [why for some in bad for why in some]
+        found = [_decode(portion) for portion in portions]
+    bad = [why for portion in found for why in portion.bad]
+    if bad and not skip:
+        raise BadImage(bad[0])
+    sizes = set().union(*(portion.sizes for portion in found))
+    if len(sizes) != 1:
+        raise ValueError(f"pictures of one size were expected, not of {sorted(sizes)[:3]}")
+    pixels = np.concatenate([portion.pixels for portion in found if portion.sizes])
+    image = rearrange(torch.from_numpy(pixels), "images h w c -> images c h w").contiguous()
+    return Split(image, torch.from_numpy(np.concatenate([p.target for p in found]))), bad
 
 
-def _decode(files: Files, *, skip: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Pixels (images, h, w, c) and class numbers of the pictures that can be used, and the bad."""
+@dataclass(frozen=True)
+class _Portion:
+    """Decoded pictures; plain values, which another process can send."""
+
+    pixels: np.ndarray
+    """(images, h, w, c), if they have one size."""
+    target: np.ndarray
+    sizes: set[tuple[int, ...]]
+    bad: list[str]
+
+
+def _decode(files: Files) -> _Portion:
     pixels, good, bad = [], [], []
     for row, item in enumerate(files.items):
         try:
             pixels.append(np.asarray(files.read(item)))
         except BadImage as error:
-            if not skip:
-                raise
             bad.append(str(error))
         else:
             good.append(row)
-    return np.stack(_one_size(pixels)) if pixels else np.empty(0), files.target[good].numpy(), bad
-
-
-def _one_size(pixels: list[np.ndarray]) -> list[np.ndarray]:
-    """The pictures, or stacks of them, if all have one size."""
-    sizes = {found.shape[-3:] for found in pixels}
-    if len(sizes) != 1:
-        raise ValueError(f"pictures of one size were expected, not of {sorted(sizes)[:3]}")
-    return pixels
+    sizes = {found.shape for found in pixels}
+    stacked = np.stack(pixels) if len(sizes) == 1 else np.empty(0)
+    return _Portion(stacked, files.target[good].numpy(), sizes, bad)
 
 
 def grey(pixels: UInt8[Tensor, "images h w"]) -> UInt8[Tensor, "images 1 h w"]:

@@ -84,7 +84,7 @@ class Muon(torch.optim.Optimizer):
         size = 0.2 * max(matrix.shape[-2:]) ** 0.5
         for p, momentum, latest, direction in zip(parameters, momenta, new, change, strict=True):
             after = p * (1 - group["lr"] * group["weight_decay"])
-            after -= group["lr"] * size * direction.view_as(p)
+            after -= group["lr"] * size * direction.view_as(p)  # a kernel again
             for value, wanted in ((p, after), (momentum, latest)):
                 if self.found_inf is not None:
                     wanted = torch.where(self.found_inf.bool(), value, wanted)

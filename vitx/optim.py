@@ -75,17 +75,7 @@ def optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimi
         return _muon(model, groups, config)
     if config.name in FUSED:
         return [_fused(config.name, groups, config)]
-    from timm.optim._optim_factory import create_optimizer_v2
-
-    usual = OptimConfig()
-    betas = (config.beta1, config.beta2)
-    how = {} if betas == (usual.beta1, usual.beta2) else {"betas": betas}
-    try:
-        # timm would add weight decay of its own making to parameters, so it gets the groups.
-        made = create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=0.0, **how)  # type: ignore[arg-type]
-    except (TypeError, AssertionError, ImportError, ValueError) as error:
-        raise ValueError(f"optim.name = {config.name!r} can't be made so: {error}") from error
-    return [made]
+    return [_timm(groups, config)]
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -172,6 +162,25 @@ def _fused(name: str, groups: list[dict[str, Any]], config: OptimConfig) -> torc
             for parameter in group["params"]:
                 made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return made
+
+
+def _timm(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    """timm's, with our numbers as far as it has them; ValueError for one that it would ignore."""
+    from timm.optim import create_optimizer_v2, get_optimizer_info
+
+    info, usual = get_optimizer_info(config.name), OptimConfig()
+    how: dict[str, Any] = {"momentum": config.beta1} if info.has_momentum else {}
+    if info.has_betas and info.num_betas == 2:
+        how["betas"] = (config.beta1, config.beta2)
+    taken = {"beta1": bool(how), "beta2": "betas" in how}
+    for name, is_taken in taken.items():
+        if not is_taken and getattr(config, name) != getattr(usual, name):
+            raise ValueError(f"optim.{name} is no number of optim.name = {config.name!r}")
+    try:
+        # timm would add weight decay of its own making to parameters, so it gets the groups.
+        return create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=0.0, **how)  # type: ignore[arg-type]
+    except (TypeError, AssertionError, ImportError, ValueError) as error:
+        raise ValueError(f"optim.name = {config.name!r} can't be made so: {error}") from error
 
 
 def _muon(

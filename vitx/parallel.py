@@ -41,8 +41,8 @@ def processes(device: torch.device) -> Iterator[tuple[Part, torch.device]]:
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
         torch.accelerator.set_device_index(device.index)
     # Gloo carries what lies on the CPU, such as the flag that a signal came.
-    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
-    dist.init_process_group(backend)
+    backends = {kind: dist.get_default_backend_for_device(kind) for kind in ("cpu", device.type)}
+    dist.init_process_group(",".join(f"{kind}:{name}" for kind, name in backends.items()))
     try:
         yield Part(dist.get_rank(), dist.get_world_size()), device
         dist.barrier()  # none leaves while another still talks to it

@@ -1,14 +1,14 @@
 """The trainer: `init(config) -> State`, `step(state, batch) -> metrics`, and one visible loop."""
 
+import itertools
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from vitx import checkpoint, data, evaluate, optim, parallel, tracking, weights
 from vitx.compiler import needs_compiler
-from vitx.config import FREE, TrainConfig, flat
+from vitx.config import FREE, TrainConfig, delta, flat, from_flat
 from vitx.data import Batch
 from vitx.functional.loss import cross_entropy
 from vitx.model import build
@@ -60,6 +60,8 @@ class State:
     """What the loss is multiplied by, for float16 gradients; else 1."""
     steady: Tensor
     """Steps since the scale last changed."""
+    sums: Tensor
+    """Since the last reading, on the device: loss and accuracy times images, and images."""
     run: Callable[[Tensor], Tensor]
     """The model as it is trained: itself, compiled, or shared by several processes."""
     steps_done: int = 0
@@ -88,7 +90,7 @@ class Result:
     seconds: float
     """From the start of reading the data, readings included, over all resumptions."""
     cpu_seconds: float
-    """Of all threads and worker processes."""
+    """Of all threads and worker processes; of several trainers those of the first."""
 
 
 class Clock:
@@ -120,6 +122,7 @@ def init(
     if model is None and config.weights:
         # Parameters are in float32, whatever the file's precision.
         model = weights.start(config.model, config.weights, seed=config.seed).float()
+        model.reset_buffers()
     elif model is None:
         model = build(config.model, seed=config.seed)
     model = model.to(device).train()
@@ -138,6 +141,7 @@ def init(
         bad_tensor=torch.tensor(-1, **number),
         scale=torch.tensor(2.0**16 if config.precision == "float16" else 1.0, device=device),
         steady=torch.tensor(0, **number),
+        sums=torch.zeros(3, device=device),
         run=run,
         part=part,
     )
@@ -181,7 +185,9 @@ def step(state: State, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
         going = (state.bad_step < 0).float()
         optim.follow(state.average, state.model, (1 - config.ema) * going)
     state.steps_done += 1
-    return {"loss": loss, "accuracy": hits / whole, "gradient_norm": norm}
+    accuracy = hits / whole
+    state.sums += torch.stack([loss, accuracy, torch.ones_like(loss)]) * whole
+    return {"loss": loss, "accuracy": accuracy, "gradient_norm": norm}
 
 
 def _mean_share(image: Tensor, part: Part) -> float | Tensor:
@@ -242,8 +248,8 @@ def pack(state: State) -> dict[str, Any]:
     """The state as plain tensors and numbers: what a checkpoint keeps."""
     device = state.bad_step.device
     random = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        random["device"] = torch.cuda.get_rng_state(device)
+    if device.type != "cpu":
+        random[device.type] = torch.get_device_module(device).get_rng_state(*_index(device))
     return {
         "model": state.model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
@@ -252,6 +258,7 @@ def pack(state: State) -> dict[str, Any]:
         "bad_tensor": state.bad_tensor,
         "scale": state.scale,
         "steady": state.steady,
+        "sums": state.sums,
         "steps_done": state.steps_done,
         "random": parallel.gathered(random, state.part),
     }
@@ -264,17 +271,26 @@ def unpack(state: State, kept: dict[str, Any]) -> None:
         optimizer.load_state_dict(values)
     if state.average is not None:
         state.average.load_state_dict(kept["average"])
-    for name in ("bad_step", "bad_tensor", "scale", "steady"):
+    for name in ("bad_step", "bad_tensor", "scale", "steady", "sums"):
         getattr(state, name).copy_(kept[name])
     state.steps_done = kept["steps_done"]
     if len(kept["random"]) != state.part.ranks:
         raise ValueError(
             f"the checkpoint is of {len(kept['random'])} processes, not {state.part.ranks}"
         )
-    random = kept["random"][state.part.rank]
+    device, random = state.bad_step.device, kept["random"][state.part.rank]
+    made_on = list(random)[-1]
+    if made_on != device.type:
+        raise ValueError(f"the checkpoint was made on {made_on}; on {device.type} draws differ")
     torch.set_rng_state(random["cpu"])
-    if "device" in random:
-        torch.cuda.set_rng_state(random["device"], state.bad_step.device)
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        module.set_rng_state(random[device.type], *_index(device))
+
+
+def _index(device: torch.device) -> tuple[torch.device, ...]:
+    """How a device's generator is told from its neighbours'; Apple's has none."""
+    return () if device.type == "mps" else (device,)
 
 
 @dataclass(frozen=True)
@@ -314,6 +330,7 @@ def prepare(
             )
         unpack(state, kept["state"])
         check(state)
+        dataset.skipped[:] = _union([dataset.skipped, kept["skipped"]])
         clock.before = tuple(kept["seconds"])
     return Ready(dataset, state, clock)
 
@@ -336,8 +353,23 @@ def train(
     dataset, state, clock, part = ready.dataset, ready.state, ready.clock, ready.state.part
     if run is not None:
         run.rewind(state.steps_done)
-    fingerprint = dataset.fingerprint if folder else ""
-    save = partial(_save, state, config, folder, clock, fingerprint)
+    if folder is not None and part.first:
+        checkpoint.set_aside(folder)
+    fingerprint = dataset.fingerprint
+    about = weights.Description(config.model, dataset.classes, dataset.preprocessing)
+
+    def save() -> None:
+        if folder is None:
+            return
+        dataset.skipped[:] = _union(parallel.gathered(dataset.skipped, part))
+        kept = {"state": pack(state), "config": flat(config), "data": fingerprint,
+                "skipped": list(dataset.skipped), "seconds": list(clock.read())}  # fmt: skip
+        if part.first:
+            checkpoint.save(folder, kept)
+            if config.keep_every and state.steps_done % config.keep_every == 0:
+                path = folder / f"model-{state.steps_done}.safetensors"
+                weights.save(state.result, path, about)
+
     stream = data.batches(
         dataset, batch=config.batch, seed=config.seed, start=state.steps_done,
         device=state.bad_step.device, part=(part.rank, part.ranks),
@@ -352,14 +384,14 @@ def train(
                 run.log(event)
                 if not sys.stderr.isatty():  # else the bar says it
                     print(_line(event, config, first, clock), flush=True)
+    stream.close()  # ends its workers, whose seconds count then
     logits, target, _ = evaluate.predict(state.result, dataset, dataset.val, part=part)
     val = evaluate.score(logits, target)
     logits, target, _ = evaluate.predict(state.result, dataset, dataset.test, part=part)
     test = evaluate.score(logits, target)
     result = Result(val, test, logits, target, curve, *clock.read())
     if run is not None:
-        run.summarise(summary(result, config, dataset))
-        about = weights.Description(config.model, dataset.classes, dataset.preprocessing)
+        run.summarise(summary(result, config, dataset) | {"fingerprint": fingerprint})
         weights.save(state.result, run.folder / weights.FILE, about)
     return state, result
 
@@ -388,12 +420,17 @@ def check_data(config: TrainConfig, dataset: data.Dataset, part: Part = ALONE) -
 
 def refuse_changes(config: TrainConfig, before: dict[str, Any]) -> None:
     """ValueError naming the first setting that differs from a checkpoint's and matters."""
-    for name, value in flat(config).items():
-        if name not in FREE and value != before.get(name):
+    for name, value in delta(config, from_flat(TrainConfig, before)).items():
+        if name not in FREE:
             raise ValueError(
                 f"{name} = {value!r}, but the run to resume was started with "
                 f"{before.get(name)!r}; only {', '.join(FREE)} may change"
             )
+
+
+def _union(lists: Sequence[Sequence[str]]) -> list[str]:
+    """What stands in any of them, once."""
+    return list(dict.fromkeys(itertools.chain.from_iterable(lists)))
 
 
 def summary(result: Result, config: TrainConfig, dataset: data.Dataset) -> dict[str, Any]:
@@ -454,23 +491,26 @@ def _events(
 ) -> Iterator[dict[str, Any]]:
     """Run the steps; yield readings of the loss, and of the curve's split, when they are due.
 
-    Training loss and accuracy are those of the last batch.
+    Training loss and accuracy are means over the images since the last reading.
     """
     since, seen = time.perf_counter(), 0
     quiet = not (sys.stderr.isatty() and state.part.first)
     with tqdm(total=config.steps, initial=state.steps_done, unit="step", disable=quiet) as bar:
         while state.steps_done < config.steps:
-            metrics = step(state, next(stream), config)
+            batch = next(stream)
+            metrics = step(state, batch, config)
             done = state.steps_done
             bar.update()
-            seen += config.batch
+            seen += len(batch[0]) * state.part.ranks
             last = done == config.steps
             if done % config.log_every == 0 or last:
                 check_or_save(state, save)
+                loss, accuracy, images = parallel.total(state.sums.clone(), state.part).tolist()
+                state.sums.zero_()
                 event = {
                     tracking.STEP: done,
-                    tracking.TRAIN_LOSS: _mean(metrics["loss"], state.part),
-                    tracking.TRAIN_ACCURACY: _mean(metrics["accuracy"], state.part),
+                    tracking.TRAIN_LOSS: loss / images,
+                    tracking.TRAIN_ACCURACY: accuracy / images,
                     tracking.GRADIENT_NORM: metrics["gradient_norm"].item(),
                     tracking.LEARNING_RATE: optim.learning_rate(
                         config.optim, done - 1, config.steps
@@ -492,7 +532,8 @@ def _events(
                 }
                 since, seen = time.perf_counter(), 0
             stop = parallel.any_of(bool(caught.number), state.part)
-            if done % config.save_every == 0 or last or stop:
+            kept = config.keep_every and done % config.keep_every == 0
+            if done % config.save_every == 0 or kept or last or stop:
                 check_or_save(state, save, due=True)
             if stop and not last:
                 raise Stopped(caught.number or signal.SIGTERM)
@@ -526,25 +567,6 @@ def check_or_save(state: State, save: Callable[[], None], *, due: bool = False) 
         raise
     if due:
         save()
-
-
-def _save(
-    state: State, config: TrainConfig, folder: Path | None, clock: Clock, fingerprint: str
-) -> None:
-    if folder is None:
-        return
-    kept = {
-        "state": pack(state),
-        "config": flat(config),
-        "data": fingerprint,
-        "seconds": list(clock.read()),
-    }
-    if state.part.first:
-        checkpoint.save(folder, kept)
-
-
-def _mean(value: Tensor, part: Part) -> float:
-    return parallel.total(value.clone(), part).item() / part.ranks
 
 
 def _autocast(device: torch.device, precision: str) -> Any:

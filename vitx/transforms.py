@@ -77,7 +77,7 @@ class Pictures(Dataset):
         random.seed(seed)  # timm's RandAugment draws from both
         np.random.seed(seed % 2**32)  # noqa: NPY002
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # not a GPU's, from which models draw
             return pil_to_tensor(self.transform(picture)), int(self.files.target[place]), faults
 
 

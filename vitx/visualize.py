@@ -250,17 +250,21 @@ def attention_grid(
     return figure
 
 
-def class_attention(maps: Tensor, *, grid: tuple[int, int], prefix: int, size: tuple) -> Tensor:
+def class_attention(
+    maps: Tensor, *, grid: tuple[int, int], prefix: int, size: tuple, class_token: bool = True
+) -> Tensor:
     """What the class token reads of each pixel, averaged over blocks and heads: (b, h, w).
 
-    `maps` (depth, b, heads, i, j) of `Vit.attention_maps`. Without prefix tokens it is what all
-    patches read on average.
+    `maps` (depth, b, heads, i, j) of `Vit.attention_maps`. Without a class token it is what
+    all patches read on average.
     """
     weights = reduce(maps, "depth b heads i j -> b i j", "mean")
-    return enlarge(_read(weights, prefix), grid=grid, size=size)
+    return enlarge(_read(weights, prefix, class_token), grid=grid, size=size)
 
 
-def rollout(maps: Tensor, *, grid: tuple[int, int], prefix: int, size: tuple) -> Tensor:
+def rollout(
+    maps: Tensor, *, grid: tuple[int, int], prefix: int, size: tuple, class_token: bool = True
+) -> Tensor:
     """Attention from the class token through all blocks to each pixel: (b, h, w).
 
     Abnar and Zuidema 2020, arXiv:2005.00928, eq. 1: the product over blocks of the heads' mean,
@@ -271,7 +275,7 @@ def rollout(maps: Tensor, *, grid: tuple[int, int], prefix: int, size: tuple) ->
     through = layers[0]
     for layer in layers[1:]:
         through = layer @ through
-    return enlarge(_read(through, prefix), grid=grid, size=size)
+    return enlarge(_read(through, prefix, class_token), grid=grid, size=size)
 
 
 def enlarge(row: Tensor, *, grid: tuple[int, int], size: tuple) -> Tensor:
@@ -319,9 +323,9 @@ def filters(kernel: Tensor, *, count: int = 28) -> Figure:
     return pictures({f"from {7 * line + 1}": row for line, row in enumerate(rows)})
 
 
-def _read(weights: Tensor, prefix: int) -> Tensor:
-    """What the class token, or without one the average token, reads of the patches: (b, y·x)."""
-    return weights[:, 0, prefix:] if prefix else weights.mean(dim=1)
+def _read(weights: Tensor, prefix: int, class_token: bool) -> Tensor:
+    """What the class token, or without one the average patch, reads of the patches: (b, y·x)."""
+    return weights[:, 0, prefix:] if class_token else weights[:, prefix:, prefix:].mean(dim=1)
 
 
 def _show(axes: Any, picture: Tensor) -> None:

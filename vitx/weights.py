@@ -3,6 +3,7 @@
 `load` recognises a file by its names of tensors, `export` writes a model back under them.
 """
 
+import inspect
 import json
 import math
 import re
@@ -16,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from vitx import checkpoint
-from vitx.config import ModelConfig, flat, from_flat, override
+from vitx.config import SLOTS, ModelConfig, Slot, flat, from_flat, override
 from vitx.functional.init import INIT, keyed_generator
 from vitx.images import Preprocessing
 from vitx.interop import names
 from vitx.interop.names import Format
 from vitx.model import Vit, build
-from vitx.registry import nearest, resolve
+from vitx.registry import Table, nearest, resolve
 
 FILE = "model.safetensors"
 """Name of a run's weights in its folder."""
@@ -61,13 +62,16 @@ def load(path: str | Path, *, heads: int = 0, classes: int = 0, seed: int = 0) -
     heads. `classes` makes a new head of that many outputs, drawn with `seed`, and says so. Raises
     ValueError for a file that is none of these.
     """
-    config = describe(path, heads=heads).config
-    return start(override(config, classes=classes or config.classes), path, seed=seed)
+    state, about = read(path, heads=heads)
+    config = override(about.config, classes=classes or about.config.classes)
+    return _filled(config, state, about.config, path, seed)
 
 
-FREE = {"classes", "drop", "attention_drop", "position_drop", "head_drop", "drop_path",
-        "patch_drop", "init", "patchify", "attention"}  # fmt: skip
+NO_FUNCTION = {"classes", "drop", "attention_drop", "position_drop", "head_drop", "drop_path",
+               "patch_drop", "init"}  # fmt: skip
 """Fields of a model that may differ from those of the weights that it starts from."""
+SAME_FUNCTION = {"patchify": {"conv", "unfold"}, "attention": {"sdpa", "math"}}
+"""Variants of a slot that compute the same with the same weights."""
 
 
 def start(config: ModelConfig, path: str | Path, *, seed: int = 0) -> Vit:
@@ -76,16 +80,47 @@ def start(config: ModelConfig, path: str | Path, *, seed: int = 0) -> Vit:
     Raises ValueError naming the first field by which the file's model is another function.
     """
     state, about = read(path, heads=config.heads)
-    ours, theirs = flat(config), flat(about.config)
-    for name in ours:
-        if name not in FREE and ours[name] != theirs[name]:
+    for name in flat(config):
+        ours, theirs = getattr(config, name), getattr(about.config, name)
+        if name not in NO_FUNCTION and not _same(name, ours, theirs):
             raise ValueError(
-                f"weights = {str(path)!r}: model.{name} is {theirs[name]!r} there and "
-                f"{ours[name]!r} here"
+                f"weights = {str(path)!r}: model.{name} is {theirs!r} there and {ours!r} here"
             )
-    if config.classes != about.config.classes:
+    return _filled(config, state, about.config, path, seed)
+
+
+def _same(name: str, ours: Any, theirs: Any) -> bool:
+    """Whether two values of a field give the same function."""
+    if {ours, theirs} <= SAME_FUNCTION.get(name, set()):
+        return True
+    if name in SLOTS:
+        ours, theirs = (_meaning(call, SLOTS[name]) for call in (ours, theirs))
+    return ours == theirs
+
+
+def _meaning(call: Slot, table: Table) -> tuple[Any, dict[str, Any]]:
+    """A slot's function, and all its knobs with their values."""
+    found = resolve(call, table)
+    inner = getattr(found, "func", found)
+    knobs = {
+        name: parameter.default
+        for name, parameter in inspect.signature(inner).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return inner, knobs | getattr(found, "keywords", {})
+
+
+def _filled(
+    config: ModelConfig,
+    state: dict[str, Tensor],
+    theirs: ModelConfig,
+    path: str | Path,
+    seed: int,
+) -> Vit:
+    """The configured model with a file's weights, but for the head where classes differ."""
+    if config.classes != theirs.classes:
         print(
-            f"{path}: a new head of {config.classes} classes instead of {about.config.classes}, "
+            f"{path}: a new head of {config.classes} classes instead of {theirs.classes}, "
             f"drawn with seed {seed}",
             file=sys.stderr,
         )
@@ -154,13 +189,14 @@ def export(vit: Vit, path: str | Path, format: str) -> None:
 
 def _check_function(config: ModelConfig, form: Format) -> None:
     """ValueError naming the first field by which a model means something else in that format."""
-    usual = {"placement": "pre", "mlp": "gelu", "pool": "cls", "position_tokens": "all",
-             "final_norm": True, "fc_norm": False, "registers": 0, "class_token": True}  # fmt: skip
+    usual = {"attention": "sdpa", "placement": "pre", "mlp": "gelu", "pool": "cls",
+             "position_tokens": "all", "final_norm": True, "fc_norm": False, "registers": 0,
+             "class_token": True}  # fmt: skip
     meant = {**usual, **form.model}
-    for name in ("patchify", "init", *form.told):
+    for name in ("patchify", "init"):
         meant.pop(name, None)
     for name, value in meant.items():
-        if getattr(config, name) != value:
+        if not _same(name, getattr(config, name), value):
             raise ValueError(
                 f"{form.name} means model.{name} = {value!r}, the model has "
                 f"{getattr(config, name)!r}"
@@ -220,7 +256,7 @@ def _foreign(
         heads=heads or known,
         mlp_ratio=ModelConfig.ratio(ours["blocks.0.mlp.fc1.weight"].shape[0], width),
         qkv_bias="qkv" if "blocks.0.attn.qkv.bias" in ours else "none",
-        **{**form.model, **_model_settings(settings)},
+        **{**form.model, **(_model_settings(settings) if form.told else {})},
     )
     labels = settings.get("id2label", {})
     classes = tuple(labels[key] for key in sorted(labels, key=int))
@@ -229,8 +265,6 @@ def _foreign(
 
 def _model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What Hugging Face's config.json says that shapes don't."""
-    if not settings:
-        return {}
     acts = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
     act = settings.get("hidden_act", "gelu")
     if act not in acts:
