@@ -288,7 +288,7 @@ class OptimConfig:
 
     def __post_init__(self):
         if self.name not in OPTIMIZERS:
-            from timm.optim import list_optimizers
+            from timm.optim import list_optimizers  # type: ignore[attr-defined]
 
             # Left out: what needs a second derivative, or a library that is not here.
             found = list_optimizers(exclude_filters=["adahessian", "bnb*", "fused*"])

@@ -6,7 +6,7 @@ flipped by workers. Both ways draw from tables that depend on (seed, epoch) alon
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -178,7 +178,7 @@ def batches(
     start: int = 0,
     device: torch.device | str = "cpu",
     part: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless training batches from step `start`: varied, normalised, on the device.
 
     `part` (rank, ranks) takes a contiguous share of every batch, for one of several processes.

@@ -166,7 +166,7 @@ def _fused(name: str, groups: list[dict[str, Any]], config: OptimConfig) -> torc
 
 def _timm(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     """timm's, with our numbers as far as it has them; ValueError for one that it would ignore."""
-    from timm.optim import create_optimizer_v2, get_optimizer_info
+    from timm.optim import create_optimizer_v2, get_optimizer_info  # type: ignore[attr-defined]
 
     info, usual = get_optimizer_info(config.name), OptimConfig()
     how: dict[str, Any] = {"momentum": config.beta1} if info.has_momentum else {}
