@@ -20,10 +20,19 @@ def dataset():
     return data.load(DataConfig(name="fake(images=900, size=32, classes=10)", val=40, test=200))
 
 
-@pytest.mark.parametrize("name", [n for n in steps.COMPARISONS if n != "timm-compiled"])
+@pytest.mark.parametrize(
+    "name", [n for n in steps.COMPARISONS if n not in ("timm-compiled", "wandb")]
+)
 def test_both_sides_of_a_comparison_run(name, dataset):
     made = {side: steps.COMPARISONS[name].make(side, dataset) for side in render.SIDES}
     assert all(0 < block(1) < 1 for block in made.values())
+
+
+def test_a_process_of_a_comparison_ends_well_though_wandb_stood_still(tmp_path, dataset):
+    torch.save(dataset, tmp_path / "data.pt")
+    record = steps._child("wandb", 0, 1, tmp_path)
+    assert len(record["rounds"]) == 6
+    assert all(0 < s < 1 for each in record["rounds"] for s in each["seconds"].values())
 
 
 def test_plain_pytorch_takes_the_recipes_steps(tmp_path, dataset):
