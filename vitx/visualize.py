@@ -132,7 +132,10 @@ def costs(
         axes.plot(minutes, values.T, color=colour, lw=0.5, alpha=0.5)
         axes.plot(minutes, values.mean(axis=0), color=colour, lw=1.6, label=name)
     axes.axhline(claim, color=GREY, ls="--", lw=0.9)
-    axes.annotate(label, (0, claim), (3, 3), textcoords="offset points", fontsize=8)
+    axes.annotate(
+        label, (1, claim), (0, 3), xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points", ha="right", fontsize=8,
+    )  # fmt: skip
     axes.set_xlabel("CPU time, minutes")
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
