@@ -135,7 +135,6 @@ class PlainVit(nn.Module):
         self.embedding = Embedding()
         self.encoder = Encoder(attention)
         self.classifier = nn.Linear(WIDTH, 10)
-
         self.apply(draw)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -36,12 +36,13 @@ from vitx.config import TrainConfig, override
 from vitx.cost import forward_macs
 from vitx.interop.timm import from_timm
 from vitx.model import build
+from vitx.sources import FACTS
 from vitx.timing import ARMS, KEEP_MEMORY, Watch
 from vitx.train import init, step
 
 CONFIG = RECIPES["scratch-cifar10"]
-EPOCH_STEPS = math.ceil(50_000 / CONFIG.batch)
-TEST_IMAGES = 10_000
+EPOCH_STEPS = math.ceil(CONFIG.data.train_images / CONFIG.batch)
+TEST_IMAGES = FACTS["cifar10"].test
 COMPILED = override(CONFIG, compile=True)
 OURS = RECIPES["cifar10"]
 Block = Callable[[int], float]

@@ -131,6 +131,7 @@ class _Portion:
 
 
 def _decode(files: Files) -> _Portion:
+    """A fault is a value: the pool would raise it as its own, and the first in time."""
     pixels, good, bad = [], [], []
     for row, item in enumerate(files.items):
         try:

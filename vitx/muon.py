@@ -1,6 +1,6 @@
 """Muon: momentum whose matrices are made orthogonal before they are added to the weights."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """One step, or none if `found_inf` holds 1.0."""
         for group in self.param_groups:
             shapes: dict[tuple[int, ...], list[Tensor]] = {}
