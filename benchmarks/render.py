@@ -42,7 +42,9 @@ def model_name(row: Row) -> str:
 def speed_rows(rows: Sequence[Row]) -> list[Row]:
     """The latest speed or failure row of each configuration on each machine."""
     kinds = ("speed", "failure")
-    wanted = [row for row in rows if row["kind"] in kinds and row.get("candidate", "")[:5] == "vitx:"]
+    wanted = [
+        row for row in rows if row["kind"] in kinds and row.get("candidate", "")[:5] == "vitx:"
+    ]
     wanted = [row for row in wanted if "mode" in row]  # not the failure of a training
     wanted = [{"keep_memory": False} | row for row in wanted]  # rows made before there was a choice
     keys = ("reference", "mode", "compile", "keep_memory", "dtype", "batch", "device", *MACHINE)

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 import vitx
 from experiments import cli
-from vitx import data, evaluate, tracking, visualize, weights
-from vitx.config import TrainConfig, from_flat, override
+from experiments.runs import read_config
+from vitx import data, evaluate, tracking, visualize
+from vitx.config import override
 from vitx.data import Dataset, steps_an_epoch
 from vitx.layers import PatchEmbed
 from vitx.model import Vit
@@ -21,8 +22,6 @@ from vitx.sources import Images
 
 PROG = "python -m experiments.evaluate"
 RESULT = "evaluation.json"
-BESIDE = ("recipe", "device")
-"""What a run's config.json holds beside the settings of its training."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +68,6 @@ def main(args: list[str]) -> None:
     print(table(found))
     for name, figure in figures(vit, dataset, split, logits, target, settings.run):
         print(visualize.save(figure, settings.run / "figures" / f"{name}.png"))
-
-
-def read_config(run: Path) -> TrainConfig:
-    """The configuration of a run folder."""
-    path = run / "config.json"
-    missing = [n for n in (path.name, weights.FILE, "summary.json") if not (run / n).exists()]
-    if missing:
-        raise ValueError(f"{run} is no folder of a finished run: no {' or '.join(missing)}")
-    values = json.loads(path.read_text(encoding="utf8"))
-    return from_flat(TrainConfig, {k: v for k, v in values.items() if k not in BESIDE})
 
 
 def measure(

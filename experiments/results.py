@@ -16,16 +16,15 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments import cli, pages, rows
-from experiments.evaluate import read_config
-from experiments.pages import ROOT, Row, Table, machine
+from experiments.pages import RESULTS, ROOT, Row, Table, machine
 from experiments.recipes import RECIPES
+from experiments.runs import read_config
 from vitx import visualize
 from vitx.config import FREE, TrainConfig, flat
 from vitx.cost import cost, training_macs
 from vitx.data import steps_an_epoch
 from vitx.stats import mean_interval
 
-RESULTS = ROOT / "experiments" / "results"
 READMES = (ROOT / "experiments" / "README.md", ROOT / "tests" / "README.md")
 
 

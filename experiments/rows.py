@@ -16,6 +16,8 @@ KINDS = (
     "noise",
     "speed",
     "accuracy",
+    "ablation",
+    "variance",
     "calibration",
     "plant",
     "fault",

@@ -93,7 +93,14 @@ def test_attention_dropout_keeps_the_mean(name):
     v = torch.ones(B, HEADS, 5, E, dtype=torch.float64)
     draws = torch.stack([ATTENTION[name](q, k, v, drop=0.5) for _ in range(400)])
     assert draws.std() > 0.1
-    assert abs(draws.mean().item() - 1) < 0.02
+    assert abs((draws.mean() / ATTENTION[name](q, k, v).mean()).item() - 1) < 0.02
+
+
+def test_sigmoid_attention_weighs_each_key_by_itself():
+    q, k, v = qkv(5)
+    scores = torch.einsum("bhie,bhje->bhij", q, k) / math.sqrt(E)
+    wanted = torch.einsum("bhij,bhje->bhie", 1 / (1 + 5 * torch.exp(-scores)), v)
+    torch.testing.assert_close(ATTENTION["sigmoid"](q, k, v), wanted)
 
 
 def test_attention_weights_sum_to_one_over_keys():

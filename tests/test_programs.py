@@ -67,7 +67,7 @@ PROGRAMS = {
         (["experiments.train", "digits", "--optim.schedule=cosine(end=-3)"], "between 0 and 1"),
         (["experiments.train", "digits", "--data.randaugment=rand-zz9"], "must be timm's words"),
         (["experiments.train", "digits", "--data.val=1700"], "leave no image"),
-        (["experiments.train", "digits", "--seed=5000000000"], "must be less than 2**32"),
+        (["experiments.train", "digits", "--seed=5000000000"], "must be less than 2**31"),
         (["experiments.train", "digits", "--data.name=digit"], "did you mean 'digits'"),
         (["experiments.train", "digits", "--data.name=fake(size='8')"], "size must be int"),
         (["experiments.train", "digits", "--data.val=5"], "can't keep the shares of 10 classes"),

@@ -34,10 +34,10 @@ EXPRESSIBLE = {
     "rates": {"drop_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1,
               "drop_path_rate": 0.2, "pos_drop_rate": 0.1, "patch_drop_rate": 0.5},
     "tanh GELU": {"act_layer": "gelu_tanh"},
+    "normalised queries and keys": {"qk_norm": True},
 }  # fmt: skip
 REFUSED = {
     "pre_norm": {"pre_norm": True},
-    "qk_norm": {"qk_norm": True},
     "scale_attn_norm": {"scale_attn_norm": True},
     "scale_mlp_norm": {"scale_mlp_norm": True},
     "proj_bias": {"proj_bias": False},

@@ -140,6 +140,10 @@ def write_through(path: Path, *parts: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
+class Busy(ValueError):
+    """Another process holds a run folder."""
+
+
 class Lock:
     """Holds a run folder for one process; the kernel lets go of it when the process ends."""
 
@@ -152,7 +156,7 @@ class Lock:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             self._file.close()
-            raise ValueError(f"{folder} is in use by another trainer (process {holder})") from None
+            raise Busy(f"{folder} is in use by another trainer (process {holder})") from None
         # A loader's worker would hold the lock for some seconds longer than a killed trainer.
         os.register_at_fork(after_in_child=self._file.close)
         self._file.truncate(0)

@@ -1,6 +1,7 @@
 """Two modules side by side: equality first, then paired timing in fresh processes.
 
 `compare(a, b, example)` is the whole of it in one call; `python -m benchmarks` runs it for ViTs.
+`speed` times modules that are meant to differ.
 """
 
 import math
@@ -22,7 +23,7 @@ from vitx.cost import forward_macs
 from vitx.equality import TIMED_LIMIT, Equality, equality, randomise
 from vitx.timing import Plan
 
-__all__ = ["Comparison", "Plan", "compare", "equality", "randomise"]
+__all__ = ["Comparison", "Plan", "compare", "equality", "randomise", "speed"]
 
 Say = Callable[[str], None]
 
@@ -34,7 +35,8 @@ class Comparison:
     """What `compare` found. Ratios are the candidate's images/s over the reference's."""
 
     plan: Plan
-    equality: Equality
+    equality: Equality | None
+    """None where two modules were timed that need not compute the same."""
     verdict: str
     """A word of `stats.speed_verdict`, `not timed`, `failed`, or `one process, no verdict`."""
     reason: str = ""
@@ -80,7 +82,7 @@ class Comparison:
             "macs": self.macs,
             "peak_mib": {side: found.get("peak_mib") for side, found in self.resources.items()},
             "compile_s": {side: found.get("compile_s") for side, found in self.resources.items()},
-            "equality": asdict(self.equality) | {"timed_error": self.timed_error},
+            "equality": self.equality and asdict(self.equality) | {"timed_error": self.timed_error},
             "plan": asdict(self.plan),
             "log_ratios": [p["log_ratio"] for p in self.processes],
             "log_ratios_again": [p["log_ratio_again"] for p in self.processes],
@@ -92,7 +94,7 @@ class Comparison:
 
     def __str__(self) -> str:
         """A short table for people."""
-        lines = [f"equality   {self.equality}"]
+        lines = [f"equality   {self.equality or 'not checked: different functions'}"]
         if self.timed_error:
             a, b = self.timed_error["reference"], self.timed_error["candidate"]
             lines.append(f"as timed   error to float64: reference {a:.1e}, candidate {b:.1e}")
@@ -142,27 +144,71 @@ def compare(
     files, `cache` its compiled code; both are temporary if not given. A training step ends in a
     cross-entropy, so the output must be (b, classes) there.
     """
-    plan = plan or Plan()
     if not len(example):
         raise ValueError("example holds no image")
     result = checked or equality(reference, candidate, example[:2], keys=keys)
-    base = Comparison(
+    base = _before(reference, candidate, example, plan or Plan(), result)
+    if not result.passed:
+        return base
+    return _time(base, reference, candidate, example, keys or {}, folder, cache, say)
+
+
+def speed(
+    reference: nn.Module,
+    candidate: nn.Module,
+    example: Tensor,
+    *,
+    plan: Plan | None = None,
+    folder: Path | None = None,
+    cache: Path | None = None,
+    say: Say = lambda line: None,
+) -> Comparison:
+    """Time two modules in pairs that need not compute the same, as the arms of an ablation.
+
+    As `compare`, but that nothing is checked: the result's `equality` is None.
+    """
+    if not len(example):
+        raise ValueError("example holds no image")
+    base = _before(reference, candidate, example, plan or Plan(), None)
+    return _time(base, reference, candidate, example, {}, folder, cache, say)
+
+
+def _before(
+    reference: nn.Module,
+    candidate: nn.Module,
+    example: Tensor,
+    plan: Plan,
+    checked: Equality | None,
+) -> Comparison:
+    """What is known before anything is timed."""
+    return Comparison(
         plan,
-        result,
+        checked,
         "not timed",
-        reason=result.reason,
+        reason=checked.reason if checked else "",
         macs=_macs(reference, candidate, example[:1]),
         batch=len(example),
         dtype=str(example.dtype).removeprefix("torch."),
         device=str(example.device),
     )
-    if not result.passed:
-        return base
+
+
+def _time(
+    base: Comparison,
+    reference: nn.Module,
+    candidate: nn.Module,
+    example: Tensor,
+    keys: Mapping[str, str],
+    folder: Path | None,
+    cache: Path | None,
+    say: Say,
+) -> Comparison:
+    """Time the pair in fresh processes, or in this one where they can't rebuild it."""
     with tempfile.TemporaryDirectory(prefix="vitx-") as temporary:
         job = Path(folder or temporary, "job")
         compiled = Path(cache or temporary, "compiled")
         try:
-            timing.write_job(job, plan, reference, candidate, example, keys or {})
+            timing.write_job(job, base.plan, reference, candidate, example, keys)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             return _one_process(base, reference, candidate, example, str(error))
         try:
@@ -174,20 +220,22 @@ def compare(
 def _in_processes(base: Comparison, job: Path, cache: Path, say: Say) -> Comparison:
     plan, resources = base.plan, {}
     for side in ("reference", "candidate"):
-        resources[side] = _alone(job, plan, side, cache)
+        resources[side] = _alone(job, plan, side, cache, checked=base.equality is not None)
         if "failure" in resources[side]:
             if not resources[side].get("rebuilt", True):
                 raise _CantRebuild(resources[side]["failure"])
             return replace(base, verdict="failed", reason=resources[side]["failure"])
-    errors = {side: found["timed_error"] for side, found in resources.items()}
-    checked = replace(base, resources=resources, timed_error=errors)
-    if not errors["candidate"] <= TIMED_LIMIT * errors["reference"]:
-        reason = (
-            f"as timed, the candidate's error {errors['candidate']:.1e} is more than "
-            f"{TIMED_LIMIT:.0f}× the reference's {errors['reference']:.1e}"
-        )
-        return replace(checked, reason=reason)
-    say(f"as timed, error to float64: {errors['reference']:.1e} and {errors['candidate']:.1e}")
+    checked = replace(base, resources=resources)
+    if base.equality is not None:
+        errors = {side: found["timed_error"] for side, found in resources.items()}
+        checked = replace(checked, timed_error=errors)
+        if not errors["candidate"] <= TIMED_LIMIT * errors["reference"]:
+            reason = (
+                f"as timed, the candidate's error {errors['candidate']:.1e} is more than "
+                f"{TIMED_LIMIT:.0f}× the reference's {errors['reference']:.1e}"
+            )
+            return replace(checked, reason=reason)
+        say(f"as timed, error to float64: {errors['reference']:.1e} and {errors['candidate']:.1e}")
     records = []
     for process in range(plan.processes):
         record = timing.run_task(job, plan, "pair", str(process), cache=cache)
@@ -227,17 +275,18 @@ def summarise(found: Comparison) -> Comparison:
     return replace(found, verdict=verdict, reason=reason, ratio=ratio, floor=floor)
 
 
-def _alone(job: Path, plan: Plan, side: str, cache: Path) -> dict:
+def _alone(job: Path, plan: Plan, side: str, cache: Path, *, checked: bool) -> dict:
     """One model by itself: peak memory, error as timed, and compile seconds cold and warm.
 
     What it compiled into its own empty folder is then added to the folder that the pairs share.
     """
+    error = ("error",) if checked else ()
     if plan.compile == "none":
-        found = timing.run_task(job, plan, "alone", side, "error", cache=cache)
+        found = timing.run_task(job, plan, "alone", side, *error, cache=cache)
         return found | {"compile_s": None}
     own = cache.with_name(f"{cache.name}-{side}")
     shutil.rmtree(own, ignore_errors=True)
-    cold = timing.run_task(job, plan, "alone", side, "error", cache=own)
+    cold = timing.run_task(job, plan, "alone", side, *error, cache=own)
     if "failure" in cold:
         return cold
     warm = timing.run_task(job, plan, "alone", side, cache=own)

@@ -1,9 +1,11 @@
 """Configurations: frozen values, checked when they are made; a ValueError names field and rule.
 
-`override` derives one from another, `delta` names how it differs from the defaults.
+`override` derives one from another, `delta` names how two differ, `identity` hashes one.
 """
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -68,6 +70,9 @@ class ModelConfig:
     attention: Slot = "sdpa"
     qkv_bias: str = "qkv"
     """Which of query, key and value have a bias: `qkv` or `none`."""
+    qk_norm: bool = False
+    """Normalise each head's queries and keys (Henry et al. 2020, arXiv:2010.04245; Dehghani et al.
+    2023, arXiv:2302.05442)."""
     norm: Slot = "layernorm"
     mlp: Slot = "gelu"
     placement: Slot = "pre"
@@ -102,7 +107,7 @@ class ModelConfig:
             _check_rate(f"model.{name}", getattr(self, name))
         for name in ("mlp_ratio", "layer_scale"):
             _check_number(f"model.{name}", getattr(self, name))
-        for name in ("class_token", "final_norm", "fc_norm"):
+        for name in ("class_token", "qk_norm", "final_norm", "fc_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"model.{name} = {getattr(self, name)!r} must be True or False")
         _check_choice("model.position_tokens", self.position_tokens, ("all", "patches"))
@@ -339,6 +344,12 @@ class TrainConfig:
     """Train through torch.compile."""
     seed: int = 0
     """Seeds initial weights, order and augmentation."""
+    seed_init: int = 0
+    """Added to `seed` for the initial weights alone; likewise the two below."""
+    seed_order: int = 0
+    """For the order of the images, and what is left out or mixed with what."""
+    seed_augment: int = 0
+    """For augmentation, and for what is drawn inside the model."""
     curve: str = "val"
     """Split that is read during training, `val` or `test`; it chooses nothing."""
     eval_every: int = 100
@@ -355,9 +366,10 @@ class TrainConfig:
         for name in ("steps", "batch", "accumulate", "eval_every", "log_every", "save_every"):
             _check_int(name, getattr(self, name), 1)
         _check_int("keep_every", self.keep_every, 0)
-        _check_int("seed", self.seed, 0)
-        if self.seed >= 2**32:
-            raise ValueError(f"seed = {self.seed} must be less than 2**32")
+        for name in ("seed", "seed_init", "seed_order", "seed_augment"):
+            _check_int(name, getattr(self, name), 0)
+            if getattr(self, name) >= 2**31:
+                raise ValueError(f"{name} = {getattr(self, name)} must be less than 2**31")
         _check_rate("ema", self.ema)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("curve", self.curve, ("val", "test"))
@@ -472,6 +484,13 @@ def delta(config: Any, base: Any) -> dict[str, Any]:
     """The dotted fields in which `config` differs from `base`, with config's values."""
     before = flat(base)
     return {key: value for key, value in flat(config).items() if before[key] != value}
+
+
+def identity(config: Config) -> str:
+    """A hash of all that a run's numbers depend on: every field, but for the `FREE` ones."""
+    values = {name: value for name, value in flat(config).items() if name not in FREE}
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """What a model costs before it runs: parameters and multiply-accumulates, counted on `meta`."""
 
+import bisect
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -7,8 +9,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitx.config import ModelConfig
+from vitx.config import ModelConfig, TrainConfig, delta, flat, override
 from vitx.model import Vit
+
+NEAR = 0.02
+"""A cost within this share of the baseline's is taken as matched by width alone."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,45 @@ def forward_macs(model: nn.Module, image: torch.Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(image.to("meta"))
     return counter.get_total_flops() // 2
+
+
+def matched(config: TrainConfig, base: TrainConfig, by: str) -> tuple[TrainConfig, str]:
+    """`config` with the width, or where that comes not near the depth, that costs what `base` does.
+
+    `by` is `macs` (of one image forward) or `params`. Widths keep the number of heads and are
+    multiples of it and of 4. Also returns what was changed and how near it comes, in words.
+    """
+    wanted = _count(base.model, by)
+    step = math.lcm(config.model.heads, 4)
+
+    def nearest_of(name: str, values: range) -> TrainConfig:
+        made = [override(config, **{f"model.{name}": value}) for value in values]
+        # The cost grows with the value, so a few of them are counted.
+        place = bisect.bisect_left(made, wanted, key=lambda one: _count(one.model, by))
+        return min(made[max(place - 1, 0) : place + 1], key=off)
+
+    def off(one: TrainConfig) -> float:
+        return abs(_count(one.model, by) / wanted - 1)
+
+    if off(config) == 0:
+        return config, ""
+    best = nearest_of("width", range(step, 2 * config.model.width + step, step))
+    if off(best) > NEAR:
+        deeper = nearest_of("depth", range(1, 2 * config.model.depth + 1))
+        best = min((best, deeper), key=off)
+    before = flat(config)
+    changed = [
+        f"{name.partition('.')[2]} {before[name]} to {value}"
+        for name, value in delta(best, config).items()
+    ]
+    words = {"macs": "MACs", "params": "parameters"}[by]
+    share = _count(best.model, by) / wanted
+    return best, f"{', '.join(changed) or 'nothing nearer'}; {share:.3f} of the {words}"
+
+
+def _count(model: ModelConfig, by: str) -> int:
+    found = cost(model)
+    return {"macs": found.macs, "params": found.parameters}[by]
 
 
 def _on_meta(config: ModelConfig) -> tuple[Vit, torch.Tensor]:

@@ -175,18 +175,21 @@ def batches(
     *,
     batch: int,
     seed: int,
+    order_seed: int | None = None,
     start: int = 0,
     device: torch.device | str = "cpu",
     part: tuple[int, int] = (0, 1),
 ) -> Generator[Batch, None, None]:
     """Endless training batches from step `start`: varied, normalised, on the device.
 
-    `part` (rank, ranks) takes a contiguous share of every batch, for one of several processes.
+    `seed` is that of all draws, and of the order unless `order_seed` is given. `part` (rank, ranks)
+    takes a contiguous share of every batch, for one of several processes.
     """
     config, images = dataset.config, len(dataset.train)
     check_batch(dataset, batch, part[1])
     read = _from_memory if isinstance(dataset.train, Split) else _from_files
-    plan = _plan(images, batch, seed, start, part, drop_last=config.drop_last)
+    order_seed = seed if order_seed is None else order_seed
+    plan = _plan(images, batch, order_seed, start, part, drop_last=config.drop_last)
     for rows, (epoch, step), image, target in read(dataset, plan, seed, device):
         image = dataset.normalise(image.float())
         if config.erase:

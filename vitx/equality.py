@@ -29,6 +29,10 @@ TIMED_LIMIT = 2.0
 EXACT = 1e-13
 """Least error in the timed dtype: below it lies what the order of sums does in float64."""
 
+SMALLEST = 1e-5
+"""Gradients below this share of the largest are measured against that share: some are zero by
+algebra, as of a key's bias, and what is seen of them is the rounding of the others."""
+
 LEAST_VALUES = 1000
 """Output values that the error in the timed dtype is taken over."""
 
@@ -75,8 +79,8 @@ def equality(
     Copies in evaluation mode are compared; the originals are untouched. A device without float64
     (MPS) is left out: the copies are then on the CPU. `keys` maps a state-dict name of the
     reference to the candidate's where they differ. The error of a tensor is
-    max|Δ| / max(max|ref|, 1e-6 · the largest max|ref| among all gradients), and an output's is
-    max|Δ| / max|ref|. Raises ValueError when the state dicts can't be matched.
+    max|Δ| / max(max|ref|, SMALLEST · the largest max|ref| among all gradients), and an output's
+    is max|Δ| / max|ref|. Raises ValueError when the state dicts can't be matched.
     """
     device = exact_device(example)
     a, b = (
@@ -94,7 +98,7 @@ def equality(
         raise ValueError(f"outputs are {tuple(out_a.shape)} and {tuple(out_b.shape)}")
     entropy = seen.mean()
     output_error = _largest(out_b - out_a) / max(_largest(out_a), 1e-300)
-    floor = 1e-6 * max(map(_largest, grads_a.values()))
+    floor = SMALLEST * max(map(_largest, grads_a.values()))
     errors = {
         name: _largest(grads_b[names[name]] - grad) / max(_largest(grad), floor, 1e-300)
         for name, grad in grads_a.items()

@@ -118,11 +118,21 @@ class Attention(nn.Module):
     """Multi-head self-attention; `core` mixes the values, for the first `queries` tokens."""
 
     def __init__(
-        self, width: int, heads: int, *, core: Callable, bias: bool, drop: float, core_drop: float
+        self,
+        width: int,
+        heads: int,
+        *,
+        core: Callable,
+        bias: bool,
+        qk_norm: Callable | None,
+        drop: float,
+        core_drop: float,
     ):
         super().__init__()
         self.heads = heads
         self.qkv = Linear(width, 3 * width, bias=bias)
+        self.q_norm = Norm(width // heads, norm=qk_norm) if qk_norm else nn.Identity()
+        self.k_norm = Norm(width // heads, norm=qk_norm) if qk_norm else nn.Identity()
         self.proj = Linear(width, width)
         self.drop = nn.Dropout(drop)
         self.core, self.core_drop = core, core_drop
@@ -145,13 +155,13 @@ class Attention(nn.Module):
             q, k, v = rearrange(
                 qkv, "b n (three heads e) -> three b heads n e", three=3, heads=self.heads
             )
-            return q[:, :, :queries], k, v
+            return self.q_norm(q[:, :, :queries]), self.k_norm(k), v
         weight, bias, d = self.qkv.weight, self.qkv.bias, tokens.shape[-1]
         q = F.linear(tokens[:, :queries], weight[:d], None if bias is None else bias[:d])
         kv = F.linear(tokens, weight[d:], None if bias is None else bias[d:])
         q = rearrange(q, "b i (heads e) -> b heads i e", heads=self.heads)
         k, v = rearrange(kv, "b n (two heads e) -> two b heads n e", two=2, heads=self.heads)
-        return q, k, v
+        return self.q_norm(q), self.k_norm(k), v
 
     def weights(self, tokens: Tokens, *, mask: Mask | None = None) -> Weights:
         """The attention map, recomputed from the queries and keys that `core` receives."""

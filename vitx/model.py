@@ -47,6 +47,7 @@ class Block(nn.Module):
         act: Callable,
         placement: Callable,
         qkv_bias: bool,
+        qk_norm: bool,
         layer_scale: float,
         drop: float,
         core_drop: float,
@@ -56,7 +57,13 @@ class Block(nn.Module):
         self.placement = placement
         self.norm1 = Norm(width, norm=norm)
         self.attn = Attention(
-            width, heads, core=core, bias=qkv_bias, drop=drop, core_drop=core_drop
+            width,
+            heads,
+            core=core,
+            bias=qkv_bias,
+            qk_norm=norm if qk_norm else None,
+            drop=drop,
+            core_drop=core_drop,
         )
         self.ls1 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
         self.drop_path1 = DropPath() if drop_path else nn.Identity()
@@ -127,6 +134,7 @@ class Vit(nn.Module):
             act=resolve(c.mlp, MLP),
             placement=resolve(c.placement, PLACEMENT),
             qkv_bias=c.qkv_bias == "qkv",
+            qk_norm=c.qk_norm,
             layer_scale=c.layer_scale,
             drop=c.drop,
             core_drop=c.attention_drop,

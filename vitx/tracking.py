@@ -4,6 +4,8 @@
 a run: what it raises is said once and the run goes on without it.
 """
 
+import ast
+import hashlib
 import json
 import os
 import platform
@@ -14,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ PROJECT = "vitx"
 MODES = ("online", "offline", "disabled")
 CODE = ("vitx", "experiments", "benchmarks", ":!benchmarks/results")
 """What makes results, in git's words: with a change or a new file there, a run is dirty."""
+AFTERWARDS = ("compare", "equality", "stats", "timing", "tracking", "visualize")
+"""Files of this package on which no trained weight depends."""
 PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scikit-learn", "wandb")
 
 TRAIN_LOSS = "train/loss"
@@ -151,9 +156,7 @@ class Run:
 
     def write(self, name: str, value: Any) -> None:
         """A JSON file in the run folder, whole or not at all."""
-        new = self.folder / f"{name}.new"
-        new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf8")
-        os.replace(new, self.folder / name)
+        write_json(self.folder / name, value)
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the files and the W&B run."""
@@ -225,10 +228,10 @@ class Run:
 
 def _id_of(folder: Path) -> str:
     """The id of the run in a folder, or nothing."""
-    return _read(folder / "run.json").get("id", "")
+    return read_json(folder / "run.json").get("id", "")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a run folder; empty where there is none, or it was cut off by a kill."""
     try:
         return json.loads(path.read_text(encoding="utf8"))
@@ -236,9 +239,17 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf8")
+    os.replace(new, path)
+
+
 def _before(folder: Path) -> list[dict[str, Any]]:
     """Where and of what commit the run in a folder was at work until now, if it is resumed."""
-    last = _read(folder / "environment.json")
+    last = read_json(folder / "environment.json")
     if not last:
         return []
     kept = {name: last[name] for name in ("time", "command", "commit", "dirty", "cpu", "gpu")}
@@ -257,6 +268,7 @@ def environment() -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join(["python", *_command()]),
         "commit": git("rev-parse", "HEAD"),
+        "code": code(),
         "dirty": git("status", "--porcelain", "--untracked-files=all", "--", *CODE) != "",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -331,6 +343,31 @@ def git(*words: str) -> str | None:
 
     top = ask("rev-parse", "--show-toplevel")
     return ask(*words) if top and Path(top).resolve() == folder else None
+
+
+@lru_cache(maxsize=1)
+def code() -> str:
+    """A hash of what trains: this package's statements, without comments and docstrings, and torch.
+
+    Files that only look at finished runs or time them are left out.
+    """
+    found = hashlib.sha256(str(_version("torch")).encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        if path.stem not in AFTERWARDS:
+            tree = ast.parse(path.read_text(encoding="utf8"))
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list):
+                    node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
+            found.update(f"{path.stem} {ast.dump(tree)}".encode())
+    return found.hexdigest()[:16]
+
+
+def _is_text(statement: ast.AST) -> bool:
+    """A string that stands alone, as docstrings do."""
+    if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Constant):
+        return False
+    return isinstance(statement.value.value, str)
 
 
 def _version(package: str) -> str | None:

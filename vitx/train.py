@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -118,13 +118,14 @@ def init(
     part: Part = ALONE,
 ) -> State:
     """The state before the first step. `model` replaces the one that the configuration builds."""
-    torch.manual_seed(config.seed + 1_000_003 * part.rank)
+    torch.manual_seed(config.seed + config.seed_augment + 1_000_003 * part.rank)
+    seed = config.seed + config.seed_init
     if model is None and config.weights:
         # Parameters are in float32, whatever the file's precision.
-        model = weights.start(config.model, config.weights, seed=config.seed).float()
+        model = weights.start(config.model, config.weights, seed=seed).float()
         model.reset_buffers()
     elif model is None:
-        model = build(config.model, seed=config.seed)
+        model = build(config.model, seed=seed)
     model = model.to(device).train()
     optim.freeze(model, config.optim.freeze)
     number = {"device": device, "dtype": torch.long}
@@ -170,8 +171,20 @@ def step(state: State, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
             part_loss = mean * len(x) / whole  # two exact numbers, whatever the dtype
             (part_loss * state.scale).backward()
         loss = loss + part_loss.detach()
-        label = y.argmax(dim=1) if y.is_floating_point() else y
-        hits = hits + (logits.detach().argmax(dim=1) == label).sum()
+        hits = hits + right(logits.detach(), y)
+    return change(state, loss, hits / whole, whole, config)
+
+
+def right(logits: Tensor, target: Tensor) -> Tensor:
+    """How many of a batch's largest logits are those of their class, or of the larger share."""
+    label = target.argmax(dim=1) if target.is_floating_point() else target
+    return (logits.argmax(dim=1) == label).sum()
+
+
+def change(
+    state: State, loss: Tensor, accuracy: Tensor, images: float | Tensor, config: TrainConfig
+) -> dict[str, Tensor]:
+    """The second half of `step`: the gradients that lie in the parameters change the state."""
     gradients = [p.grad for _, p in state.trained if p.grad is not None]
     skip, norm = _watch(state, loss, gradients, config)
     if config.optim.clip:
@@ -185,8 +198,7 @@ def step(state: State, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
         going = (state.bad_step < 0).float()
         optim.follow(state.average, state.model, (1 - config.ema) * going)
     state.steps_done += 1
-    accuracy = hits / whole
-    state.sums += torch.stack([loss, accuracy, torch.ones_like(loss)]) * whole
+    state.sums += torch.stack([loss, accuracy, torch.ones_like(loss)]) * images
     return {"loss": loss, "accuracy": accuracy, "gradient_norm": norm}
 
 
@@ -309,15 +321,19 @@ def prepare(
     device: torch.device | str = "cpu",
     part: Part = ALONE,
     resume: Path | None = None,
+    dataset: data.Dataset | None = None,
 ) -> Ready:
     """Read the data, make the state, or take it from the checkpoint in the folder `resume`.
 
-    Raises ValueError for settings that don't fit the data, or the run that is resumed.
+    `dataset` is what was read before, for several runs on the same data. Raises ValueError for
+    settings that don't fit the data, or the run that is resumed.
     """
     clock = Clock()
     if config.compile:
         needs_compiler(device)
-    dataset = data.load(config.data, size=config.model.size).to(device)
+    if dataset is None:
+        dataset = data.load(config.data, size=config.model.size)
+    dataset = dataset.to(device)
     check_data(config, dataset, part)
     state = init(config, model=model, device=device, part=part)
     if resume is not None:
@@ -370,10 +386,7 @@ def train(
                 path = folder / f"model-{state.steps_done}.safetensors"
                 weights.save(state.result, path, about)
 
-    stream = data.batches(
-        dataset, batch=config.batch, seed=config.seed, start=state.steps_done,
-        device=state.bad_step.device, part=(part.rank, part.ranks),
-    )  # fmt: skip
+    stream = batches(config, dataset, state)
     curve = [] if run is None else run.events(tracking.VAL_ACCURACY, tracking.TEST_ACCURACY)
     first = state.steps_done, clock.read()[0]
     with _signals() as caught:
@@ -385,15 +398,48 @@ def train(
                 if not sys.stderr.isatty():  # else the bar says it
                     print(_line(event, config, first, clock), flush=True)
     stream.close()  # ends its workers, whose seconds count then
-    logits, target, _ = evaluate.predict(state.result, dataset, dataset.val, part=part)
-    val = evaluate.score(logits, target)
-    logits, target, _ = evaluate.predict(state.result, dataset, dataset.test, part=part)
-    test = evaluate.score(logits, target)
-    result = Result(val, test, logits, target, curve, *clock.read())
+    result = final(state, dataset, curve, clock)
     if run is not None:
-        run.summarise(summary(result, config, dataset) | {"fingerprint": fingerprint})
-        weights.save(state.result, run.folder / weights.FILE, about)
+        keep(run, state, result, dataset, config)
     return state, result
+
+
+def batches(
+    config: TrainConfig, dataset: data.Dataset, state: State
+) -> Generator[Batch, None, None]:
+    """This process's training batches from the state's position on."""
+    return data.batches(
+        dataset,
+        batch=config.batch,
+        seed=config.seed + config.seed_augment,
+        order_seed=config.seed + config.seed_order,
+        start=state.steps_done,
+        device=state.bad_step.device,
+        part=(state.part.rank, state.part.ranks),
+    )
+
+
+def final(state: State, dataset: data.Dataset, curve: list[dict[str, Any]], clock: Clock) -> Result:
+    """Score the finished state on validation, and once on the test split."""
+    logits, target, _ = evaluate.predict(state.result, dataset, dataset.val, part=state.part)
+    val = evaluate.score(logits, target)
+    logits, target, _ = evaluate.predict(state.result, dataset, dataset.test, part=state.part)
+    return Result(val, evaluate.score(logits, target), logits, target, curve, *clock.read())
+
+
+def keep(
+    run: tracking.Run,
+    state: State,
+    result: Result,
+    dataset: data.Dataset,
+    config: TrainConfig,
+    **more: Any,
+) -> None:
+    """Write the final values, with `more` of them, and the weights into the run folder."""
+    values = summary(result, config, dataset) | {"fingerprint": dataset.fingerprint}
+    run.summarise(values | more)
+    about = weights.Description(config.model, dataset.classes, dataset.preprocessing)
+    weights.save(state.result, run.folder / weights.FILE, about)
 
 
 def check_data(config: TrainConfig, dataset: data.Dataset, part: Part = ALONE) -> None:
@@ -505,31 +551,15 @@ def _events(
             last = done == config.steps
             if done % config.log_every == 0 or last:
                 check_or_save(state, save)
-                loss, accuracy, images = parallel.total(state.sums.clone(), state.part).tolist()
-                state.sums.zero_()
-                event = {
-                    tracking.STEP: done,
-                    tracking.TRAIN_LOSS: loss / images,
-                    tracking.TRAIN_ACCURACY: accuracy / images,
-                    tracking.GRADIENT_NORM: metrics["gradient_norm"].item(),
-                    tracking.LEARNING_RATE: optim.learning_rate(
-                        config.optim, done - 1, config.steps
-                    ),
-                    tracking.IMAGES_PER_S: seen / (time.perf_counter() - since),
+                rate = seen / (time.perf_counter() - since)
+                event = reading(state, metrics["gradient_norm"], config) | {
+                    tracking.IMAGES_PER_S: rate
                 }
                 bar.set_postfix_str(_words(event), refresh=False)
                 yield event
                 since, seen = time.perf_counter(), 0
             if done % config.eval_every == 0 or last:
-                logits, target, _ = evaluate.predict(
-                    state.result, dataset, getattr(dataset, config.curve), part=state.part
-                )
-                found = evaluate.score(logits, target)
-                yield {
-                    tracking.STEP: done,
-                    f"{config.curve}/loss": found.loss,
-                    f"{config.curve}/accuracy": found.accuracy,
-                }
+                yield curve_reading(state, dataset, config)
                 since, seen = time.perf_counter(), 0
             stop = parallel.any_of(bool(caught.number), state.part)
             kept = config.keep_every and done % config.keep_every == 0
@@ -537,6 +567,36 @@ def _events(
                 check_or_save(state, save, due=True)
             if stop and not last:
                 raise Stopped(caught.number or signal.SIGTERM)
+
+
+def reading(state: State, norm: Tensor, config: TrainConfig) -> dict[str, Any]:
+    """Mean training loss and accuracy since the last reading, and the last step's numbers.
+
+    This waits for the device.
+    """
+    loss, accuracy, images = parallel.total(state.sums.clone(), state.part).tolist()
+    state.sums.zero_()
+    return {
+        tracking.STEP: state.steps_done,
+        tracking.TRAIN_LOSS: loss / images,
+        tracking.TRAIN_ACCURACY: accuracy / images,
+        tracking.GRADIENT_NORM: norm.item(),
+        tracking.LEARNING_RATE: optim.learning_rate(
+            config.optim, state.steps_done - 1, config.steps
+        ),
+    }
+
+
+def curve_reading(state: State, dataset: data.Dataset, config: TrainConfig) -> dict[str, Any]:
+    """Loss and accuracy of the curve's split now."""
+    split = getattr(dataset, config.curve)
+    logits, target, _ = evaluate.predict(state.result, dataset, split, part=state.part)
+    found = evaluate.score(logits, target)
+    return {
+        tracking.STEP: state.steps_done,
+        f"{config.curve}/loss": found.loss,
+        f"{config.curve}/accuracy": found.accuracy,
+    }
 
 
 def _words(event: dict[str, Any]) -> str:

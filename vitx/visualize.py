@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
+from vitx.stats import Interval
+
 SPLITS = {"train": ("#666666", ":"), "val": ("#0072B2", "-"), "test": ("#D55E00", "--")}
 COLOURS = {"timm": "#D55E00", "vitx": "#0072B2"}
 CYCLE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
@@ -141,6 +143,36 @@ def costs(
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(0.3, 1)
     axes.legend(frameon=False, loc="lower right", fontsize=8)
+    return figure
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate beside a baseline: its speed ratio and its change of a metric."""
+
+    label: str
+    ratio: Interval
+    change: Interval
+    verdict: str
+
+
+def tradeoff(points: Sequence[Point], *, metric: str, title: str) -> Figure:
+    """Changes of a metric against ratios of speed, with intervals; the baseline is at (1, 0)."""
+    figure, axes = _axes(5.6, 3.6)
+    axes.axhline(0, color=GREY, lw=0.9)
+    axes.axvline(1, color=GREY, lw=0.9)
+    for point, colour in zip(points, itertools.cycle(CYCLE), strict=False):
+        x, y = point.ratio, point.change
+        axes.errorbar(
+            x.value, y.value, color=colour, fmt="o", ms=4, lw=1.2, capsize=2,
+            xerr=[[x.value - x.low], [x.high - x.value]],
+            yerr=[[y.value - y.low], [y.high - y.value]],
+            label=f"{point.label}: {point.verdict}",
+        )  # fmt: skip
+    axes.set_xlabel("images/s of a training step, as a multiple of the baseline's")
+    axes.set_ylabel(f"change of {metric}")
+    axes.set_title(title, fontsize=9)
+    axes.legend(frameon=False, fontsize=7, loc="best")
     return figure
 
 

@@ -4,6 +4,8 @@ Every image must have at least one visible token. `drop` is the dropout rate on 
 draws from the device's global generator, since the fused kernel takes no other.
 """
 
+from math import log
+
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
@@ -35,7 +37,24 @@ def math(q: Queries, k: Keys, v: Keys, *, mask: Mask | None = None, drop: float 
     return einsum(attention, v, "b heads i j, b heads j e -> b heads i e")
 
 
-ATTENTION = table("model.attention", sdpa, math, given=("mask", "drop"))
+def sigmoid_weights(q: Queries, k: Keys, *, mask: Mask | None = None) -> Weights:
+    """σ(q·k / √e - log n) of n visible keys (Ramapuram et al. 2024, arXiv:2409.04431, eq. 3)."""
+    scores = einsum(q, k, "b heads i e, b heads j e -> b heads i j") * q.shape[-1] ** -0.5
+    if mask is None:
+        return (scores - log(k.shape[-2])).sigmoid()
+    visible = rearrange(mask, "b j -> b 1 1 j")
+    return (scores - visible.sum(dim=-1, keepdim=True).log()).sigmoid() * visible
 
-WEIGHTS = {sdpa: weights, math: weights}
+
+def sigmoid(
+    q: Queries, k: Keys, v: Keys, *, mask: Mask | None = None, drop: float = 0.0
+) -> Queries:
+    """σ(q·k / √e - log n)·v: keys do not compete (ibid.)."""
+    attention = F.dropout(sigmoid_weights(q, k, mask=mask), drop)
+    return einsum(attention, v, "b heads i j, b heads j e -> b heads i e")
+
+
+ATTENTION = table("model.attention", sdpa, math, sigmoid, given=("mask", "drop"))
+
+WEIGHTS = {sdpa: weights, math: weights, sigmoid: sigmoid_weights}
 """The function that gives a core's attention maps from the same queries and keys."""

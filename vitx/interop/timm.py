@@ -55,6 +55,7 @@ def read_config(model: nn.Module) -> ModelConfig:
         position="none" if m.pos_embed is None else "learned",
         position_tokens="patches" if m.no_embed_class else "all",
         qkv_bias="none" if first.attn.qkv.bias is None else "qkv",
+        qk_norm=not isinstance(first.attn.q_norm, nn.Identity),
         norm="layernorm" if eps == 1e-6 else f"layernorm(eps={eps!r})",
         mlp=_act(first) or "",
         pool={"token": "cls", "avg": "mean"}[m.global_pool],
@@ -150,7 +151,7 @@ def _refuse_in_block(block: Any, width: int) -> None:
 
     attn, mlp = block.attn, block.mlp
     _check(type(attn) is Attention, "attn_layer", type(attn).__name__)
-    _check(isinstance(attn.q_norm, nn.Identity), "qk_norm", True)
+    _check(type(attn.q_norm) is type(attn.k_norm), "qk_norm", "one of the two only")
     _check(isinstance(attn.norm, nn.Identity), "scale_attn_norm", True)
     _check(attn.gate is None, "attn_layer", "gated attention")
     _check(attn.scale == attn.head_dim**-0.5, "attn_layer", f"scale {attn.scale}")

@@ -1,0 +1,199 @@
+"""The answer to a question: every arm beside the baseline, in what it reaches and what it costs."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from experiments.pages import Row, Table
+from experiments.question import METRICS, Arm, Question
+from experiments.rows import Rows
+from experiments.runs import Ended, How, ended
+from vitx import stats, timing, tracking, visualize
+from vitx.compare import speed
+from vitx.config import delta, flat, identity
+from vitx.cost import cost
+from vitx.model import build
+
+TIMING = timing.Plan(mode="training", processes=5, pair_s=6.0)
+"""How an arm's training step is timed beside the baseline's."""
+TIMES = "times"
+"""Folder of the timed pairs, which are not timed again."""
+
+
+def row(
+    asked: Question, found: Mapping[str, Ended], times: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The fields of the answer's row. `times` are those of `time_arm`, by the arm's name."""
+    base = asked.arms[0]
+    metrics = [asked.metric, *(metric for metric in METRICS if metric != asked.metric)]
+    return {
+        "what": "answer",
+        "question": asked.name,
+        "text": asked.text,
+        "metric": asked.metric,
+        "effect": asked.effect,
+        "config": flat(base.config),
+        "arms": [
+            {
+                "name": arm.name,
+                "changes": delta(arm.config, base.config),
+                "adjusted": arm.adjusted,
+                "parameters": cost(arm.config.model).parameters,
+                "macs": cost(arm.config.model).macs,
+                "values": {metric: asked.values(arm, metric, found) for metric in metrics},
+                "failed": [run.error for run in asked.ended(arm, found) if run.error],
+                "stale": sum(run.stale for run in asked.ended(arm, found)),
+                "speed": times.get(arm.name),
+            }
+            for arm in asked.arms
+        ],
+        "before": sources(asked, found),
+    }
+
+
+def sources(asked: Question, found: Mapping[str, Ended]) -> list[dict[str, Any]]:
+    """Commit, code and machine of the runs, each combination once."""
+    names = ("commit", "dirty", "code", "cpu", "gpu", "threads")
+    each = [
+        {name: run.environment.get(name) for name in names}
+        for arm in asked.arms
+        for run in asked.ended(arm, found)
+    ]
+    return [one for place, one in enumerate(each) if one not in each[:place]]
+
+
+def effects(row: Row, metric: str) -> dict[str, stats.Effect | None]:
+    """The arms of an answer beside the baseline, judged together, by name."""
+    base, *others = row["arms"]
+    before = base["values"][metric]
+    differences = [
+        [value - before[seed] for seed, value in arm["values"][metric].items() if seed in before]
+        for arm in others
+    ]
+    lower = metric == tracking.VAL_LOSS
+    margin = row["effect"] if metric == row["metric"] else float("inf")
+    judged = stats.effects(differences, margin=margin, lower_is_better=lower)
+    return {arm["name"]: effect for arm, effect in zip(others, judged, strict=True)}
+
+
+def time_arm(asked: Question, arm: Arm, how: How) -> Mapping[str, Any]:
+    """An arm's training step beside the baseline's, in pairs; what was timed before is read."""
+    base = asked.arms[0].config
+    keys = [identity(base), identity(arm.config)]
+    path = how.out / TIMES / f"{keys[0]}-{keys[1]}-{tracking.code()[:4]}.json"
+    if known := tracking.read_json(path):
+        return known
+    example = torch.randn(base.batch, base.model.channels, *base.model.size, device=how.device)
+    models = [build(config.model, device=how.device) for config in (base, arm.config)]
+    plan = replace(TIMING, compile="default" if base.compile else "none")
+    compared = speed(*models, example, plan=plan, say=lambda line: print(f"{arm.name}: {line}"))
+    found = compared.fields() | {"environment": tracking.environment()}
+    tracking.write_json(path, found)
+    return found
+
+
+def table(row: Row) -> Table:
+    """An answer's arms: what they change in the metric and in accuracy, and what they cost."""
+    metric, base = row["metric"], row["arms"][0]
+    others = [name for name in base["values"] if name != metric]
+    header = ("arm", f"Δ {metric}", "p", "verdict", *(f"Δ {name}" for name in others), "images/s",
+              "speed", "Δ parameters", "Δ MACs", "Δ peak MiB", "pairs")  # fmt: skip
+    judged = {name: effects(row, name) for name in (metric, *others)}
+    body = []
+    for arm in row["arms"][1:]:
+        effect, name = judged[metric][arm["name"]], arm["name"]
+        body.append(
+            (name + (f" ({arm['adjusted']})" if arm["adjusted"] else ""),
+             _interval(effect, metric), f"{effect.p:.3f}" if effect else "–",
+             verdict(row, arm, effect),
+             *(_interval(judged[other][name], other) for other in others),
+             *_speed(arm["speed"]),
+             _share(arm["parameters"], base["parameters"]), _share(arm["macs"], base["macs"]),
+             _memory(arm["speed"]), str(pairs(row, arm)))
+        )  # fmt: skip
+    return Table(header, body)
+
+
+def pairs(row: Row, arm: Mapping[str, Any]) -> int:
+    """Seeds that ended well in an arm and in the baseline."""
+    metric = row["metric"]
+    return len(arm["values"][metric].keys() & row["arms"][0]["values"][metric].keys())
+
+
+def verdict(row: Row, arm: Mapping[str, Any], effect: stats.Effect | None) -> str:
+    """The verdict on an arm, or why there is none."""
+    stale = arm["stale"] + row["arms"][0]["stale"]
+    if arm["failed"]:
+        return f"{len(arm['failed'])} failed: {arm['failed'][0]}"
+    words = effect.verdict if effect else "too few seeds"
+    return f"{words} (stale: {stale} runs by other code)" if stale else words
+
+
+def _interval(effect: stats.Effect | None, metric: str) -> str:
+    if effect is None:
+        return "–"
+    value, half = effect.difference.value, (effect.difference.high - effect.difference.low) / 2
+    if metric == tracking.VAL_ACCURACY:
+        return f"{100 * value:+.2f} ± {100 * half:.2f} points"
+    return f"{value:+.4f} ± {half:.4f}"
+
+
+def _speed(found: Mapping[str, Any] | None) -> tuple[str, str]:
+    if not found or found["ratio_low"] is None:
+        return "not timed", "–"
+    value, low, high = (100 * (found[name] - 1) for name in ("ratio", "ratio_low", "ratio_high"))
+    return f"{value:+.1f}% ({low:+.1f} to {high:+.1f})", found["verdict"]
+
+
+def _share(value: float, of: float) -> str:
+    return f"{100 * (value / of - 1):+.1f}%"
+
+
+def _memory(found: Mapping[str, Any] | None) -> str:
+    peak = (found or {}).get("peak_mib") or {}
+    if len(peak) < 2 or None in peak.values():
+        return "–"
+    return f"{peak['candidate'] - peak['reference']:+.0f}"
+
+
+def points(row: Row) -> list[visualize.Point]:
+    """Arms by speed and metric, for the figure."""
+    judged = effects(row, row["metric"])
+    found = []
+    for arm in row["arms"][1:]:
+        effect, times = judged[arm["name"]], arm["speed"]
+        if effect and times and times["ratio_low"] is not None:
+            ratio = stats.Interval(*(times[f"ratio{end}"] for end in ("", "_low", "_high")))
+            found.append(visualize.Point(arm["name"], ratio, effect.difference, effect.verdict))
+    return found
+
+
+def figure(row: Row) -> Figure:
+    """What each arm gains beside what it costs."""
+    return visualize.tradeoff(points(row), metric=row["metric"], title=row["question"])
+
+
+def write(asked: Question, how: How) -> Path:
+    """Time the arms, print the table and keep it: markdown, CSV, figure, row and W&B run."""
+    times = {arm.name: time_arm(asked, arm, how) for arm in asked.arms[1:]}
+    fields = row(asked, ended(how.out), times)
+    with tracking.Run(how.out, asked.name, "answer", fields["config"], mode=how.wandb) as run:
+        kept = Rows(run.folder)
+        answer = kept.add("ablation", **fields)
+        shown = table(answer)
+        (run.folder / "answer.md").write_text(
+            f"{asked.text}\n\n{shown.markdown()}\n", encoding="utf8"
+        )
+        with (run.folder / "answer.csv").open("w", encoding="utf8", newline="") as file:
+            csv.writer(file).writerows([shown.header, *shown.body])
+        picture = visualize.save(figure(answer), run.figures / "answer.png")
+        run.table("answer", shown.header, shown.body)
+        run.figure("accuracy against speed", picture)
+        print(shown.markdown())
+        print(f"answer: {run.folder}")
+    return run.folder

@@ -1,0 +1,130 @@
+"""The plan of a question: what will run, how long it takes, and what the seeds can show."""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from experiments import rows
+from experiments.pages import RESULTS, Table
+from experiments.question import Question
+from experiments.runs import Ended
+from vitx import stats
+from vitx.config import TrainConfig, identity, override
+from vitx.cost import cost
+from vitx.train import init, step
+
+POWER = 0.8
+STEPS = 3
+"""Steps that are timed after a first one."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The standard deviation over seeds of an arm minus the baseline, and where it is from."""
+
+    std: float
+    source: str
+
+
+def show(asked: Question, found: Mapping[str, Ended], device: torch.device) -> None:
+    """Print the plan."""
+    print(asked.text, end="\n\n")
+    seconds = [seconds_a_run(arm.config, device) for arm in asked.arms]
+    print(table(asked, found, seconds).markdown(), end="\n\n")
+    left = [
+        each
+        for arm, each in zip(asked.arms, seconds, strict=True)
+        for config in asked.seeded(arm)
+        if identity(config) not in found
+    ]
+    print(
+        f"{len(asked.arms) * len(asked.seeds)} runs, {len(left)} of them to be made: about "
+        f"{sum(left) / 60:.0f} min one after the other, data not counted"
+    )
+    for line in sensitivity(asked, spread(asked, found)):
+        print(line)
+    print(f"make them: python -m experiments.ablate {asked.name} --run")
+
+
+def table(asked: Question, found: Mapping[str, Ended], seconds: Sequence[float]) -> Table:
+    """What each arm costs and how much of it is there."""
+    header = ("arm", "parameters", "MACs an image", "s a run", "ended", "stale", "adjusted")
+    body = []
+    for arm, each in zip(asked.arms, seconds, strict=True):
+        costs = cost(arm.config.model)
+        there = asked.ended(arm, found)
+        body.append(
+            (arm.name, f"{costs.parameters:,}", f"{costs.macs:,}", f"{each:.0f}",
+             f"{len(there)} of {len(asked.seeds)}", str(sum(run.stale for run in there)),
+             arm.adjusted or "–")
+        )  # fmt: skip
+    return Table(header, body)
+
+
+def seconds_a_run(config: TrainConfig, device: torch.device) -> float:
+    """The steps and readings of a run, from a few of each with random images."""
+    state = init(config, device=device)
+    image = torch.randn(config.batch, config.model.channels, *config.model.size, device=device)
+    target = torch.randint(config.model.classes, (config.batch,), device=device)
+    times = [_timed(lambda: step(state, (image, target), config)) for _ in range(1 + STEPS)]
+    model = state.result.eval()
+    with torch.inference_mode():
+        forward = min(_timed(lambda: model(image)) for _ in range(2))
+    read = config.data.val * (config.steps / config.eval_every + 1) / config.batch
+    return config.steps * statistics.median(times[1:]) + read * forward
+
+
+def _timed(act: Any) -> float:
+    start = time.perf_counter()
+    act()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
+
+
+def spread(asked: Question, found: Mapping[str, Ended]) -> Spread | None:
+    """From the question's own pairs, three an arm at least; else from stored seed variance."""
+    variances = []
+    for arm in asked.arms[1:]:
+        pairs = asked.differences(arm, asked.metric, found)
+        if len(pairs) >= 3:
+            variances.append(statistics.variance(pairs.values()))
+    if variances:
+        return Spread(math.sqrt(statistics.mean(variances)), "this question's own pairs")
+    base = identity(override(asked.arms[0].config, seed=0))
+    stored = [row for row in rows.read_all(RESULTS) if row.get("base") == base]
+    for row in reversed(stored):
+        if asked.metric in row["spread"]:
+            std = math.sqrt(2) * row["spread"][asked.metric]["std"]
+            return Spread(
+                std, f"√2 times the stored deviation of {row['runs']} runs of the baseline"
+            )
+    return None
+
+
+def sensitivity(asked: Question, known: Spread | None) -> list[str]:
+    """What the seeds can show, in words."""
+    seeds, family = len(asked.seeds), asked.family
+    needed = stats.fewest_seeds(family)
+    words = [f"{seeds} seeds, {family} comparison{'s' if family > 1 else ''} judged together"]
+    if seeds < needed:
+        words.append(f"no verdict: {family} comparisons need at least {needed} seeds")
+    if known is None:
+        words.append(
+            "smallest effect: not known before three pairs are there, or the seed variance of the "
+            "baseline is stored: python -m experiments.variance"
+        )
+        return words
+    least = stats.smallest_effect(std=known.std, seeds=seeds, family=family, wanted=POWER)
+    chance = stats.paired_power(effect=asked.effect, std=known.std, seeds=seeds, family=family)
+    words.append(
+        f"smallest effect on {asked.metric} with {POWER:.0%} power: {least:.4f}; power for the "
+        f"effect of interest, {asked.effect:g}: {chance:.0%} (standard deviation of a difference "
+        f"{known.std:.4f}, {known.source})"
+    )
+    return words

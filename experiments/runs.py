@@ -1,0 +1,201 @@
+"""Runs by what they are: found again by the identity of their settings, and never repeated."""
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitx import checkpoint, data, tracking, vectorize, weights
+from vitx.config import DataConfig, TrainConfig, flat, from_flat, identity, override
+from vitx.train import Diverged, keep, prepare, train
+
+BESIDE = ("recipe", "device")
+"""What config.json holds besides the configuration."""
+FAILURE = "failure.json"
+POLL_S = 2.0
+"""Seconds between two looks at runs that other workers have in hand."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended: with its final values, or with the error that ended it."""
+
+    folder: Path
+    values: dict[str, Any]
+    environment: dict[str, Any]
+    error: str = ""
+
+    @property
+    def stale(self) -> bool:
+        """Whether other code made it."""
+        return self.environment.get("code") != tracking.code()
+
+
+def ended(out: Path) -> dict[str, Ended]:
+    """The runs under `out` that have ended, by identity; of several the newest by this code."""
+    found: dict[str, Ended] = {}
+    for path in sorted(out.glob("*/*/config.json"), key=lambda path: path.stat().st_mtime):
+        kept = {
+            name: tracking.read_json(path.with_name(name))
+            for name in ("config.json", "environment.json", "summary.json", FAILURE)
+        }
+        if not (kept["summary.json"] or kept[FAILURE]):
+            continue
+        try:
+            key = identity(configuration(kept["config.json"]))
+        except (ValueError, TypeError):  # of a program that is no trainer, or of another version
+            continue
+        run = Ended(path.parent, kept["summary.json"], kept["environment.json"],
+                    kept[FAILURE].get("error", ""))  # fmt: skip
+        if key not in found or found[key].stale or not run.stale:
+            found[key] = run
+    return found
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The configuration of a run folder."""
+    path = run / "config.json"
+    missing = [n for n in (path.name, weights.FILE, "summary.json") if not (run / n).exists()]
+    if missing:
+        raise ValueError(f"{run} is no folder of a finished run: no {' or '.join(missing)}")
+    return configuration(json.loads(path.read_text(encoding="utf8")))
+
+
+def configuration(values: dict[str, Any]) -> TrainConfig:
+    """The configuration in the values of a config.json. Raises ValueError for unknown ones."""
+    return from_flat(TrainConfig, {k: v for k, v in values.items() if k not in BESIDE})
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to make: where, under which name, with which settings."""
+
+    group: str
+    name: str
+    config: TrainConfig
+
+    @property
+    def key(self) -> str:
+        return identity(self.config)
+
+    def folder(self, out: Path) -> Path:
+        """Its folder, which is the same for every worker with this code."""
+        return out / self.group / f"{self.name}-{self.key[:4]}{tracking.code()[:4]}"
+
+
+def missing(jobs: Sequence[Job], out: Path, *, fresh: bool = False) -> list[Job]:
+    """The runs that have not ended; `fresh` counts those of other code among them."""
+    found = ended(out)
+    return [job for job in jobs if job.key not in found or (fresh and found[job.key].stale)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How runs are made; no value depends on it but for rounding."""
+
+    out: Path
+    device: torch.device
+    wandb: str | None = None
+    lanes: int = 1
+    """Runs that differ in seed, learning rate or decay only and are trained as one program."""
+    fresh: bool = False
+    """Make again what other code made."""
+
+
+def work(jobs: Sequence[Job], how: How) -> None:
+    """Make the runs that are missing, beside any other worker that does the same.
+
+    Each run is locked by its worker; the kernel lets go of the lock when a worker dies, and the
+    next one goes on from the run's last checkpoint.
+    """
+    while left := missing(jobs, how.out, fresh=how.fresh):
+        if not any([make(some, how) for some in _together(left, how.lanes)]):
+            time.sleep(POLL_S)  # all are in other workers' hands
+
+
+def make(jobs: Sequence[Job], how: How) -> bool:
+    """Make these runs, or go on with them; False if all have ended or are in others' hands.
+
+    A run that diverges has ended too, with its error. Raises what other faults raise.
+    """
+    with ExitStack() as held:
+        mine = [job for job in jobs if _claim(job, how, held)]
+        if len(mine) > 1:
+            _make_lanes(mine, how)
+        elif mine:
+            _make(mine[0], how)
+    return bool(mine)
+
+
+def _claim(job: Job, how: How, held: ExitStack) -> bool:
+    """Take a run that is missing, until `held` is closed; False if it is not to be had."""
+    try:
+        lock = held.enter_context(closing(checkpoint.Lock(how.out / "claims" / job.key)))
+    except checkpoint.Busy:
+        return False
+    if missing([job], how.out, fresh=how.fresh):
+        return True
+    lock.close()
+    return False
+
+
+def _make(job: Job, how: How) -> None:
+    folder = job.folder(how.out)
+    resume = folder if any(folder.glob("*.ckpt")) else None
+    dataset = _dataset(job.config)
+    ready = prepare(job.config, device=how.device, resume=resume, dataset=dataset)
+    with _folder_of(job, how) as run:
+        try:
+            train(job.config, run, ready=ready, folder=folder)
+        except Diverged as error:
+            run.write(FAILURE, {"error": str(error)})
+
+
+def _make_lanes(jobs: Sequence[Job], how: How) -> None:
+    """As `_make`, side by side; a kill loses them all, so they are for short runs."""
+    dataset, configs = _dataset(jobs[0].config), [job.config for job in jobs]
+    lanes = vectorize.train(configs, dataset=dataset, device=how.device)
+    for job, lane in zip(jobs, lanes, strict=True):
+        with _folder_of(job, how) as run:
+            run.rewind(0)
+            for event in lane.events:
+                run.log(event)
+            if lane.result is None:
+                run.write(FAILURE, {"error": lane.error})
+            else:
+                keep(run, lane.state, lane.result, dataset, lane.config, lanes=len(jobs))
+
+
+def _folder_of(job: Job, how: How) -> tracking.Run:
+    values = {"recipe": job.group, "device": str(how.device)} | flat(job.config)
+    folder = job.folder(how.out)
+    return tracking.Run(how.out, job.group, job.name, values, mode=how.wandb, folder=folder)
+
+
+def _together(jobs: Sequence[Job], most: int) -> list[list[Job]]:
+    """Jobs that may be lanes of one program, at most so many each; in the order given."""
+    alike: dict[str, list[Job]] = {}
+    for job in jobs:
+        same = identity(override(job.config, **vectorize.COMMON)) if most > 1 else job.key
+        alike.setdefault(same, []).append(job)
+    return [
+        group[start : start + most]
+        for group in alike.values()
+        for start in range(0, len(group), most)
+    ]
+
+
+def _dataset(config: TrainConfig) -> data.Dataset:
+    return _read(config.data, config.model.size)
+
+
+@lru_cache(maxsize=2)
+def _read(config: DataConfig, size: tuple[int, int]) -> data.Dataset:
+    """Data once for all runs of a worker; nothing in training changes it."""
+    return data.load(config, size=size)

@@ -1,0 +1,241 @@
+"""Questions: what a file says, what is run for it, and how it is answered."""
+
+import csv
+import json
+import math
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+
+from experiments import ablate, answer, plan, question, runs
+from experiments.recipes import DIGITS
+from experiments.rows import read
+from vitx import tracking, train
+from vitx.config import DataConfig, identity, override
+from vitx.data import load
+
+TINY = override(
+    DIGITS,
+    **{"model.width": 8, "model.heads": 2, "model.depth": 1, "steps": 4, "batch": 16,
+       "eval_every": 2, "optim.warmup_steps": 0},
+    data=DataConfig(name="digits", train=64, val=30, test=20, rotate=10.0),
+)  # fmt: skip
+DOC = "Does it help?\n\nQuestion: q\nExpect: e\nCost: c\nRun: r"
+
+
+def module(**words):
+    made = types.ModuleType("experiments.invented", DOC)
+    vars(made).update({"BASE": TINY, "AXES": {"model.registers": [1]}} | words)
+    return made
+
+
+def ask(**words):
+    return question.question(module(**words))
+
+
+def how(folder, **changes):
+    return runs.How(out=folder, device=torch.device("cpu"), wandb="disabled", **changes)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"BASE": 3}, r"experiments/invented\.py: BASE = 3 must be a TrainConfig"),
+        ({"AXES": {}}, r"AXES = \{\} must name at least one axis"),
+        ({"AXES": {"model.poool": ["mean"]}}, r"AXES, model\.poool=mean: ModelConfig has no field"),
+        ({"AXES": {"model.heads": [3]}}, r"AXES, model\.heads=3: model\.heads = 3 does not divide"),
+        ({"AXES": {"model.heads": 3}}, r"AXES\['model\.heads'\] = 3 must be a list of values"),
+        ({"AXES": {"model.heads": []}}, r"AXES\['model\.heads'\] = \[\] must be a list of values"),
+        ({"AXES": {"model.heads": [2]}}, r"changes nothing in BASE"),
+        ({"AXES": {"pool": {"mean": {"model.pool": "men"}}}}, r"AXES, mean: model\.pool = 'men'"),
+        ({"SEEDS": [1, 1]}, r"SEEDS = \[1, 1\] must be two or more different"),
+        ({"SEEDS": 8}, r"SEEDS = 8 must be two or more"),
+        ({"METRIC": "val/acuracy"}, r"METRIC = 'val/acuracy' is not known; did you mean"),
+        ({"DESIGN": "half"}, r"DESIGN = 'half' is not known"),
+        ({"MATCH": "flops"}, r"MATCH = 'flops' is not known"),
+        ({"EFFECT": 0}, r"EFFECT = 0 must be a positive number"),
+    ],
+)
+def test_a_wrong_question_is_one_sentence_that_names_file_and_key(words, message):
+    with pytest.raises(ValueError, match=message):
+        ask(**words)
+
+
+def test_a_question_says_what_a_reader_needs():
+    made = module()
+    made.__doc__ = "Question: q\nExpect: e\nRun: r"
+    with pytest.raises(ValueError, match=r"invented\.py: the docstring must say Cost"):
+        question.question(made)
+    del made.AXES
+    with pytest.raises(ValueError, match=r"invented\.py is no question: it sets no AXES"):
+        question.question(made)
+
+
+def test_one_factor_at_a_time_and_all_combinations():
+    axes = {"model.registers": [0, 1, 2], "mlp": {"tanh": {"model.mlp": "gelu_tanh"}}}
+    one = ask(AXES=axes)
+    assert [arm.name for arm in one.arms] == [
+        "baseline", "model.registers=1", "model.registers=2", "tanh",
+    ]  # fmt: skip
+    full = ask(AXES=axes, DESIGN="full")
+    assert len(full.arms) == 3 * 2
+    assert full.arm("model.registers=2,tanh").config.model.registers == 2
+    assert full.arm("model.registers=2,tanh").config.model.mlp == "gelu_tanh"
+    assert one.family == 3
+    assert one.seeds == tuple(range(8))
+    with pytest.raises(ValueError, match="arm = 'tan' is none of invented; did you mean 'tanh'"):
+        one.arm("tan")
+
+
+def test_arms_of_a_seed_share_initial_values_order_and_augmentation(unchecked):
+    asked = ask(AXES={"model.registers": [3]})
+    states = [train.init(override(arm.config, seed=5)) for arm in asked.arms]
+    before, after = (state.model.state_dict() for state in states)
+    shared = set(before) - {"pos_embed"}  # which has a row for each register
+    assert len(shared) == len(after) - 2
+    assert all(torch.equal(before[name], after[name]) for name in shared)
+    dataset = load(TINY.data)
+    batches = [
+        next(train.batches(override(arm.config, seed=5), dataset, state))
+        for arm, state in zip(asked.arms, states, strict=True)
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*batches, strict=True))
+
+
+@pytest.mark.parametrize("by", ["macs", "params"])
+def test_a_matched_arm_costs_what_the_baseline_does(by):
+    base = override(TINY, **{"model.width": 96, "model.heads": 3, "model.depth": 4})
+    asked = ask(BASE=base, AXES={"model.mlp_ratio": [2.0], "model.depth": [6]}, MATCH=by)
+    from vitx.cost import cost
+
+    def counted(config):
+        found = cost(config.model)
+        return {"macs": found.macs, "params": found.parameters}[by]
+
+    for arm in asked.arms[1:]:
+        assert abs(counted(arm.config) / counted(base) - 1) < 0.07
+        assert arm.adjusted.startswith(("width 96 to", "depth "))
+        assert f"{counted(arm.config) / counted(base):.3f} of the" in arm.adjusted
+    assert asked.arms[0].adjusted == ""
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    """A question that was run, and the folder of its runs."""
+    folder = tmp_path_factory.mktemp("ablation")
+    asked = ask(SEEDS=[3, 4])
+    runs.work(asked.jobs(), how(folder))
+    return asked, folder
+
+
+def test_runs_are_made_once_and_found_by_what_they_are(answered, monkeypatch):
+    asked, folder = answered
+    found = runs.ended(folder)
+    assert set(found) == {job.key for job in asked.jobs()}
+    assert not any(run.stale for run in found.values())
+    made = []
+    monkeypatch.setattr(runs, "train", lambda *_, **__: made.append(1))
+    runs.work(asked.jobs(), how(folder))
+    other = replace(ask(SEEDS=[3, 4], AXES={"model.registers": [1]}), name="another")
+    runs.work(other.jobs(), how(folder))  # the same runs under another name
+    assert made == []
+    monkeypatch.setattr(tracking, "code", lambda: "other")
+    assert all(run.stale for run in runs.ended(folder).values())
+    assert runs.missing(asked.jobs(), folder) == []
+    assert len(runs.missing(asked.jobs(), folder, fresh=True)) == 4
+
+
+def test_the_answer_pairs_by_seed_and_refuses_a_verdict_to_few_seeds(answered, monkeypatch):
+    asked, folder = answered
+    found = runs.ended(folder)
+    differences = asked.differences(asked.arms[1], "val/loss", found)
+    assert set(differences) == {3, 4}
+    before, after = (asked.values(arm, "val/loss", found) for arm in asked.arms)
+    assert differences[4] == after[4] - before[4]
+    times = {"ratio": 0.9, "ratio_low": 0.8, "ratio_high": 1.0, "verdict": "slower",
+             "peak_mib": {"reference": 10.0, "candidate": 13.0}}  # fmt: skip
+    monkeypatch.setattr(answer, "time_arm", lambda *_: times)
+    out = answer.write(asked, how(folder))
+    (row,) = read(out / "rows.jsonl")
+    table = answer.table(row)
+    (line,) = (dict(zip(table.header, cells, strict=True)) for cells in table.body)
+    assert line["arm"] == "model.registers=1"
+    assert line["verdict"] == "too few seeds"
+    assert line["images/s"] == "-10.0% (-20.0 to +0.0)"
+    assert line["Δ peak MiB"] == "+3"
+    assert line["pairs"] == "2"
+    mean = sum(differences.values()) / 2
+    assert line["Δ val/loss"].startswith(f"{mean:+.4f} ± ")
+    with (out / "answer.csv").open() as file:
+        assert next(csv.reader(file)) == list(table.header)
+    assert (out / "answer.md").read_text().count("\n| ") == 3
+    assert (out / "figures" / "answer.png").stat().st_size > 5_000
+
+
+def test_what_other_code_made_is_shown_as_stale(answered, monkeypatch):
+    asked, folder = answered
+    monkeypatch.setattr(tracking, "code", lambda: "other")
+    row = answer.row(asked, runs.ended(folder), {})
+    arm = row["arms"][1]
+    effect = answer.effects(row, "val/loss")[arm["name"]]
+    assert answer.verdict(row, arm, effect) == "too few seeds (stale: 4 runs by other code)"
+
+
+def test_a_run_that_diverges_has_ended_with_its_error(tmp_path):
+    asked = ask(SEEDS=[0, 1], AXES={"optim.lr": [1e30]})
+    runs.work(asked.jobs(), how(tmp_path))
+    found = runs.ended(tmp_path)
+    assert len(found) == 4
+    assert len(asked.values(asked.arms[1], "val/loss", found)) == 0
+    row = answer.row(asked, found, {})
+    words = answer.verdict(row, row["arms"][1], None)
+    assert words.startswith("2 failed: the ")
+
+
+def test_lanes_give_the_runs_that_seed_by_seed_gives(answered, tmp_path):
+    asked, folder = answered
+    runs.work(asked.jobs(), how(tmp_path, lanes=2))
+    alone, together = runs.ended(folder), runs.ended(tmp_path)
+    assert set(alone) == set(together)
+    for key, run in together.items():
+        assert run.values["lanes"] == 2
+        assert run.values["val/loss"] == pytest.approx(alone[key].values["val/loss"], abs=1e-4)
+        lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+        assert len([line for line in lines if "val/loss" in json.loads(line)]) == 2
+        assert (run.folder / "model.safetensors").exists()
+
+
+def test_a_plan_says_costs_and_what_the_seeds_can_show(answered, capsys):
+    asked, folder = answered
+    plan.show(replace(asked, seeds=(3, 4, 5)), runs.ended(folder), torch.device("cpu"))
+    text = capsys.readouterr().out
+    assert "6 runs, 2 of them to be made" in text
+    assert "no verdict: 1 comparisons need at least 8 seeds" in text
+    assert "smallest effect: not known" in text
+    assert "2 of 3" in text
+
+
+def test_a_plan_knows_the_smallest_effect_from_pairs():
+    words = plan.sensitivity(ask(EFFECT=0.02), plan.Spread(0.01, "a pilot"))
+    assert words[0] == "8 seeds, 1 comparison judged together"
+    assert "with 80% power: 0.0116; power for the effect of interest, 0.02: 100%" in words[1]
+
+
+def test_the_sweep_file_has_an_arm_and_a_seed_for_every_run():
+    asked = ask()
+    sweep = yaml.safe_load(ablate.as_sweep(asked))
+    parameters = sweep["parameters"]
+    product = math.prod(len(each["values"]) for each in parameters.values())
+    assert product == len(asked.jobs())
+    assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"}
+    assert sweep["command"][-1] == "${args}"
+
+
+def test_identity_is_all_but_what_changes_no_number():
+    same = override(TINY, log_every=7, **{"data.root": "elsewhere", "data.workers": 3})
+    assert identity(same) == identity(TINY)
+    assert identity(override(TINY, seed=1)) != identity(TINY)
+    assert identity(override(TINY, **{"optim.lr": 1e-9})) != identity(TINY)
