@@ -5,9 +5,6 @@ show. With it, it makes the runs that are missing, times every arm beside the ba
 the answer. Without a name it lists the questions.
 """
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import yaml
 
 from experiments import answer, cli, plan, question, runs
 from experiments.question import Question
-from vitx import timing, tracking
+from vitx import tracking
 
 PROG = "python -m experiments.ablate"
 
@@ -97,37 +94,15 @@ def _how(settings: Settings) -> runs.How:
 
 
 def spread(asked: Question, settings: Settings) -> None:
-    """Several processes of this program at the same runs; the cores are shared among them.
-
-    Raises ValueError naming the log of a worker that failed.
-    """
-    threads = {"OMP_NUM_THREADS": str(max(1, timing.cores() // settings.workers))}
-    flags = ["--run", "--only-runs", "--out", str(settings.out)]
+    """Several processes of this program at the same runs."""
+    flags = [asked.name, "--run", "--only-runs", "--out", str(settings.out)]
     flags += ["--vectorize", str(settings.vectorize)]
     flags += ["--fresh"] if settings.fresh else []
     for flag in ("data_root", "wandb", "device"):
         if value := getattr(settings, flag):
             flags += [f"--{flag.replace('_', '-')}", value]
     folder = settings.out / asked.name
-    folder.mkdir(parents=True, exist_ok=True)
-    logs = [folder / f"worker-{number}.log" for number in range(settings.workers)]
-    workers = []
-    for log in logs:
-        with log.open("w") as file:
-            command = [sys.executable, "-m", "experiments.ablate", asked.name, *flags]
-            workers.append(
-                subprocess.Popen(command, env=os.environ | threads, stdout=file, stderr=file)
-            )
-    print(f"{settings.workers} workers at work; what they say is in {folder}/worker-*.log")
-    try:
-        ends = [worker.wait() for worker in workers]
-    except KeyboardInterrupt:
-        for worker in workers:  # the terminal has told them too; they save, and end
-            worker.wait()
-        raise
-    failed = [str(log) for log, end in zip(logs, ends, strict=True) if end]
-    if failed:
-        raise ValueError(f"workers failed; see {', '.join(failed)}")
+    runs.spread("experiments.ablate", flags, workers=settings.workers, folder=folder)
 
 
 def as_sweep(asked: Question) -> str:

@@ -1,6 +1,9 @@
 """Runs by what they are: found again by the identity of their settings, and never repeated."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -11,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vitx import checkpoint, data, tracking, vectorize, weights
+from vitx import checkpoint, data, timing, tracking, vectorize, weights
 from vitx.config import DataConfig, TrainConfig, flat, from_flat, identity, override
 from vitx.train import Diverged, keep, prepare, train
 
@@ -176,6 +179,33 @@ def _folder_of(job: Job, how: How) -> tracking.Run:
     values = {"recipe": job.group, "device": str(how.device)} | flat(job.config)
     folder = job.folder(how.out)
     return tracking.Run(how.out, job.group, job.name, values, mode=how.wandb, folder=folder)
+
+
+def spread(module: str, flags: Sequence[str], *, workers: int, folder: Path) -> None:
+    """Run a program in several processes, which share the work and this machine's cores.
+
+    What they say is in `folder/worker-N.log`. Raises ValueError naming the log of one that failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = [folder / f"worker-{number}.log" for number in range(workers)]
+    share = os.environ | {"OMP_NUM_THREADS": str(max(1, timing.cores() // workers))}
+    started = []
+    for log in logs:
+        with log.open("w") as file:
+            command = [sys.executable, "-m", module, *flags]
+            started.append(subprocess.Popen(command, env=share, stdout=file, stderr=file))
+    print(f"{workers} workers at work; what they say is in {folder}/worker-*.log", flush=True)
+    try:
+        ends = [process.wait() for process in started]
+    except BaseException:
+        for process in started:
+            process.terminate()
+        for process in started:  # they save what they have, and end
+            process.wait()
+        raise
+    failed = [str(log) for log, end in zip(logs, ends, strict=True) if end]
+    if failed:
+        raise ValueError(f"workers failed; see {', '.join(failed)}")
 
 
 def _together(jobs: Sequence[Job], most: int) -> list[list[Job]]:

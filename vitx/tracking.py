@@ -67,8 +67,9 @@ def wandb_mode(flag: str | None = None) -> tuple[str, str]:
 class Run:
     """A run's folder `root/group/name-id` and its W&B run. Use it as a context manager.
 
-    A `folder` that holds a run already is gone on with, under the same id. Raises ValueError if
-    another process is at work in it.
+    Within a sweep WANDB_RUN_ID and WANDB_RUN_GROUP replace id and group. A `folder` that holds a
+    run already is gone on with, under the same id. Raises ValueError if another process is at work
+    in it.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class Run:
     ):
         self.mode, self.why = wandb_mode(mode)
         known = _id_of(folder) if folder else ""
-        self.id = known or uuid.uuid4().hex[:8]
+        group = os.environ.get("WANDB_RUN_GROUP") or group
+        self.id = known or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
         self.resumed = bool(known)
         self.folder = folder or Path(root, group, f"{name}-{self.id}")
         self._lock = Lock(self.folder)
@@ -197,7 +199,7 @@ class Run:
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
                 group=group,
                 name=name,
-                id=os.environ.get("WANDB_RUN_ID") or self.id,
+                id=self.id,
                 dir=self.folder,
                 config=dict(config),
                 mode=self.mode,  # type: ignore[arg-type]

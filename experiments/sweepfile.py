@@ -1,0 +1,309 @@
+"""A W&B sweep file, read and checked: what is varied, how, and which command each trial runs.
+
+The same file goes to `wandb sweep`. Here a key that would be ignored, or a number that YAML reads
+as a string, is an error.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments import train
+from experiments.recipes import RECIPES
+from vitx.config import TrainConfig, override
+from vitx.registry import nearest
+
+KEYS = ("name", "description", "project", "entity", "program", "command", "method", "metric",
+        "parameters", "early_terminate", "run_cap")  # fmt: skip
+METHODS = ("grid", "random", "bayes")
+GOALS = ("minimize", "maximize")
+RANGES = ("uniform", "q_uniform", "log_uniform_values", "int_uniform")
+COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
+"""What W&B runs if the file gives no command."""
+TRAIN = ("-m", "experiments.train")
+"""Words of a command that trains a recipe, whose name follows."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A parameter that takes one of some values."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values with which all others are valid."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class Range:
+    """A parameter between two numbers; whole ones if both are."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+@dataclass(frozen=True)
+class Hyperband:
+    """Trials are compared after `first`, `first`·eta, … readings; the best 1/eta go on."""
+
+    first: int
+    eta: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep file."""
+
+    path: Path
+    name: str
+    method: str
+    metric: str
+    goal: str
+    parameters: Mapping[str, Choice | Range]
+    command: tuple[str, ...]
+    hyperband: Hyperband | None
+    trials: int
+    """How many there are: run_cap, or all points of a grid."""
+
+    def points(self) -> list[dict[str, Any]]:
+        """The points of a grid; for other methods empty ones, to be drawn."""
+        if self.method != "grid":
+            return [{} for _ in range(self.trials)]
+        values = [each.ends for each in self.parameters.values()]
+        product = itertools.product(*values)
+        return [dict(zip(self.parameters, point, strict=True)) for point in product][: self.trials]
+
+    def words(self, chosen: Mapping[str, Any]) -> list[str]:
+        """The command line of a trial, as a W&B agent makes it."""
+        args = [f"--{name}={value}" for name, value in chosen.items()]
+        found: list[str] = []
+        for word in self.command:
+            found += {"${env}": ["/usr/bin/env"], "${args}": args}.get(word, [word])
+        return found
+
+    @property
+    def recipe(self) -> str:
+        """The recipe that its command trains; empty if it runs another program."""
+        return _recipe(self.command)
+
+    def base(self) -> TrainConfig:
+        """The recipe with the settings that stand in the command itself."""
+        place = self.command.index(TRAIN[1]) + 2
+        flags = [word for word in self.command[place:] if word != "${args}"]
+        return train.read(self.recipe, flags)[0]
+
+
+def read(path: Path) -> Sweep:
+    """The sweep in a file. Raises ValueError naming file and key."""
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(said, dict):
+        raise ValueError(f"{path} is no sweep: it holds no keys")
+    for key in said:
+        _known(path, "", key, KEYS)
+    for key in ("method", "metric", "parameters"):
+        if key not in said:
+            raise ValueError(f"{path}: {key} is missing")
+    method = _choice(path, "method", said["method"], METHODS)
+    metric, goal = _metric(path, said["metric"])
+    if not isinstance(said["parameters"], dict) or not said["parameters"]:
+        raise ValueError(f"{path}: parameters must name at least one parameter")
+    parameters = {
+        str(name): _parameter(path, f"parameters.{name}", value)
+        for name, value in said["parameters"].items()
+    }
+    command = _command(path, said)
+    _check_fields(path, command, parameters)
+    return Sweep(
+        path, str(said.get("name", path.stem)), method, metric, goal, parameters, command,
+        _hyperband(path, said.get("early_terminate")),
+        _trials(path, method, parameters, said.get("run_cap")),
+    )  # fmt: skip
+
+
+def _metric(path: Path, said: object) -> tuple[str, str]:
+    if not isinstance(said, dict) or not isinstance(said.get("name"), str):
+        raise ValueError(f"{path}: metric must have a name")
+    for key in said:
+        _known(path, "metric.", key, ("name", "goal"))
+    return said["name"], _choice(path, "metric.goal", said.get("goal", "minimize"), GOALS)
+
+
+def _parameter(path: Path, key: str, said: object) -> Choice | Range:
+    if not isinstance(said, dict):
+        raise ValueError(f"{path}: {key} must have a value, values, or min and max")
+    if "parameters" in said:
+        raise ValueError(f"{path}: {key}: write nested parameters with dots, such as model.depth")
+    for word in said:
+        _known(path, f"{key}.", word, ("value", "values", "distribution", "min", "max", "q"))
+    kind = said.get("distribution")
+    if "value" in said or "values" in said:
+        values = said.get("values", [said.get("value")])
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{path}: {key}.values = {values!r} must be a list")
+        if kind not in (None, "categorical", "constant"):
+            raise ValueError(f"{path}: {key}.distribution = {kind!r} does not go with values")
+        return Choice(tuple(_plain(path, key, value) for value in values))
+    if "min" not in said or "max" not in said:
+        raise ValueError(f"{path}: {key} must have a value, values, or min and max")
+    low, high = (_number(path, f"{key}.{word}", said[word]) for word in ("min", "max"))
+    if isinstance(low, int) != isinstance(high, int):
+        raise ValueError(
+            f"{path}: {key}: min = {low} and max = {high} must be both whole or neither"
+        )
+    if not low < high:
+        raise ValueError(f"{path}: {key}: min = {low} must be below max = {high}")
+    kind = kind or ("int_uniform" if isinstance(low, int) else "uniform")
+    _choice(path, f"{key}.distribution", kind, RANGES)
+    step = _number(path, f"{key}.q", said.get("q", 1)) if kind == "q_uniform" else None
+    if "q" in said and step is None:
+        raise ValueError(f"{path}: {key}.q goes with q_uniform, not with {kind}")
+    if kind == "log_uniform_values" and low <= 0:
+        raise ValueError(f"{path}: {key}.min = {low} must be positive for {kind}")
+    if kind == "int_uniform" and not isinstance(low, int):
+        raise ValueError(f"{path}: {key}.min = {low} must be whole for {kind}")
+    if kind in ("uniform", "log_uniform_values"):
+        low, high = float(low), float(high)
+    return Range(low, high, kind == "log_uniform_values", step)
+
+
+def _command(path: Path, said: Mapping[str, Any]) -> tuple[str, ...]:
+    """The command's words, with all but ${env} and ${args} filled in."""
+    words = said.get("command", COMMAND)
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{path}: command = {words!r} must be a list of words")
+    if "${program}" in words and "program" not in said:
+        raise ValueError(f"{path}: program is missing, or a command without ${{program}}")
+    known = {"${interpreter}": "python", "${program}": str(said.get("program", ""))}
+    filled = tuple(known.get(word, word) for word in words)
+    for word in filled:
+        if word.startswith("${") and word not in ("${env}", "${args}"):
+            raise ValueError(
+                f"{path}: command: {word} is not filled in here; {nearest(word, COMMAND)}"
+            )
+    if "${args}" not in filled:
+        raise ValueError(f"{path}: command has no ${{args}}, so every trial would be the same")
+    return filled
+
+
+def _check_fields(
+    path: Path, command: Sequence[str], parameters: Mapping[str, Choice | Range]
+) -> None:
+    """Each parameter of a training names a field that takes its values."""
+    name = _recipe(command)
+    if not name:
+        return
+    if name not in RECIPES:
+        raise ValueError(f"{path}: command: recipe {name!r} is not known; {nearest(name, RECIPES)}")
+    for key, parameter in parameters.items():
+        for value in parameter.ends:
+            _fits(path, RECIPES[name], key, value)
+
+
+def _fits(path: Path, recipe: TrainConfig, key: str, value: object) -> None:
+    try:
+        override(recipe, **{key: value})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: parameters.{key}: {error}") from None
+
+
+def _recipe(command: Sequence[str]) -> str:
+    places = [k for k in range(len(command) - 2) if tuple(command[k : k + 2]) == TRAIN]
+    return command[places[0] + 2] if places else ""
+
+
+def _hyperband(path: Path, said: object) -> Hyperband | None:
+    if said is None:
+        return None
+    if not isinstance(said, dict) or said.get("type") != "hyperband":
+        raise ValueError(f"{path}: early_terminate.type must be hyperband")
+    for key in said:
+        _known(path, "early_terminate.", key, ("type", "min_iter", "max_iter", "s", "eta"))
+    eta = _whole(path, "early_terminate.eta", said.get("eta", 3), 2)
+    if "min_iter" in said:
+        return Hyperband(_whole(path, "early_terminate.min_iter", said["min_iter"], 1), eta)
+    if "max_iter" not in said:
+        raise ValueError(f"{path}: early_terminate needs min_iter, or max_iter and s")
+    most = _whole(path, "early_terminate.max_iter", said["max_iter"], 1)
+    brackets = _whole(path, "early_terminate.s", said.get("s", 1), 1)
+    return Hyperband(max(1, most // eta**brackets), eta)
+
+
+def _trials(path: Path, method: str, parameters: Mapping[str, Choice | Range], cap: object) -> int:
+    if cap is not None:
+        _whole(path, "run_cap", cap, 1)
+    if method != "grid":
+        if not isinstance(cap, int):
+            raise ValueError(f"{path}: run_cap is missing: a {method} sweep has no end of its own")
+        return cap
+    for name, parameter in parameters.items():
+        if isinstance(parameter, Range):
+            raise ValueError(f"{path}: parameters.{name}: a grid needs values, not min and max")
+    points = math.prod(len(parameter.ends) for parameter in parameters.values())
+    return min(points, cap) if isinstance(cap, int) else points
+
+
+def _plain(path: Path, key: str, value: object) -> object:
+    if isinstance(value, str):
+        _number_in_words(path, key, value)
+    elif not isinstance(value, int | float | bool):
+        raise ValueError(f"{path}: {key}: {value!r} must be a plain value")
+    return value
+
+
+def _number(path: Path, key: str, value: object) -> Any:
+    if isinstance(value, str):
+        _number_in_words(path, key, value)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{path}: {key} = {value!r} must be a number")
+    return value
+
+
+def _number_in_words(path: Path, key: str, value: str) -> None:
+    try:
+        number = float(value)
+    except ValueError:
+        return
+    raise ValueError(f"{path}: {key} = {value!r} is a string to YAML; write {_with_point(number)}")
+
+
+def _with_point(number: float) -> str:
+    """A number as YAML reads it: an exponent needs a point before it."""
+    text = repr(number)
+    return text if "e" not in text or "." in text else text.replace("e", ".0e")
+
+
+def _whole(path: Path, key: str, value: object, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{path}: {key} = {value!r} must be a whole number, at least {least}")
+    return value
+
+
+def _choice(path: Path, key: str, value: object, choices: Iterable[str]) -> str:
+    if value not in list(choices):
+        raise ValueError(f"{path}: {key} = {value!r} is not known; {nearest(value, choices)}")
+    return str(value)
+
+
+def _known(path: Path, within: str, key: object, choices: Sequence[str]) -> None:
+    if key not in choices:
+        raise ValueError(f"{path}: {within}{key} is not known; {nearest(key, choices)}")
