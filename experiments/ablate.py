@@ -29,6 +29,8 @@ class Settings:
     """With --run: stop when the runs are made, as on one node of many."""
     vectorize: int = 1
     """Seeds of an arm that are trained as one program; for small models."""
+    skip_timing: bool = False
+    """With --run: leave out how fast the arms are."""
     fresh: bool = False
     """Make again what other code made."""
     arm: str = ""
@@ -37,7 +39,7 @@ class Settings:
     """The seed of --arm."""
     sweep: bool = False
     """Print the same runs as a W&B sweep."""
-    out: Path = Path("runs")
+    out: Path = tracking.OUT
     """Folder of run folders. Questions that share a baseline share its runs there."""
     data_root: str = ""
     """Folder of the data, if it is not the question's."""
@@ -80,7 +82,7 @@ def run(asked: Question, settings: Settings) -> None:
         spread(asked, settings)
     runs.work(asked.jobs(), how)
     if not settings.only_runs:
-        answer.write(asked, how)
+        answer.write(asked, how, timed=not settings.skip_timing)
 
 
 def _how(settings: Settings) -> runs.How:

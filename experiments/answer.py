@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.pages import Row, Table
-from experiments.question import METRICS, Arm, Question
+from experiments.question import Arm, Question
 from experiments.rows import Rows
-from experiments.runs import Ended, How, ended
+from experiments.runs import Ended, How, ended, sources
 from vitx import stats, timing, tracking, visualize
 from vitx.compare import speed
 from vitx.config import delta, flat, identity
@@ -30,7 +30,8 @@ def row(
 ) -> dict[str, Any]:
     """The fields of the answer's row. `times` are those of `time_arm`, by the arm's name."""
     base = asked.arms[0]
-    metrics = [asked.metric, *(metric for metric in METRICS if metric != asked.metric)]
+    trained = (tracking.VAL_LOSS, tracking.VAL_ACCURACY) if asked.trained else ()
+    metrics = sorted(trained, key=lambda metric: metric != asked.metric)
     return {
         "what": "answer",
         "question": asked.name,
@@ -52,19 +53,15 @@ def row(
             }
             for arm in asked.arms
         ],
-        "before": sources(asked, found),
+        "seconds": sum(
+            run.values.get("seconds", 0) / run.values.get("lanes", 1)
+            for arm in asked.arms
+            for run in asked.ended(arm, found)
+        ),
+        "before": sources(
+            [run.environment for arm in asked.arms for run in asked.ended(arm, found)]
+        ),
     }
-
-
-def sources(asked: Question, found: Mapping[str, Ended]) -> list[dict[str, Any]]:
-    """Commit, code and machine of the runs, each combination once."""
-    names = ("commit", "dirty", "code", "cpu", "gpu", "threads")
-    each = [
-        {name: run.environment.get(name) for name in names}
-        for arm in asked.arms
-        for run in asked.ended(arm, found)
-    ]
-    return [one for place, one in enumerate(each) if one not in each[:place]]
 
 
 def effects(row: Row, metric: str) -> dict[str, stats.Effect | None]:
@@ -98,31 +95,34 @@ def time_arm(asked: Question, arm: Arm, how: How) -> Mapping[str, Any]:
 
 
 def table(row: Row) -> Table:
-    """An answer's arms: what they change in the metric and in accuracy, and what they cost."""
-    metric, base = row["metric"], row["arms"][0]
-    others = [name for name in base["values"] if name != metric]
-    header = ("arm", f"Δ {metric}", "p", "verdict", *(f"Δ {name}" for name in others), "images/s",
-              "speed", "Δ parameters", "Δ MACs", "Δ peak MiB", "pairs")  # fmt: skip
-    judged = {name: effects(row, name) for name in (metric, *others)}
+    """An answer's arms: what they change in each metric, and what they cost."""
+    base, *others = row["arms"]
+    metrics = list(base["values"])  # the question's first; none if nothing was trained
+    judged = {metric: effects(row, metric) for metric in metrics}
+    header = ("arm", *(f"Δ {metric}" for metric in metrics), *(("p", "verdict") if metrics else ()),
+              "Δ images/s", "speed", "Δ parameters", "Δ MACs", "Δ peak MiB", "pairs")  # fmt: skip
     body = []
-    for arm in row["arms"][1:]:
-        effect, name = judged[metric][arm["name"]], arm["name"]
+    for arm in others:
+        each = [judged[metric][arm["name"]] for metric in metrics]
+        words = (_p(each[0]), verdict(row, arm, each[0])) if metrics else ()
         body.append(
-            (name + (f" ({arm['adjusted']})" if arm["adjusted"] else ""),
-             _interval(effect, metric), f"{effect.p:.3f}" if effect else "–",
-             verdict(row, arm, effect),
-             *(_interval(judged[other][name], other) for other in others),
-             *_speed(arm["speed"]),
+            (arm["name"] + (f" ({arm['adjusted']})" if arm["adjusted"] else ""),
+             *(_interval(effect, metric) for effect, metric in zip(each, metrics, strict=True)),
+             *words, *_speed(arm["speed"]),
              _share(arm["parameters"], base["parameters"]), _share(arm["macs"], base["macs"]),
              _memory(arm["speed"]), str(pairs(row, arm)))
         )  # fmt: skip
     return Table(header, body)
 
 
+def _p(effect: stats.Effect | None) -> str:
+    return f"{effect.p:.3f}" if effect else "–"
+
+
 def pairs(row: Row, arm: Mapping[str, Any]) -> int:
     """Seeds that ended well in an arm and in the baseline."""
-    metric = row["metric"]
-    return len(arm["values"][metric].keys() & row["arms"][0]["values"][metric].keys())
+    metric, before = row["metric"], row["arms"][0]["values"]
+    return len(arm["values"].get(metric, {}).keys() & before.get(metric, {}).keys())
 
 
 def verdict(row: Row, arm: Mapping[str, Any], effect: stats.Effect | None) -> str:
@@ -163,6 +163,8 @@ def _memory(found: Mapping[str, Any] | None) -> str:
 
 def points(row: Row) -> list[visualize.Point]:
     """Arms by speed and metric, for the figure."""
+    if row["metric"] not in row["arms"][0]["values"]:
+        return []
     judged = effects(row, row["metric"])
     found = []
     for arm in row["arms"][1:]:
@@ -178,9 +180,9 @@ def figure(row: Row) -> Figure:
     return visualize.tradeoff(points(row), metric=row["metric"], title=row["question"])
 
 
-def write(asked: Question, how: How) -> Path:
+def write(asked: Question, how: How, *, timed: bool = True) -> Path:
     """Time the arms, print the table and keep it: markdown, CSV, figure, row and W&B run."""
-    times = {arm.name: time_arm(asked, arm, how) for arm in asked.arms[1:]}
+    times = {arm.name: time_arm(asked, arm, how) for arm in asked.arms[1:] if timed}
     fields = row(asked, ended(how.out), times)
     with tracking.Run(how.out, asked.name, "answer", fields["config"], mode=how.wandb) as run:
         kept = Rows(run.folder)
@@ -191,9 +193,10 @@ def write(asked: Question, how: How) -> Path:
         )
         with (run.folder / "answer.csv").open("w", encoding="utf8", newline="") as file:
             csv.writer(file).writerows([shown.header, *shown.body])
-        picture = visualize.save(figure(answer), run.figures / "answer.png")
         run.table("answer", shown.header, shown.body)
-        run.figure("accuracy against speed", picture)
+        if points(answer):
+            picture = visualize.save(figure(answer), run.figures / "answer.png")
+            run.figure(f"{asked.metric} against speed", picture)
         print(shown.markdown())
         print(f"answer: {run.folder}")
     return run.folder

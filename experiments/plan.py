@@ -36,6 +36,9 @@ def show(asked: Question, found: Mapping[str, Ended], device: torch.device) -> N
     print(asked.text, end="\n\n")
     seconds = [seconds_a_run(arm.config, device) for arm in asked.arms]
     print(table(asked, found, seconds).markdown(), end="\n\n")
+    if not asked.trained:
+        print(f"nothing is trained; time it: python -m experiments.ablate {asked.name} --run")
+        return
     left = [
         each
         for arm, each in zip(asked.arms, seconds, strict=True)

@@ -6,9 +6,10 @@ dotted field with its values, or a name of its own whose values are named sets o
     AXES = {"model.registers": [1, 4]}
     AXES = {"pool": {"mean": {"model.pool": "mean", "model.class_token": False}}}
 
-It may also set SEEDS, METRIC (val/loss if not set), EFFECT (the smallest difference of interest,
-in the metric's unit), DESIGN (`one` factor at a time, or `full`: all combinations) and MATCH
-(`macs` or `params`: each arm's width or depth is adjusted until it has the baseline's).
+It may also set SEEDS, METRIC (val/loss if not set; images_per_s to time without training), EFFECT
+(the smallest difference of interest, in the metric's unit), DESIGN (`one` factor at a time, or
+`full`: all combinations) and MATCH (`macs` or `params`: each arm's width or depth is adjusted until
+it has the baseline's).
 """
 
 import importlib
@@ -34,6 +35,7 @@ METRICS = {
     # whether lower is better
     tracking.VAL_LOSS: True,
     tracking.VAL_ACCURACY: False,
+    tracking.IMAGES_PER_S: False,
 }
 DESIGNS = ("one", "full")
 MATCHES = ("none", "macs", "params")
@@ -80,8 +82,15 @@ class Question:
         """The arm's configuration with each seed."""
         return [override(arm.config, seed=seed) for seed in self.seeds]
 
+    @property
+    def trained(self) -> bool:
+        """Whether runs answer it; a question of speed alone is answered by timing."""
+        return self.metric != tracking.IMAGES_PER_S
+
     def jobs(self) -> list[Job]:
         """Every run, seed by seed, so that what is made first is whole pairs."""
+        if not self.trained:
+            return []
         return [self.job(arm, seed) for seed in self.seeds for arm in self.arms]
 
     def job(self, arm: Arm, seed: int) -> Job:

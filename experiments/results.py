@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
-from experiments import cli, pages, rows
+from experiments import answer, cli, pages, rows, variance
 from experiments.pages import RESULTS, ROOT, Row, Table, machine
 from experiments.recipes import RECIPES
 from experiments.runs import read_config
@@ -124,6 +124,37 @@ def fault_table(found: Sequence[Row]) -> Table:
     return Table(("fault", "trials", "passed", "commit"), body)
 
 
+def answers(found: Sequence[Row]) -> list[Row]:
+    """The latest answer to each question on each machine."""
+    said = [row for row in found if row.get("what") == "answer"]
+    return rows.latest(said, "question", "environment.cpu", "environment.gpu")
+
+
+def answer_table(found: Sequence[Row]) -> Table:
+    """Every arm of every question that was answered, null results among them."""
+    header = ("question", "arm", "Δ metric (all arms at once, 95 %)", "p", "verdict",
+              "Δ images/s", "speed", "Δ MACs", "seeds", "run minutes", "machine")  # fmt: skip
+    body = []
+    for row in answers(found):
+        shown = answer.table(row)
+        for line in shown.body:
+            cells = dict(zip(shown.header, line, strict=True))
+            metric = f"Δ {row['metric']}"
+            change = f"{cells[metric]} {row['metric']}" if metric in cells else "–"
+            body.append(
+                (row["question"], cells["arm"], change, cells.get("p", "–"),
+                 cells.get("verdict", "–"), cells["Δ images/s"], cells["speed"], cells["Δ MACs"],
+                 cells["pairs"], f"{row['seconds'] / 60:.0f}", machine(row))
+            )  # fmt: skip
+    return Table(header, body)
+
+
+def variance_table(found: Sequence[Row]) -> Table:
+    """The latest seed variance of each recipe."""
+    stored = [row for row in found if row["kind"] == "variance"]
+    return variance.table(rows.latest(stored, "name", "environment.cpu", "environment.gpu"))
+
+
 CLAIM = 0.755
 """Test accuracy after 100 epochs that the from-scratch project states."""
 FIGURE = RESULTS / "cifar10.svg"
@@ -149,7 +180,12 @@ def figure(found: Sequence[Row]) -> Figure:
     return visualize.costs(lines(found), claim=CLAIM, label=f"{CLAIM:.1%}, stated by the project")
 
 
-TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {"runs": run_table, "faults": fault_table}
+TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
+    "runs": run_table,
+    "faults": fault_table,
+    "answers": answer_table,
+    "variance": variance_table,
+}
 
 
 @dataclass(frozen=True)

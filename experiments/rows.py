@@ -87,7 +87,8 @@ def commit(rows: list[dict], folder: Path, name: str) -> None:
     """
     if name.endswith("-smoke"):
         raise ValueError(f"{name} is a smoke run; its rows are not evidence")
-    parts = [p for row in rows for p in (row["environment"], *row["environment"].get("before", []))]
+    made = [(row, row["environment"], *row["environment"].get("before", [])) for row in rows]
+    parts = [part for row, *parts in made for part in (*parts, *row.get("before", []))]
     if any(part["dirty"] for part in parts):
         raise ValueError(f"{name} was made by uncommitted code; its rows are not evidence")
     folder.mkdir(parents=True, exist_ok=True)

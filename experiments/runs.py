@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -179,6 +179,13 @@ def _folder_of(job: Job, how: How) -> tracking.Run:
     values = {"recipe": job.group, "device": str(how.device)} | flat(job.config)
     folder = job.folder(how.out)
     return tracking.Run(how.out, job.group, job.name, values, mode=how.wandb, folder=folder)
+
+
+def sources(environments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Commit, code and machine of runs, each combination once."""
+    names = ("commit", "dirty", "code", "cpu", "gpu", "threads")
+    each = [{name: one.get(name) for name in names} for one in environments]
+    return [one for place, one in enumerate(each) if one not in each[:place]]
 
 
 def spread(module: str, flags: Sequence[str], *, workers: int, folder: Path) -> None:

@@ -215,7 +215,7 @@ def definition(sweep: Sweep) -> str:
     """A hash of what a sweep searches, and how."""
     parameters = {name: vars(each) for name, each in sweep.parameters.items()}
     hyperband = vars(sweep.hyperband) if sweep.hyperband else None
-    said = [sweep.method, sweep.metric, sweep.goal, parameters, list(sweep.command), hyperband]
+    said = [sweep.method, sweep.metric, sweep.goal, parameters, list(sweep.template), hyperband]
     text = json.dumps([*said, sweep.trials], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -56,7 +56,7 @@ class Settings:
     """Fresh seeds of each setting that is confirmed."""
     wandb: bool = False
     """Register the file with W&B, and start --workers agents; those runs are online."""
-    out: Path = Path("runs")
+    out: Path = tracking.OUT
     """Folder of run folders."""
 
 

@@ -6,6 +6,8 @@ as a string, is an error.
 
 import itertools
 import math
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,9 @@ class Sweep:
     goal: str
     parameters: Mapping[str, Choice | Range]
     command: tuple[str, ...]
+    """Its words, with all but ${env} and ${args} filled in."""
+    template: tuple[str, ...]
+    """Its words as they stand in the file."""
     hyperband: Hyperband | None
     trials: int
     """How many there are: run_cap, or all points of a grid."""
@@ -135,7 +140,7 @@ def read(path: Path) -> Sweep:
     _check_fields(path, command, parameters)
     return Sweep(
         path, str(said.get("name", path.stem)), method, metric, goal, parameters, command,
-        _hyperband(path, said.get("early_terminate")),
+        tuple(said.get("command", COMMAND)), _hyperband(path, said.get("early_terminate")),
         _trials(path, method, parameters, said.get("run_cap")),
     )  # fmt: skip
 
@@ -194,7 +199,7 @@ def _command(path: Path, said: Mapping[str, Any]) -> tuple[str, ...]:
     if "${program}" in words and "program" not in said:
         raise ValueError(f"{path}: program is missing, or a command without ${{program}}")
     known = {"${interpreter}": "python", "${program}": str(said.get("program", ""))}
-    filled = tuple(known.get(word, word) for word in words)
+    filled = tuple(_from_environment(path, known.get(word, word)) for word in words)
     for word in filled:
         if word.startswith("${") and word not in ("${env}", "${args}"):
             raise ValueError(
@@ -203,6 +208,17 @@ def _command(path: Path, said: Mapping[str, Any]) -> tuple[str, ...]:
     if "${args}" not in filled:
         raise ValueError(f"{path}: command has no ${{args}}, so every trial would be the same")
     return filled
+
+
+def _from_environment(path: Path, word: str) -> str:
+    """A word with every ${envvar:NAME} replaced."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ValueError(f"{path}: command: {word} needs the environment variable {match[1]}")
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{envvar:(\w+)\}", value, word)
 
 
 def _check_fields(

@@ -30,8 +30,8 @@ class Switches:
     """Print configuration, parameters, MACs and steps; train nothing."""
     resume: bool = False
     """Go on with the last run of the same recipe and settings, or the one in --folder."""
-    out: Path = Path(os.environ.get("VITX_OUT", "runs"))
-    """Folder of run folders; VITX_OUT if it is set."""
+    out: Path = tracking.OUT
+    """Folder of run folders; by default VITX_OUT, or runs."""
     folder: Path | None = None
     """Folder of this run; if not given, one of its own under --out."""
     wandb: str = ""

@@ -3,6 +3,11 @@
 import csv
 import json
 import math
+import os
+import re
+import shutil
+import subprocess
+import sys
 import types
 from dataclasses import replace
 
@@ -10,7 +15,8 @@ import pytest
 import torch
 import yaml
 
-from experiments import ablate, answer, plan, question, runs
+from experiments import ablate, answer, plan, question, runs, variance
+from experiments.pages import ROOT
 from experiments.recipes import DIGITS
 from experiments.rows import read
 from vitx import tracking, train
@@ -164,7 +170,7 @@ def test_the_answer_pairs_by_seed_and_refuses_a_verdict_to_few_seeds(answered, m
     (line,) = (dict(zip(table.header, cells, strict=True)) for cells in table.body)
     assert line["arm"] == "model.registers=1"
     assert line["verdict"] == "too few seeds"
-    assert line["images/s"] == "-10.0% (-20.0 to +0.0)"
+    assert line["Δ images/s"] == "-10.0% (-20.0 to +0.0)"
     assert line["Δ peak MiB"] == "+3"
     assert line["pairs"] == "2"
     mean = sum(differences.values()) / 2
@@ -239,3 +245,98 @@ def test_identity_is_all_but_what_changes_no_number():
     assert identity(same) == identity(TINY)
     assert identity(override(TINY, seed=1)) != identity(TINY)
     assert identity(override(TINY, **{"optim.lr": 1e-9})) != identity(TINY)
+
+
+MINE = '''"""Is attention by cosines as good as by products?
+
+Question: on digits. Expect: as good (Liu et al. 2022). Cost: a minute.
+Run: python -m experiments.ablate mine --run
+"""
+from experiments.recipes import DIGITS
+from vitx.config import override
+
+BASE = override(DIGITS, steps=3, eval_every=3, batch=16)
+AXES = {"model.attention": ["cosine", "cosine(temperature=0.3)"]}
+'''
+
+
+def test_a_newcomer_adds_an_attention_and_asks_whether_it_helps(tmp_path):
+    """The walk of the README: a function and its name in one file, a question in another."""
+    for name in ("vitx", "experiments"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("results"))
+    readme = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(def cosine.*?)```", readme, flags=re.DOTALL)
+    function, table = block.split("\n\n\n")
+    path = tmp_path / "vitx" / "functional" / "attention.py"
+    text = path.read_text()
+    (before,) = re.findall(r"^ATTENTION = table.*$", text, flags=re.MULTILINE)
+    path.write_text(text.replace(before, f"{function}\n\n\n{table.strip()}"))
+    (tmp_path / "experiments" / "mine.py").write_text(MINE)
+    assert len(function.splitlines()) + 1 <= 20
+    assert len(MINE.splitlines()) <= 10
+
+    def ablate(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "experiments.ablate", *words], cwd=tmp_path, text=True,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, check=True,
+        ).stdout  # fmt: skip
+
+    assert "mine: Is attention by cosines as good as by products?" in ablate("-h")
+    assert "model.attention=cosine(temperature=0.3)" in ablate("mine")
+    said = ablate("mine", "--run", "--skip-timing", "--wandb", "disabled")
+    assert "not timed" in said
+    (csv_file,) = tmp_path.glob("runs/mine/answer-*/answer.csv")
+    with csv_file.open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["arm"] for line in lines] == [
+        "model.attention=cosine", "model.attention=cosine(temperature=0.3)",
+    ]  # fmt: skip
+    assert {line["pairs"] for line in lines} == {"8"}
+    assert all("too few" not in line["verdict"] for line in lines)
+    assert len(list(tmp_path.glob("runs/mine/*/summary.json"))) == 3 * 8
+
+
+def test_workers_share_the_runs_and_a_stopped_one_goes_on(tmp_path):
+    """Two processes, then none is left to be made."""
+    asked = question.read("activation")
+    assert asked.name == "activation"
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.ablate", "activation", "--run", "--workers", "2",
+         "--data-root", str(tmp_path / "nowhere"), "--out", str(tmp_path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: workers failed; see ")
+    assert "nowhere" in (tmp_path / "activation" / "worker-0.log").read_text()
+
+
+def test_the_variance_of_a_recipe_is_split_and_predicts_other_seeds(tmp_path, monkeypatch):
+    monkeypatch.setitem(variance.RECIPES, "tiny", TINY)
+    settings = variance.Settings(levels=2, held_out=3)
+    crossed, held_out = variance.jobs("tiny", TINY, settings)
+    assert len({job.key for job in (*crossed, *held_out)}) == 2**3 + 3
+    runs.work([*crossed, *held_out], how(tmp_path, lanes=11))
+    found = runs.ended(tmp_path)
+    row = variance.row("tiny", TINY, crossed, held_out, found)
+    spread = row["spread"]["val/loss"]
+    assert sum(spread["shares"].values()) == pytest.approx(1)
+    assert spread["std_low"] < spread["std"] < spread["std_high"]
+    assert spread["values"][0] == found[crossed[0].key].values["val/loss"]
+    table = variance.table([row | {"environment": tracking.environment()}])
+    assert dict(zip(table.header, table.body[0], strict=True))["runs"] == "8"
+
+
+def test_each_source_of_noise_has_a_seed_of_its_own(unchecked):
+    dataset = load(TINY.data)
+
+    def drawn(**seeds):
+        config = override(TINY, seed=3, **seeds)
+        state = train.init(config)
+        image, target = next(train.batches(config, dataset, state))
+        return state.model.blocks[0].attn.qkv.weight, target, image
+
+    plain = drawn()
+    for name, changed in (("seed_init", {0}), ("seed_augment", {2}), ("seed_order", {1, 2})):
+        other = drawn(**{name: 1})
+        found = {k for k in range(3) if not torch.equal(plain[k], other[k])}
+        assert found == changed, name

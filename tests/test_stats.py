@@ -1,9 +1,11 @@
 """Statistics against simulation: intervals cover, tests keep their error, power is as predicted."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from vitx import stats
 
@@ -87,3 +89,140 @@ def test_too_few_values_and_no_margin_are_refused():
         stats.equivalence([1.0], [1.0, 2.0], margin=1.0)
     with pytest.raises(ValueError, match=r"margin = 0\.0 must be positive"):
         stats.equivalence([1.0, 2.0], [1.0, 3.0], margin=0.0)
+
+
+def many_flips(differences):
+    """p of every row of (answers, pairs), by all patterns of signs."""
+    pairs = differences.shape[1]
+    signs = np.array(list(itertools.product([1, -1], repeat=pairs)))
+    sums = abs(differences @ signs.T)
+    return (sums >= abs(differences.sum(axis=1))[:, None] - 1e-9).mean(axis=1)
+
+
+def test_the_sign_flip_test_is_scipys():
+    rng = RNG(21)
+    for pairs in (5, 9):
+        values = rng.normal(0.3, 1, pairs).tolist()
+        wanted = scipy.stats.permutation_test(
+            (values,), np.mean, permutation_type="samples", n_resamples=10**6
+        )
+        assert stats.sign_flip(values) == pytest.approx(wanted.pvalue)
+    assert stats.sign_flip([1.0] * 5) == 2 / 2**5
+    assert stats.sign_flip([1.0] * 20) == pytest.approx(1 / 2048, rel=1.1)
+
+
+def test_holm_is_statsmodels_worked_example():
+    # Holm 1979: sorted p times m, m - 1, …, and never below the one before.
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("family", "seeds"), [(1, 8), (3, 8), (5, 9)])
+def test_a_family_without_effects_is_claimed_in_5_of_100_answers_at_most(family, seeds):
+    rng = RNG(22)
+    answers = 2000
+    # One baseline for all: differences to it are correlated.
+    base = rng.normal(size=(answers, 1, seeds))
+    differences = rng.normal(size=(answers, family, seeds)) - base
+    p = many_flips(differences.reshape(-1, seeds)).reshape(answers, family)
+    false = sum(min(stats.holm(list(row))) < stats.ALPHA for row in p)
+    assert false / answers < 0.05 + 3 * math.sqrt(0.05 * 0.95 / answers)
+    assert false / answers > 0.005
+
+
+@pytest.mark.parametrize(
+    ("seeds", "family", "effect"), [(8, 1, 1.2), (8, 3, 1.5), (10, 2, 1.1), (12, 5, 1.2)]
+)
+def test_the_power_of_a_family_is_as_predicted(seeds, family, effect):
+    rng = RNG(23)
+    answers = 2000
+    differences = rng.normal(size=(answers, family, seeds))
+    differences[:, 0] += effect
+    p = many_flips(differences.reshape(-1, seeds)).reshape(answers, family)
+    found = np.mean([stats.holm(list(row))[0] < stats.ALPHA for row in p])
+    predicted = stats.paired_power(effect=effect, std=1.0, seeds=seeds, family=family)
+    # Both are shares of simulated answers.
+    assert found == pytest.approx(predicted, abs=4 * math.sqrt(0.25 / answers))
+    assert 0.3 < predicted < 0.95
+
+
+def test_the_smallest_effect_has_the_power_that_was_wanted():
+    least = stats.smallest_effect(std=0.7, seeds=9, family=2, wanted=0.8)
+    assert stats.paired_power(effect=least, std=0.7, seeds=9, family=2) == pytest.approx(
+        0.8, abs=0.01
+    )
+    assert stats.smallest_effect(std=1.0, seeds=5) == math.inf
+
+
+@pytest.mark.parametrize(("family", "fewest"), [(1, 8), (3, 8), (5, 8), (10, 9), (20, 10)])
+def test_fewer_seeds_could_never_be_claimed(family, fewest):
+    assert stats.fewest_seeds(family) == fewest
+    best = [[1.0 + k / 100 for k in range(fewest)]] * family
+    assert {effect and effect.verdict for effect in stats.effects(best, margin=1.0)} == {"better"}
+    few = [values[:5] for values in best]
+    assert {effect and effect.verdict for effect in stats.effects(few, margin=1.0)} == {
+        "too few seeds"
+    }
+
+
+def test_verdicts_say_direction_and_equivalence():
+    def verdict(values, **how):
+        (effect,) = stats.effects([list(values)], **{"margin": 0.1} | how)
+        return effect.verdict
+
+    spread = np.linspace(-1, 1, 8)
+    assert verdict(0.5 + 0.1 * spread) == "better"
+    assert verdict(0.5 + 0.1 * spread, lower_is_better=True) == "worse"
+    assert verdict(-0.5 + 0.1 * spread, lower_is_better=True) == "better"
+    assert verdict(0.05 * spread) == "equivalent"
+    assert verdict(0.5 * spread) == "no difference seen"
+    one, none = stats.effects([list(0.5 + 0.1 * spread), [1.0]], margin=0.1)
+    assert none is None
+    assert one.p == pytest.approx(2 * 2 / 2**8)  # the other still counts in the family
+
+
+def test_equivalence_of_a_family_is_wrong_in_5_of_100_answers_at_most():
+    """At the margin itself, where it must not be claimed."""
+    rng = RNG(24)
+    answers, seeds = 2000, 10
+    wrong = 0
+    for values in rng.normal(1.0, 0.5, (answers, seeds)).tolist():
+        narrow = stats.mean_interval(values, 1 - 2 * stats.ALPHA)
+        said = stats.effect_verdict(
+            1.0, 1.0, narrow, seeds=seeds, family=1, margin=1.0, lower_is_better=False
+        )
+        wrong += said == "equivalent"
+    assert wrong / answers < 0.05 + 3 * math.sqrt(0.05 * 0.95 / answers)
+    assert wrong / answers > 0.02
+
+
+def test_simultaneous_intervals_hold_together_95_times_in_100():
+    rng = RNG(25)
+    answers, family, seeds = 1000, 3, 8
+    base = rng.normal(size=(answers, 1, seeds))
+    differences = rng.normal(size=(answers, family, seeds)) - base
+    held = 0
+    for some in differences.tolist():
+        found = [stats.mean_interval(v, 1 - stats.ALPHA / family) for v in some]
+        held += all(one.low < 0 < one.high for one in found)
+    assert 0.95 - 3 * math.sqrt(0.05 * 0.95 / answers) < held / answers < 0.995
+
+
+def test_components_find_what_was_put_in():
+    rng = RNG(26)
+    shares, inside, covered = [], 0, 0
+    for _ in range(300):
+        a, b, c = (rng.normal(0, s, 4) for s in (2.0, 1.0, 0.0))
+        values = (
+            a[:, None, None] + b[None, :, None] + c[None, None, :] + rng.normal(0, 1, (4, 4, 4))
+        )
+        found = stats.components(10 + values)
+        shares.append(np.array(found.shares) * found.std**2)
+        inside += found.low < 10 + rng.normal(0, math.sqrt(6)) < found.high
+        covered += found.std_low < math.sqrt(6) < found.std_high
+    assert np.mean(shares, axis=0) == pytest.approx([4, 1, 0, 1], abs=0.6)
+    assert 0.90 < inside / 300 < 0.99
+    assert covered / 300 > 0.88
+    assert sum(found.shares) == pytest.approx(1)
+    with pytest.raises(ValueError, match="at least 2 factors of 2 levels"):
+        stats.components(np.zeros((4, 1)))

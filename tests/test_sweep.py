@@ -75,6 +75,8 @@ def quick(folder, parameters, method="grid", wait=0.0, **keys):
         ({"early_terminate": {"type": "hyperband", "min_itr": 1}}, "terminate.min_itr is not"),
         ({"command": ["python", "x.py"]}, r"command has no \$\{args\}"),
         ({"command": ["${args_json}"]}, r"command: \$\{args_json\} is not filled in here"),
+        ({"command": ["--data.root=${envvar:VITX_NOWHERE}", "${args}"]},
+         "needs the environment variable VITX_NOWHERE"),
         ({"command": ["-m", "experiments.train", "digit", "${args}"]},
          "command: recipe 'digit' is not known; did you mean 'digits'"),
     ],
@@ -319,7 +321,8 @@ SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_a_shipped_sweeps_metric_is_logged_by_its_program(path):
+def test_a_shipped_sweeps_metric_is_logged_by_its_program(path, monkeypatch):
+    monkeypatch.setenv("CIFAR10", "somewhere")
     found = sweepfile.read(path)
     logged = {getattr(tracking, name) for name in dir(tracking) if name.isupper()
               if isinstance(getattr(tracking, name), str)}  # fmt: skip

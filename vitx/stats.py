@@ -270,6 +270,59 @@ def smallest_effect(*, std: float, seeds: int, family: int = 1, wanted: float = 
     return optimize.brentq(short, 0.0, enough)  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Components:
+    """The variance of a value over crossed factors, split among them."""
+
+    mean: float
+    std: float
+    """Of one value whose levels are all new."""
+    std_low: float
+    std_high: float
+    shares: tuple[float, ...]
+    """Of the variance: each factor's own, then what their combinations add."""
+    low: float
+    """95 % of new values lie between this and `high`."""
+    high: float
+
+
+def components(values: np.ndarray) -> Components:
+    """Split a balanced table, an axis a factor and one value a cell, into variance components.
+
+    Random effects by the method of moments, those below 0 taken as 0; interactions of all orders
+    are one rest. The interval of the standard deviation is by Satterthwaite (1946).
+    """
+    sizes, mean = values.shape, float(values.mean())
+    if values.ndim < 2 or min(sizes) < 2:
+        raise ValueError(f"components need at least 2 factors of 2 levels, not {sizes}")
+    squares, freedom, cells = [], [], []
+    for axis, size in enumerate(sizes):
+        others = tuple(k for k in range(values.ndim) if k != axis)
+        cells.append(values.size // size)
+        freedom.append(size - 1)
+        squares.append(
+            cells[-1] * float(((values.mean(axis=others) - mean) ** 2).sum()) / (size - 1)
+        )
+    total = float(((values - mean) ** 2).sum())
+    freedom_rest = values.size - 1 - sum(freedom)
+    rest = (total - sum(m * f for m, f in zip(squares, freedom, strict=True))) / freedom_rest
+    own = [max(m - rest, 0.0) / n for m, n in zip(squares, cells, strict=True)]
+    variance = sum(own) + rest
+    # The estimate is a sum of mean squares with these weights.
+    parts = [(m / n, f) for m, n, f, o in zip(squares, cells, freedom, own, strict=True) if o > 0]
+    weight = 1 - sum(1 / n for n, o in zip(cells, own, strict=True) if o > 0)
+    parts.append((weight * rest, freedom_rest))
+    df = sum(part for part, _ in parts) ** 2 / sum(part**2 / f for part, f in parts)
+    std = math.sqrt(variance)
+    error = math.sqrt(
+        sum(o / size for o, size in zip(own, sizes, strict=True)) + rest / values.size
+    )
+    half = float(stats.t.ppf(0.975, df)) * math.hypot(std, error)
+    low, high = (math.sqrt(df / float(stats.chi2.ppf(q, df))) * std for q in (0.975, 0.025))
+    shares = tuple(part / variance for part in (*own, rest))
+    return Components(mean, std, low, high, shares, mean - half, mean + half)
+
+
 def _welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Standard error of the difference of means and its degrees of freedom (Welch 1947)."""
     va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)

@@ -211,14 +211,14 @@ def _round(
 
 def warm_up(steps: Mapping[str, Callable[[], Any]], plan: Plan, device: torch.device) -> dict:
     """Blocks of every arm until each arm has had three in a row within 3 %, at most `warm_up_s`."""
-    first = {arm: _block(step, 1, device) for arm, step in steps.items()}
+    first = {arm: time_block(step, 1, device) for arm, step in steps.items()}
     start = time.perf_counter()
     blocks: dict[str, list[float]] = {arm: [] for arm in steps}
     counts = dict.fromkeys(steps, 1)
     steady: set[str] = set()
     while len(steady) < len(steps) and time.perf_counter() - start < plan.warm_up_s:
         for arm, step in steps.items():
-            blocks[arm].append(_block(step, counts[arm], device) / counts[arm])
+            blocks[arm].append(time_block(step, counts[arm], device) / counts[arm])
             counts[arm] = max(1, math.ceil(plan.block_s / blocks[arm][-1]))
             last = blocks[arm][-3:]
             if len(last) == 3 and max(last) <= 1.03 * min(last):
@@ -238,8 +238,8 @@ def measure_resources(step: Callable[[], Any], example: Tensor, before_mib: floa
     """
     if example.is_cuda:
         torch.cuda.reset_peak_memory_stats(example.device)
-    first = _block(step, 1, example.device)
-    later = statistics.median(_block(step, 1, example.device) for _ in range(3))
+    first = time_block(step, 1, example.device)
+    later = statistics.median(time_block(step, 1, example.device) for _ in range(3))
     peak = (
         torch.cuda.max_memory_allocated(example.device) / 2**20
         if example.is_cuda
@@ -324,7 +324,7 @@ def _watched(
 ) -> dict:
     """One block: start (UTC seconds), seconds and page faults an iteration, the machine's state."""
     started, watch, faults = time.time(), Watch(), _page_faults()
-    seconds = _block(step, iterations, device) / iterations
+    seconds = time_block(step, iterations, device) / iterations
     faults, state = (_page_faults() - faults) / iterations, watch.read()
     return {
         "started": started,
@@ -335,7 +335,8 @@ def _watched(
     }
 
 
-def _block(step: Callable[[], Any], iterations: int, device: torch.device) -> float:
+def time_block(step: Callable[[], Any], iterations: int, device: torch.device) -> float:
+    """Seconds of so many iterations; the device is waited for at both ends, not between."""
     _synchronise(device)
     start = time.perf_counter()
     for _ in range(iterations):

@@ -26,6 +26,8 @@ import torch
 from vitx.checkpoint import Lock
 
 PROJECT = "vitx"
+OUT = Path(os.environ.get("VITX_OUT") or "runs")
+"""Where programs keep their run folders, unless told otherwise."""
 MODES = ("online", "offline", "disabled")
 CODE = ("vitx", "experiments", "benchmarks", ":!benchmarks/results")
 """What makes results, in git's words: with a change or a new file there, a run is dirty."""

@@ -1,0 +1,180 @@
+"""How much the seed matters: `python -m experiments.variance RECIPE [--levels 4] [--run]`.
+
+Trains every combination of a few seeds of the initial weights, of the order of the images and of
+the augmentation, and splits the variance of the final values among the three. Without --run it
+prints what that takes. Plans of questions take their standard deviation from the stored row.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import cli, question, runs
+from experiments.pages import Row, Table, machine
+from experiments.recipes import RECIPES
+from experiments.rows import Rows
+from experiments.runs import Job
+from vitx import stats, tracking
+from vitx.config import TrainConfig, flat, identity, override
+from vitx.registry import nearest
+
+PROG = "python -m experiments.variance"
+SOURCES = ("seed_init", "seed_order", "seed_augment")
+NAMES = {"seed_init": "initial weights", "seed_order": "order", "seed_augment": "augmentation"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Measure the variance over seeds, and where it comes from."""
+
+    levels: int = 4
+    """Seeds of each source; all their combinations are trained."""
+    held_out: int = 8
+    """Runs with seeds of their own, which the prediction is checked against."""
+    run: bool = False
+    """Make the runs that are missing and print the result."""
+    workers: int = 1
+    """Processes that make runs at the same time; they share the cores."""
+    only_runs: bool = False
+    """With --run: stop when the runs are made."""
+    vectorize: int = 1
+    """Seeds that are trained as one program; for small models."""
+    out: Path = tracking.OUT
+    """Folder of run folders."""
+    data_root: str = ""
+    """Folder of the data, if it is not the recipe's."""
+    wandb: str = ""
+    """W&B mode of the runs: online, offline or disabled; empty for WANDB_MODE, else offline."""
+    device: str = ""
+    """Device; empty for the accelerator of this machine, else the CPU."""
+
+
+def main(args: list[str]) -> None:
+    """Read a recipe's or question's name; print the plan, or measure."""
+    if not args or args[0] in ("-h", "--help"):
+        print(
+            f"usage: {PROG} RECIPE [--run]\n\nrecipes: {', '.join(RECIPES)}, or a question's name"
+        )
+        raise SystemExit(0 if args else 2)
+    name, *flags = args
+    settings = cli.parse(Settings, flags, prog=f"{PROG} {name}")
+    for switch, least in (("levels", 2), ("held_out", 0), ("workers", 1), ("vectorize", 1)):
+        if getattr(settings, switch) < least:
+            raise ValueError(f"{switch} = {getattr(settings, switch)} must be at least {least}")
+    base = _base(name, settings.data_root)
+    crossed, held_out = jobs(name, base, settings)
+    left = runs.missing([*crossed, *held_out], settings.out)
+    print(f"{len(crossed)} runs, and {len(held_out)} held out; {len(left)} of them to be made")
+    if not settings.run:
+        print(f"make them: {PROG} {name} --run")
+        return
+    if settings.workers > 1 and left:
+        _spread(name, settings)
+    how = runs.How(
+        out=settings.out, device=tracking.device(settings.device), wandb=settings.wandb or None,
+        lanes=settings.vectorize,
+    )  # fmt: skip
+    runs.work([*crossed, *held_out], how)
+    if not settings.only_runs:
+        found = row(name, base, crossed, held_out, runs.ended(settings.out))
+        kept = Rows(settings.out / f"variance-{name}")
+        print(table([kept.add("variance", **found)]).markdown())
+        print(kept.path)
+
+
+def jobs(name: str, base: TrainConfig, settings: Settings) -> tuple[list[Job], list[Job]]:
+    """The runs of all combinations, and those of other seeds."""
+    levels = range(1, settings.levels + 1)
+    group = f"variance-{name}"
+    crossed = [
+        Job(group, ",".join(f"{k.partition('_')[2]}={v}" for k, v in chosen.items()),
+            override(base, **chosen))
+        for values in itertools.product(levels, repeat=len(SOURCES))
+        for chosen in [dict(zip(SOURCES, values, strict=True))]
+    ]  # fmt: skip
+    others = [
+        Job(group, f"seed={seed}", override(base, seed=seed))
+        for seed in range(1000, 1000 + settings.held_out)
+    ]
+    return crossed, others
+
+
+def row(
+    name: str,
+    base: TrainConfig,
+    crossed: Sequence[Job],
+    held_out: Sequence[Job],
+    found: Mapping[str, runs.Ended],
+) -> dict[str, Any]:
+    """The fields of the row: each metric's mean, deviation, shares, and held-out values."""
+    failed = [found[job.key].error for job in (*crossed, *held_out) if found[job.key].error]
+    if failed:
+        raise ValueError(f"{len(failed)} runs failed: {failed[0]}")
+    levels = round(len(crossed) ** (1 / len(SOURCES)))
+    spread = {}
+    for metric in (tracking.VAL_LOSS, tracking.VAL_ACCURACY):
+        values = np.array([found[job.key].values[metric] for job in crossed])
+        split = stats.components(values.reshape((levels,) * len(SOURCES)))
+        held = [found[job.key].values[metric] for job in held_out]
+        spread[metric] = {
+            "mean": split.mean, "std": split.std, "std_low": split.std_low,
+            "std_high": split.std_high, "low": split.low, "high": split.high,
+            "shares": dict(zip((*SOURCES, "rest"), split.shares, strict=True)),
+            "held_out": held, "values": values.tolist(),
+        }  # fmt: skip
+    environments = [found[job.key].environment for job in (*crossed, *held_out)]
+    return {
+        "what": "variance",
+        "name": name,
+        "base": identity(base),
+        "config": flat(base),
+        "levels": levels,
+        "runs": len(crossed),
+        "spread": spread,
+        "before": runs.sources(environments),
+    }
+
+
+def table(found: Sequence[Row]) -> Table:
+    """The spread over seeds of each recipe, and where it comes from."""
+    header = ("recipe", "metric", "runs", "mean", "standard deviation (95 %)", *NAMES.values(),
+              "together", "held-out seeds within", "machine")  # fmt: skip
+    body = []
+    for one in found:
+        for metric, s in one["spread"].items():
+            inside = [s["low"] <= value <= s["high"] for value in s["held_out"]]
+            body.append(
+                (one["name"], metric, str(one["runs"]), f"{s['mean']:.4f}",
+                 f"{s['std']:.4f} ({s['std_low']:.4f} to {s['std_high']:.4f})",
+                 *(f"{share:.0%}" for share in s["shares"].values()),
+                 f"{sum(inside)} of {len(inside)}", machine(one))
+            )  # fmt: skip
+    return Table(header, body)
+
+
+def _base(name: str, data_root: str) -> TrainConfig:
+    if name in RECIPES:
+        base = RECIPES[name]
+    elif name.replace("-", "_") in question.names():
+        base = question.read(name).arms[0].config
+    else:
+        choices = (*RECIPES, *question.names())
+        raise ValueError(f"recipe = {name!r} is not known; {nearest(name, choices)}")
+    return override(base, **{"data.root": data_root}) if data_root else base
+
+
+def _spread(name: str, settings: Settings) -> None:
+    flags = [name, "--run", "--only-runs"]
+    for switch in ("levels", "held_out", "vectorize", "out", "data_root", "wandb", "device"):
+        if value := getattr(settings, switch):
+            flags += [f"--{switch.replace('_', '-')}", str(value)]
+    folder = settings.out / f"variance-{name}"
+    runs.spread("experiments.variance", flags, workers=settings.workers, folder=folder)
+
+
+if __name__ == "__main__":
+    cli.run(main)
