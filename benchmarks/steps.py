@@ -2,9 +2,9 @@
 
 The images are CIFAR-10's in memory, the model is that of the scratch-cifar10 recipe. Compared are
 the project's code in plain PyTorch with the recipe, timm's ViT of the same shape in this trainer
-with ours (eager and compiled), the trainer with and without W&B, and an epoch of the project's code
-with one of the cifar10 recipe. Every process holds three arms, the reference twice; a block is a
-run of steps, and rounds hold a block an arm.
+with ours (eager and compiled), the trainer with and without W&B, an epoch of the project's code
+with one of the cifar10 recipe, and seeds of digits one by one and as lanes. Every process holds
+three arms, the reference twice; a block is a run of steps, and rounds hold a block an arm.
 """
 
 import atexit
@@ -31,20 +31,22 @@ from benchmarks import plain
 from experiments import cli
 from experiments.recipes import RECIPES
 from experiments.rows import Rows
-from vitx import data, evaluate, stats, tracking, weights
+from vitx import data, evaluate, stats, tracking, vectorize, weights
 from vitx.config import TrainConfig, override
 from vitx.cost import forward_macs
 from vitx.interop.timm import from_timm
 from vitx.model import build
 from vitx.sources import FACTS
 from vitx.timing import ARMS, KEEP_MEMORY, Watch
-from vitx.train import init, step
+from vitx.train import batches, init, step
 
 CONFIG = RECIPES["scratch-cifar10"]
 EPOCH_STEPS = math.ceil(CONFIG.data.train_images / CONFIG.batch)
 TEST_IMAGES = FACTS["cifar10"].test
 COMPILED = override(CONFIG, compile=True)
 OURS = RECIPES["cifar10"]
+DIGITS = RECIPES["digits"]
+LANES = 8
 Block = Callable[[int], float]
 """Runs a number of steps; the seconds of an image."""
 
@@ -118,12 +120,12 @@ def project(dataset: data.Dataset, *, workers: int = 0, curve: bool = False) -> 
         return plain.batches(split.image[some], split.target[some], batch=CONFIG.batch, **how)
 
     def block(steps: int) -> float:
-        batches = loader(splits.train, (steps + 6) * CONFIG.batch, workers=workers)
+        varied = loader(splits.train, (steps + 6) * CONFIG.batch, workers=workers)
         readings = loader(splits.test, round(TEST_IMAGES * steps / EPOCH_STEPS), varied=False)
-        run(*next(batches))  # by now the workers are at work
+        run(*next(varied))  # by now the workers are at work
         start = time.perf_counter()
         for _ in range(steps):
-            run(*next(batches))
+            run(*next(varied))
         if curve:
             plain.accuracy(model, readings)
         return (time.perf_counter() - start) / (steps * CONFIG.batch)
@@ -208,6 +210,27 @@ def against_silence(side: str, dataset: data.Dataset) -> Block:
     return block
 
 
+def against_one_by_one(side: str, dataset: data.Dataset) -> Block:
+    """Several seeds of digits: a step of each in turn, or one step of all as lanes."""
+    dataset = data.load(DIGITS.data)
+    configs = [override(DIGITS, seed=seed) for seed in range(LANES)]
+    lanes = vectorize.lanes(configs) if side == "candidate" else None
+    states = lanes.states if lanes else [init(config) for config in configs]
+    streams = [batches(c, dataset, state) for c, state in zip(configs, states, strict=True)]
+
+    def block(steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            if lanes:
+                vectorize.step(lanes, [next(stream) for stream in streams])
+            else:
+                for config, state, stream in zip(configs, states, streams, strict=True):
+                    step(state, next(stream), config)
+        return (time.perf_counter() - start) / (steps * DIGITS.batch * LANES)
+
+    return block
+
+
 def children(process: int) -> set[int]:
     """All processes under one, on Linux."""
     lists = Path(f"/proc/{process}/task").glob("*/children")
@@ -256,6 +279,12 @@ COMPARISONS = {
         "cifar10, and its curve",
         against_recipe,
         config=OURS,
+    ),
+    "lanes": Comparison(
+        f"{LANES} seeds of digits one by one",
+        f"{LANES} seeds of digits as lanes",
+        against_one_by_one,
+        config=DIGITS,
     ),
 }
 
