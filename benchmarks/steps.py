@@ -394,7 +394,7 @@ def _fields(name: str, records: Sequence[dict]) -> dict[str, Any]:
     rates = {
         side: {"median": 1 / median(_seconds(records, chosen))} for side, chosen in arms.items()
     }
-    image = torch.zeros(1, 3, *config.model.size)
+    image = torch.zeros(1, config.model.channels, *config.model.size)
     shares = [record["data_share"] for record in records if "data_share" in record]
     return {
         "what": "step",

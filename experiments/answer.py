@@ -90,7 +90,8 @@ def time_arm(asked: Question, arm: Arm, how: How) -> Mapping[str, Any]:
     plan = replace(TIMING, compile="default" if base.compile else "none")
     compared = speed(*models, example, plan=plan, say=lambda line: print(f"{arm.name}: {line}"))
     found = compared.fields() | {"environment": tracking.environment()}
-    tracking.write_json(path, found)
+    if compared.verdict != "failed":
+        tracking.write_json(path, found)
     return found
 
 
@@ -128,8 +129,8 @@ def pairs(row: Row, arm: Mapping[str, Any]) -> int:
 def verdict(row: Row, arm: Mapping[str, Any], effect: stats.Effect | None) -> str:
     """The verdict on an arm, or why there is none."""
     stale = arm["stale"] + row["arms"][0]["stale"]
-    if arm["failed"]:
-        return f"{len(arm['failed'])} failed: {arm['failed'][0]}"
+    if failed := [*arm["failed"], *row["arms"][0]["failed"]]:
+        return f"{len(failed)} failed: {failed[0]}"
     words = effect.verdict if effect else "too few seeds"
     return f"{words} (stale: {stale} runs by other code)" if stale else words
 

@@ -149,10 +149,12 @@ def _claim(job: Job, how: How, held: ExitStack) -> bool:
 
 
 def _make(job: Job, how: How) -> None:
-    folder = job.folder(how.out)
+    folder, dataset = job.folder(how.out), _dataset(job.config)
     resume = folder if any(folder.glob("*.ckpt")) else None
-    dataset = _dataset(job.config)
-    ready = prepare(job.config, device=how.device, resume=resume, dataset=dataset)
+    try:
+        ready = prepare(job.config, device=how.device, resume=resume, dataset=dataset)
+    except Diverged:  # killed after it had saved that, and before it had said so
+        ready = prepare(job.config, device=how.device, dataset=dataset)
     with _folder_of(job, how) as run:
         try:
             train(job.config, run, ready=ready, folder=folder)

@@ -278,12 +278,13 @@ def test_a_newcomer_adds_an_attention_and_asks_whether_it_helps(tmp_path):
     def ablate(*words):
         return subprocess.run(
             [sys.executable, "-m", "experiments.ablate", *words], cwd=tmp_path, text=True,
-            env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, check=True,
+            env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+            capture_output=True, check=True,
         ).stdout  # fmt: skip
 
     assert "mine: Is attention by cosines as good as by products?" in ablate("-h")
     assert "model.attention=cosine(temperature=0.3)" in ablate("mine")
-    said = ablate("mine", "--run", "--skip-timing", "--wandb", "disabled")
+    said = ablate("mine", "--run", "--skip-timing", "--vectorize", "8", "--wandb", "disabled")
     assert "not timed" in said
     (csv_file,) = tmp_path.glob("runs/mine/answer-*/answer.csv")
     with csv_file.open() as file:

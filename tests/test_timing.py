@@ -68,7 +68,7 @@ def test_a_pair_finds_planted_times(monkeypatch, unchecked):
     """With blocks of known length, the median log ratios are those lengths' ratios."""
     seconds = {"reference": 0.20, "again": 0.21, "candidate": 0.10}
     monkeypatch.setattr(timing, "make_step", lambda model, run, example, plan: model)
-    monkeypatch.setattr(timing, "_block", lambda step, iterations, device: step * iterations)
+    monkeypatch.setattr(timing, "time_block", lambda step, iterations, device: step * iterations)
     monkeypatch.setattr(timing.Watch, "read", lambda self: Machine(0.0, 0.0, None, 0.0))
     found = timing.pair(seconds, torch.zeros(1), replace(QUICK, block_s=0.3), 0)
     wanted = [math.log(2.0), math.log(2.1)]
@@ -83,7 +83,7 @@ def test_disturbed_rounds_are_run_again_and_kept(monkeypatch, unchecked):
     readings = iter([Machine(0.5, 0.0, None, 0.0)] * 3 + [Machine(0.0, 0.0, None, 0.0)] * 99)
     monkeypatch.setattr(timing.Watch, "read", lambda self: next(readings))
     monkeypatch.setattr(timing, "make_step", lambda model, run, example, plan: model)
-    monkeypatch.setattr(timing, "_block", lambda step, iterations, device: step * iterations)
+    monkeypatch.setattr(timing, "time_block", lambda step, iterations, device: step * iterations)
     models: dict = dict.fromkeys(timing.ARMS, 0.1)
     found = timing.pair(models, torch.zeros(1), QUICK, 0)
     assert found["rounds_disturbed"] == 1
