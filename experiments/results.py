@@ -80,7 +80,7 @@ def run_table(found: Sequence[Row]) -> Table:
         )
         body.append(
             (recipe, what, f"{steps:,}", str(len(some)), accuracy_text(some), f"{seconds:,.0f}",
-             f"{cpu:,.0f}", f"{flops / 1e15:.2f}", where)
+             f"{cpu:,.0f}", f"{flops / 1e15:.2g}", where)
         )  # fmt: skip
     return Table(header, body)
 

@@ -96,11 +96,14 @@ def commit(rows: list[dict], folder: Path, name: str) -> None:
         for row in rows:
             slim = {key: value for key, value in row.items() if key not in RAW}
             file.write(json.dumps(slim) + "\n")
-    with gzip.open(folder / f"{name}.raw.jsonl.gz", "wt", encoding="utf8") as file:
-        for row in rows:
-            raw = {key: _rounded(row[key]) for key in RAW if key in row}
-            if raw:
-                file.write(json.dumps({"id": row["id"]} | raw) + "\n")
+    raw = [
+        {"id": row["id"]} | {key: _rounded(row[key]) for key in RAW if key in row}
+        for row in rows
+        if any(key in row for key in RAW)
+    ]
+    if raw:
+        with gzip.open(folder / f"{name}.raw.jsonl.gz", "wt", encoding="utf8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in raw)
 
 
 def _plain(value: Any) -> Any:
