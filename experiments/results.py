@@ -114,6 +114,28 @@ def accuracy_text(some: Sequence[Row]) -> str:
     return f"{found.value:.2%} ({found.low:.2%} to {found.high:.2%})"
 
 
+def share_table(found: Sequence[Row]) -> Table:
+    """The time of the CIFAR-10 recipes as a share of 100 epochs of the project's code.
+
+    From pairs in one process: images of a run over the 5 million of the project's, over the ratio
+    of the rates, readings of the curve included on both sides.
+    """
+    pairs = [row for row in found if row.get("comparison") == "epoch"]
+    body = []
+    for (recipe, what, steps, where), some in groups(found).items():
+        ratio = next((row for row in reversed(pairs) if machine(row) == where), None)
+        if recipe != "cifar10" or what != "–" or ratio is None:
+            continue
+        part = steps * some[0]["batch"] / PROJECT_IMAGES
+        low, value, high = (part / ratio[f"ratio{end}"] for end in ("_high", "", "_low"))
+        body.append(
+            (f"{recipe}, {steps:,} steps", accuracy_text(some), str(len(some)),
+             f"{value:.1%} ({low:.1%} to {high:.1%})", where)
+        )  # fmt: skip
+    header = ("run", "test accuracy", "seeds", "share of the original's time (95 %)", "machine")
+    return Table(header, body)
+
+
 def fault_table(found: Sequence[Row]) -> Table:
     """Counts of the last campaign, a line a fault."""
     latest = rows.latest([row for row in found if row["kind"] == "fault"], "fault")
@@ -157,6 +179,8 @@ def variance_table(found: Sequence[Row]) -> Table:
 
 CLAIM = 0.755
 """Test accuracy after 100 epochs that the from-scratch project states."""
+PROJECT_IMAGES = 100 * 50_000
+"""Images that it trains on, epoch by epoch."""
 FIGURE = RESULTS / "cifar10.svg"
 
 
@@ -182,10 +206,17 @@ def figure(found: Sequence[Row]) -> Figure:
 
 TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "runs": run_table,
+    "shares": share_table,
     "faults": fault_table,
     "answers": answer_table,
     "variance": variance_table,
 }
+
+
+def committed() -> list[Row]:
+    """All rows of the checkout: those of training, and of timing."""
+    folders = (RESULTS, ROOT / "benchmarks" / "results")
+    return sorted((row for folder in folders for row in rows.read_all(folder)), key=rows.when)
 
 
 @dataclass(frozen=True)
@@ -204,7 +235,7 @@ def main(args: list[str]) -> None:
         name = folder.resolve().name
         group = folder.resolve().parent.name
         rows.commit(kept or [row_of(folder)], RESULTS, name if kept else f"{group}-{name}")
-    found = rows.read_all(RESULTS)
+    found = committed()
     for path in READMES:
         text = path.read_text(encoding="utf8")
         path.write_text(pages.fill(text, TABLES, found), encoding="utf8")

@@ -1,6 +1,7 @@
 """Fixtures that several files use: the device, runtime shape checks off for compiled code."""
 
 import os
+import time
 
 import jaxtyping
 import pytest
@@ -43,3 +44,19 @@ def compiled(unchecked):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def record():
+    """Adds a row of counts to the campaign's rows."""
+    from experiments.pages import ROOT
+    from experiments.rows import Rows
+
+    rows = None
+
+    def add(fault: str, **counts: int) -> None:
+        nonlocal rows
+        rows = rows or Rows(ROOT / "runs" / "campaign" / time.strftime("%Y%m%d-%H%M%S-campaign"))
+        rows.add("fault", fault=fault, device="cpu", **counts)
+
+    return add

@@ -22,7 +22,6 @@ import torch
 from dying import POINTS
 
 import vitx
-from experiments.rows import Rows
 from vitx import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,20 +29,6 @@ STEPS, EVERY = 240, 12
 WORDS = ["digits", f"--steps={STEPS}", f"--save-every={EVERY}", "--log-every=5", "--batch=64",
          "--eval-every=60", "--ema=0.9", "--model.drop=0.1", "--optim.warmup-steps=10",
          "--wandb=disabled", "--device=cpu"]  # fmt: skip
-KEPT = Path("runs", "campaign")
-
-
-@pytest.fixture(scope="session")
-def record():
-    """Adds a row of counts to the campaign's rows."""
-    rows = None
-
-    def add(fault: str, **counts: int) -> None:
-        nonlocal rows
-        rows = rows or Rows(ROOT / KEPT / time.strftime("%Y%m%d-%H%M%S-campaign"))
-        rows.add("fault", fault=fault, device="cpu", **counts)
-
-    return add
 
 
 def start(*words: str) -> subprocess.Popen:

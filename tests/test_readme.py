@@ -25,14 +25,14 @@ def test_tables_and_quoted_code_are_rendered_from_rows_and_files(path):
 @pytest.mark.parametrize("path", results.READMES, ids=lambda path: path.parent.name)
 def test_tables_of_training_are_rendered_from_rows(path):
     text = path.read_text(encoding="utf8")
-    assert pages.fill(text, results.TABLES, rows.read_all(results.RESULTS)) == text
+    assert pages.fill(text, results.TABLES, results.committed()) == text
 
 
 @pytest.mark.parametrize(
     ("draw", "found", "path"),
     [
         (render.speed_figure, render.committed, render.FIGURE),
-        (results.figure, lambda: rows.read_all(results.RESULTS), results.FIGURE),
+        (results.figure, results.committed, results.FIGURE),
     ],
 )
 def test_a_figure_is_rendered_from_the_rows(draw, found, path, tmp_path):

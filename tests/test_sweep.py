@@ -196,11 +196,15 @@ def test_trials_of_killed_workers_are_run_again_and_counted_once(tmp_path):
 
 
 @pytest.mark.campaign
-def test_24_trials_survive_20_kills(tmp_path):
+def test_24_trials_survive_20_kills(tmp_path, record):
     points = [float(k) for k in range(24)]
     path = quick(tmp_path, {"x": {"values": points}}, wait=3.0)
     survive(path, tmp_path, 20)
-    once_each(Trials(sweepfile.read(path), "", tmp_path), points)
+    trials = Trials(sweepfile.read(path), "", tmp_path)
+    ended = Counter(trial.params["x"] for trial in trials.all(TrialState.COMPLETE))
+    passed = sum(ended[point] == 1 for point in points)
+    record("kill -9 of a sweep's worker, 20 times", trials=len(points), passed=passed)
+    once_each(trials, points)
 
 
 def test_a_worker_killed_between_any_two_moments_of_a_claim_loses_nothing(tmp_path, monkeypatch):
