@@ -4,7 +4,8 @@ from vitx.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, overr
 
 DIGITS = TrainConfig(
     # Question: how well does a small ViT read 8×8 scans of digits, trained from scratch?
-    # Expect: about 99 % test accuracy, at or above an RBF support vector machine on raw pixels.
+    # Expect: about 99 % test accuracy, at or above an RBF support vector machine on raw pixels;
+    # what was reached stands in experiments/README.md.
     # Cost: seconds a seed stand in the accuracy table of benchmarks/README.md.
     # Run: python -m experiments.train digits
     # Patch, learning rate, weight decay, batch and steps were chosen on the validation split with
@@ -32,8 +33,8 @@ DIGITS = TrainConfig(
 SCRATCH_CIFAR10 = TrainConfig(
     # Question: what does the from-scratch CIFAR-10 ViT of tintn/vision-transformer-from-scratch
     # reach, with its model, data and optimizer as they are?
-    # Expect: 75.5 % test accuracy after 100 epochs, which that project states; what was reached
-    # here, on images re-encoded as JPEG, stands in experiments/README.md.
+    # Expect: 75.5 % test accuracy after 100 epochs, which that project states; not reproduced here,
+    # on images re-encoded as JPEG: what was reached stands in experiments/README.md.
     # Cost: seconds and FLOPs stand in experiments/README.md.
     # Run: python -m experiments.train scratch-cifar10 --data.root DIR
     # Its 50,000 training images, its test accuracy after every epoch; nothing is chosen by it.

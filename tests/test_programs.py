@@ -39,7 +39,10 @@ def plain(text):
 PROGRAMS = {
     "benchmarks": "benchmarks.__main__",
     "benchmarks.equality": "benchmarks.equality",
+    "benchmarks.throughput": "benchmarks.throughput",
     "experiments.train": "experiments.train",
+    "experiments.ablate": "experiments.ablate",
+    "experiments.variance": "experiments.variance",
 }
 
 
@@ -104,6 +107,17 @@ PROGRAMS = {
         (["benchmarks.equality", "vit_tiny_patch16_225"], "did you mean 'vit_tiny_patch16_224'"),
         (["benchmarks.equality", "vit_base_patch16_clip_224"], "timm's pre_norm"),
         (["benchmarks.equality", "resnet18"], "ResNet is another class"),
+        (["benchmarks.throughput", "--batch=0"], "batch = 0 must be at least 1"),
+        (["benchmarks.throughput", "--model=S/16"], "must be vitx:SIZE/PATCH or timm:NAME"),
+        (["benchmarks.throughput", "--model=vitx:Z/16"], "size = 'Z/16' is not known"),
+        (["benchmarks.throughput", "--compile=fast"], "compile = 'fast' is not known"),
+        (["experiments.ablate", "poolin"], "question = 'poolin' is not known; did you mean 'pool"),
+        (["experiments.ablate", "train"], "experiments/train.py is no question: it sets no BASE"),
+        (["experiments.ablate", "pooling", "--run", "--workers=0"], "workers = 0 must be at least"),
+        (["experiments.ablate", "pooling", "--arm=men"], "arm = 'men' is none of pooling; did you"),
+        (["experiments.ablate", "pooling", "--run"], "data.root is empty; give the folder"),
+        (["experiments.variance", "digit"], "recipe = 'digit' is not known; did you mean 'digits'"),
+        (["experiments.variance", "digits", "--levels=1"], "levels = 1 must be at least 2"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -119,7 +133,16 @@ def test_a_mistake_is_one_plain_sentence_and_exit_code_2(
     assert stopped.value.code == 2
     said = capsys.readouterr()
     assert message in plain(said.err + said.out)
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.iterdir() if path.name != "claims"]
+
+
+def test_the_throughput_of_one_configuration_stands_in_its_summary(tmp_path, unchecked, capsys):
+    words = ["--model=vitx:Pico/32", "--batch=2", "--seconds=0.1", f"--out={tmp_path}"]
+    cli.run(importlib.import_module("benchmarks.throughput").main, [*words, "--wandb=disabled"])
+    (path,) = tmp_path.glob("throughput/*/summary.json")
+    found = json.loads(path.read_text())
+    assert found["images_per_s_10"] <= found["images_per_s"] <= found["images_per_s_90"]
+    assert f"{found['images_per_s']:.1f} images/s" in capsys.readouterr().out
 
 
 def test_another_librarys_error_keeps_its_traceback():
