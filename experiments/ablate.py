@@ -6,29 +6,23 @@ the answer. Without a name it lists the questions.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
 from experiments import answer, cli, plan, question, runs
 from experiments.question import Question
+from experiments.runs import Making
 from vitx import tracking
 
 PROG = "python -m experiments.ablate"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Making):
     """Print a question's plan; with --run, make its runs and write the answer."""
 
     run: bool = False
     """Make the runs that are missing, time the arms, write the answer."""
-    workers: int = 1
-    """Processes that make runs at the same time; they share the cores."""
-    only_runs: bool = False
-    """With --run: stop when the runs are made, as on one node of many."""
-    vectorize: int = 1
-    """Seeds of an arm that are trained as one program; for small models."""
     skip_timing: bool = False
     """With --run: leave out how fast the arms are."""
     fresh: bool = False
@@ -39,14 +33,6 @@ class Settings:
     """The seed of --arm."""
     sweep: bool = False
     """Print the same runs as a W&B sweep."""
-    out: Path = tracking.OUT
-    """Folder of run folders. Questions that share a baseline share its runs there."""
-    data_root: str = ""
-    """Folder of the data, if it is not the question's."""
-    wandb: str = ""
-    """W&B mode of the runs: online, offline or disabled; empty for WANDB_MODE, else offline."""
-    device: str = ""
-    """Device; empty for the accelerator of this machine, else the CPU."""
 
 
 def main(args: list[str]) -> None:
@@ -56,18 +42,15 @@ def main(args: list[str]) -> None:
         for name in question.names():
             print(f"  {name}: {question.read(name).headline}")
         print(f"\nsettings: {PROG} NAME --help")
-        raise SystemExit(0 if args else 2)
+        return
     name, *flags = args
     settings = cli.parse(Settings, flags, prog=f"{PROG} {name}")
-    for switch in ("workers", "vectorize"):
-        if getattr(settings, switch) < 1:
-            raise ValueError(f"{switch} = {getattr(settings, switch)} must be at least 1")
     asked = question.read(name, data_root=settings.data_root)
     if settings.sweep:
         print(as_sweep(asked), end="")
     elif settings.arm:
         job = asked.job(asked.arm(settings.arm), settings.seed)
-        made = runs.make([job], _how(settings))
+        made = runs.make([job], settings.how(fresh=settings.fresh))
         print(job.folder(settings.out) if made else f"{job.name} was made before")
     elif settings.run:
         run(asked, settings)
@@ -76,35 +59,11 @@ def main(args: list[str]) -> None:
 
 
 def run(asked: Question, settings: Settings) -> None:
-    """Make what is missing, by as many workers as asked for; then write the answer."""
-    how = _how(settings)
-    if settings.workers > 1 and runs.missing(asked.jobs(), how.out, fresh=how.fresh):
-        spread(asked, settings)
-    runs.work(asked.jobs(), how)
+    """Make what is missing, then write the answer."""
+    words = [asked.name, "--run", *(["--fresh"] if settings.fresh else [])]
+    settings.make(asked.jobs(), "experiments.ablate", words, fresh=settings.fresh)
     if not settings.only_runs:
-        answer.write(asked, how, timed=not settings.skip_timing)
-
-
-def _how(settings: Settings) -> runs.How:
-    return runs.How(
-        out=settings.out,
-        device=tracking.device(settings.device),
-        wandb=settings.wandb or None,
-        lanes=settings.vectorize,
-        fresh=settings.fresh,
-    )
-
-
-def spread(asked: Question, settings: Settings) -> None:
-    """Several processes of this program at the same runs."""
-    flags = [asked.name, "--run", "--only-runs", "--out", str(settings.out)]
-    flags += ["--vectorize", str(settings.vectorize)]
-    flags += ["--fresh"] if settings.fresh else []
-    for flag in ("data_root", "wandb", "device"):
-        if value := getattr(settings, flag):
-            flags += [f"--{flag.replace('_', '-')}", value]
-    folder = settings.out / asked.name
-    runs.spread("experiments.ablate", flags, workers=settings.workers, folder=folder)
+        answer.write(asked, settings.how(), timed=not settings.skip_timing)
 
 
 def as_sweep(asked: Question) -> str:

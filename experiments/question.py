@@ -17,7 +17,7 @@ import importlib.util
 import inspect
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,7 @@ from experiments.runs import Ended, Job
 from vitx import stats, tracking
 from vitx.config import TrainConfig, identity, override
 from vitx.cost import matched
-from vitx.registry import nearest
+from vitx.registry import choose, nearest
 
 FOLDER = ROOT / "experiments"
 BASELINE = "baseline"
@@ -152,9 +152,9 @@ def question(module: ModuleType, *, data_root: str = "") -> Question:
         raise ValueError(f"{file}: BASE = {base!r} must be a TrainConfig")
     if data_root:
         base = override(base, **{"data.root": data_root})
-    metric = _choice(file, "METRIC", said.get("METRIC", tracking.VAL_LOSS), METRICS)
-    design = _choice(file, "DESIGN", said.get("DESIGN", "one"), DESIGNS)
-    match = _choice(file, "MATCH", said.get("MATCH", "none"), MATCHES)
+    metric = choose(f"{file}: METRIC", said.get("METRIC", tracking.VAL_LOSS), METRICS)
+    design = choose(f"{file}: DESIGN", said.get("DESIGN", "one"), DESIGNS)
+    match = choose(f"{file}: MATCH", said.get("MATCH", "none"), MATCHES)
     effect = said.get("EFFECT", 0.01)
     if not isinstance(effect, int | float) or not 0 < effect < math.inf:
         raise ValueError(f"{file}: EFFECT = {effect!r} must be a positive number")
@@ -218,12 +218,6 @@ def _seeds(file: str, seeds: object) -> tuple[int, ...]:
     if len(found) < 2 or not plain or len(set(found)) < len(found):
         raise ValueError(f"{file}: SEEDS = {seeds!r} must be two or more different whole numbers")
     return found
-
-
-def _choice(file: str, word: str, value: object, choices: Iterable[str]) -> str:
-    if value not in list(choices):
-        raise ValueError(f"{file}: {word} = {value!r} is not known; {nearest(value, choices)}")
-    return str(value)
 
 
 def _text(file: str, module: ModuleType) -> str:

@@ -190,6 +190,51 @@ def sources(environments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [one for place, one in enumerate(each) if one not in each[:place]]
 
 
+@dataclass(frozen=True)
+class Making:
+    """Settings that the programs which make runs share."""
+
+    workers: int = 1
+    """Processes that make runs at the same time; they share the cores."""
+    only_runs: bool = False
+    """Stop when the runs are made, as on one node of many."""
+    vectorize: int = 1
+    """Seeds that are trained as one program; for small models."""
+    out: Path = tracking.OUT
+    """Folder of run folders, shared by all programs; by default VITX_OUT, or runs."""
+    data_root: str = ""
+    """Folder of the data, if it is not that of the configuration."""
+    wandb: str = ""
+    """W&B mode of the runs: online, offline or disabled; empty for WANDB_MODE, else offline."""
+    device: str = ""
+    """Device; empty for the accelerator of this machine, else the CPU."""
+
+    def __post_init__(self):
+        for name in ("workers", "vectorize"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+
+    def how(self, *, fresh: bool = False) -> How:
+        """How runs are made with these settings. Raises ValueError for an absent device."""
+        device = tracking.device(self.device)
+        return How(
+            out=self.out, device=device, wandb=self.wandb or None, lanes=self.vectorize, fresh=fresh
+        )
+
+    def make(
+        self, jobs: Sequence[Job], module: str, words: Sequence[str], *, fresh: bool = False
+    ) -> None:
+        """Make the runs, by as many processes as asked for: of `module`, with the flags `words`."""
+        how = self.how(fresh=fresh)
+        if self.workers > 1 and missing(jobs, how.out, fresh=fresh):
+            flags = [*words, "--only-runs", "--vectorize", str(self.vectorize)]
+            for name in ("out", "data_root", "wandb", "device"):
+                if value := getattr(self, name):
+                    flags += [f"--{name.replace('_', '-')}", str(value)]
+            spread(module, flags, workers=self.workers, folder=self.out / jobs[0].group)
+        work(jobs, how)
+
+
 def spread(module: str, flags: Sequence[str], *, workers: int, folder: Path) -> None:
     """Run a program in several processes, which share the work and this machine's cores.
 

@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import yaml
 from experiments import train
 from experiments.recipes import RECIPES
 from vitx.config import TrainConfig, override
-from vitx.registry import nearest
+from vitx.registry import choose, nearest
 
 KEYS = ("name", "description", "project", "entity", "program", "command", "method", "metric",
         "parameters", "early_terminate", "run_cap")  # fmt: skip
@@ -128,7 +128,7 @@ def read(path: Path) -> Sweep:
     for key in ("method", "metric", "parameters"):
         if key not in said:
             raise ValueError(f"{path}: {key} is missing")
-    method = _choice(path, "method", said["method"], METHODS)
+    method = choose(f"{path}: method", said["method"], METHODS)
     metric, goal = _metric(path, said["metric"])
     if not isinstance(said["parameters"], dict) or not said["parameters"]:
         raise ValueError(f"{path}: parameters must name at least one parameter")
@@ -150,7 +150,7 @@ def _metric(path: Path, said: object) -> tuple[str, str]:
         raise ValueError(f"{path}: metric must have a name")
     for key in said:
         _known(path, "metric.", key, ("name", "goal"))
-    return said["name"], _choice(path, "metric.goal", said.get("goal", "minimize"), GOALS)
+    return said["name"], choose(f"{path}: metric.goal", said.get("goal", "minimize"), GOALS)
 
 
 def _parameter(path: Path, key: str, said: object) -> Choice | Range:
@@ -178,7 +178,7 @@ def _parameter(path: Path, key: str, said: object) -> Choice | Range:
     if not low < high:
         raise ValueError(f"{path}: {key}: min = {low} must be below max = {high}")
     kind = kind or ("int_uniform" if isinstance(low, int) else "uniform")
-    _choice(path, f"{key}.distribution", kind, RANGES)
+    choose(f"{path}: {key}.distribution", kind, RANGES)
     step = _number(path, f"{key}.q", said.get("q", 1)) if kind == "q_uniform" else None
     if "q" in said and step is None:
         raise ValueError(f"{path}: {key}.q goes with q_uniform, not with {kind}")
@@ -312,12 +312,6 @@ def _whole(path: Path, key: str, value: object, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{path}: {key} = {value!r} must be a whole number, at least {least}")
     return value
-
-
-def _choice(path: Path, key: str, value: object, choices: Iterable[str]) -> str:
-    if value not in list(choices):
-        raise ValueError(f"{path}: {key} = {value!r} is not known; {nearest(value, choices)}")
-    return str(value)
 
 
 def _known(path: Path, within: str, key: object, choices: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ prints what that takes. Plans of questions take their standard deviation from th
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from experiments import cli, question, runs
 from experiments.pages import Row, Table, machine
 from experiments.recipes import RECIPES
 from experiments.rows import Rows
-from experiments.runs import Job
+from experiments.runs import Job, Making
 from vitx import stats, tracking
 from vitx.config import TrainConfig, flat, identity, override
 from vitx.registry import nearest
@@ -28,7 +27,7 @@ NAMES = {"seed_init": "initial weights", "seed_order": "order", "seed_augment": 
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Making):
     """Measure the variance over seeds, and where it comes from."""
 
     levels: int = 4
@@ -37,20 +36,6 @@ class Settings:
     """Runs with seeds of their own, which the prediction is checked against."""
     run: bool = False
     """Make the runs that are missing and print the result."""
-    workers: int = 1
-    """Processes that make runs at the same time; they share the cores."""
-    only_runs: bool = False
-    """With --run: stop when the runs are made."""
-    vectorize: int = 1
-    """Seeds that are trained as one program; for small models."""
-    out: Path = tracking.OUT
-    """Folder of run folders."""
-    data_root: str = ""
-    """Folder of the data, if it is not the recipe's."""
-    wandb: str = ""
-    """W&B mode of the runs: online, offline or disabled; empty for WANDB_MODE, else offline."""
-    device: str = ""
-    """Device; empty for the accelerator of this machine, else the CPU."""
 
 
 def main(args: list[str]) -> None:
@@ -62,7 +47,7 @@ def main(args: list[str]) -> None:
         raise SystemExit(0 if args else 2)
     name, *flags = args
     settings = cli.parse(Settings, flags, prog=f"{PROG} {name}")
-    for switch, least in (("levels", 2), ("held_out", 0), ("workers", 1), ("vectorize", 1)):
+    for switch, least in (("levels", 2), ("held_out", 0)):
         if getattr(settings, switch) < least:
             raise ValueError(f"{switch} = {getattr(settings, switch)} must be at least {least}")
     base = _base(name, settings.data_root)
@@ -72,13 +57,9 @@ def main(args: list[str]) -> None:
     if not settings.run:
         print(f"make them: {PROG} {name} --run")
         return
-    if settings.workers > 1 and left:
-        _spread(name, settings)
-    how = runs.How(
-        out=settings.out, device=tracking.device(settings.device), wandb=settings.wandb or None,
-        lanes=settings.vectorize,
-    )  # fmt: skip
-    runs.work([*crossed, *held_out], how)
+    words = [name, "--run", "--levels", str(settings.levels)]
+    words += ["--held-out", str(settings.held_out)]
+    settings.make([*crossed, *held_out], "experiments.variance", words)
     if not settings.only_runs:
         found = row(name, base, crossed, held_out, runs.ended(settings.out))
         kept = Rows(settings.out / f"variance-{name}")
@@ -165,15 +146,6 @@ def _base(name: str, data_root: str) -> TrainConfig:
         choices = (*RECIPES, *question.names())
         raise ValueError(f"recipe = {name!r} is not known; {nearest(name, choices)}")
     return override(base, **{"data.root": data_root}) if data_root else base
-
-
-def _spread(name: str, settings: Settings) -> None:
-    flags = [name, "--run", "--only-runs"]
-    for switch in ("levels", "held_out", "vectorize", "out", "data_root", "wandb", "device"):
-        if value := getattr(settings, switch):
-            flags += [f"--{switch.replace('_', '-')}", str(value)]
-    folder = settings.out / f"variance-{name}"
-    runs.spread("experiments.variance", flags, workers=settings.workers, folder=folder)
 
 
 if __name__ == "__main__":

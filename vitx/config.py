@@ -22,7 +22,7 @@ from vitx.functional.position import POSITION, sincos2d
 from vitx.functional.schedule import SCHEDULE
 from vitx.images import MAX_PIXELS
 from vitx.layers import PATCHIFY
-from vitx.registry import nearest, resolve
+from vitx.registry import choose, nearest, resolve
 from vitx.sources import FACTS, SOURCES, Facts
 
 Slot = str | Callable[..., Any]
@@ -111,8 +111,8 @@ class ModelConfig:
         for name in ("class_token", "qk_norm", "final_norm", "fc_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"model.{name} = {getattr(self, name)!r} must be True or False")
-        _check_choice("model.position_tokens", self.position_tokens, ("all", "patches"))
-        _check_choice("model.qkv_bias", self.qkv_bias, ("qkv", "none"))
+        choose("model.position_tokens", self.position_tokens, ("all", "patches"))
+        choose("model.qkv_bias", self.qkv_bias, ("qkv", "none"))
         for axis, image, patch in zip(("height", "width"), self.size, self.patch_size, strict=True):
             if image % patch:
                 raise ValueError(
@@ -247,9 +247,9 @@ class DataConfig:
         resolve(self.name, SOURCES)
         if self.randaugment:
             _check_randaugment(self.randaugment)
-        _check_choice("data.on_bad_image", self.on_bad_image, ("stop", "skip"))
-        _check_choice("data.resize", self.resize, ("crop", "squash"))
-        _check_choice("data.normalise", self.normalise, ("data", "half", "imagenet"))
+        choose("data.on_bad_image", self.on_bad_image, ("stop", "skip"))
+        choose("data.resize", self.resize, ("crop", "squash"))
+        choose("data.normalise", self.normalise, ("data", "half", "imagenet"))
 
     @property
     def facts(self) -> Facts | None:
@@ -299,13 +299,13 @@ class OptimConfig:
             # Left out: what needs a second derivative, or a library that is not here.
             found = list_optimizers(exclude_filters=["adahessian", "bnb*", "fused*"])
             others = (str(name) for name in found)
-            _check_choice("optim.name", self.name, (*OPTIMIZERS, *others))
+            choose("optim.name", self.name, (*OPTIMIZERS, *others))
         _check_positive("optim.lr", self.lr)
         _check_positive("optim.weight_decay", self.weight_decay, zero=True)
         _check_positive("optim.clip", self.clip, zero=True)
         for name in ("beta1", "beta2", "label_smoothing"):
             _check_rate(f"optim.{name}", getattr(self, name))
-        _check_choice("optim.decay", self.decay, ("matrices", "all"))
+        choose("optim.decay", self.decay, ("matrices", "all"))
         _check_number("optim.layer_decay", self.layer_decay)
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"optim.layer_decay = {self.layer_decay} must lie in (0, 1]")
@@ -372,8 +372,8 @@ class TrainConfig:
             if getattr(self, name) >= 2**31:
                 raise ValueError(f"{name} = {getattr(self, name)} must be less than 2**31")
         _check_rate("ema", self.ema)
-        _check_choice("precision", self.precision, PRECISIONS)
-        _check_choice("curve", self.curve, ("val", "test"))
+        choose("precision", self.precision, PRECISIONS)
+        choose("curve", self.curve, ("val", "test"))
         if self.batch % self.accumulate:
             raise ValueError(
                 f"accumulate = {self.accumulate} does not divide batch = {self.batch}; "
@@ -535,11 +535,6 @@ def _check_positive(name: str, value: float, *, zero: bool = False) -> None:
 def _check_number(name: str, value: object) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{name} = {value!r} must be a finite number")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} = {value!r} is not known; {nearest(value, choices)}")
 
 
 def _check_randaugment(words: str) -> None:

@@ -35,6 +35,14 @@ def nearest(word: object, choices: Iterable[object]) -> str:
     return f"did you mean {close[0]!r}? Choices: {listed}" if close else f"choices: {listed}"
 
 
+def choose(name: str, value: object, choices: Iterable[str]) -> str:
+    """The value, if it is one of the choices. Raises ValueError with the nearest if it is not."""
+    known = list(choices)
+    if value not in known:
+        raise ValueError(f"{name} = {value!r} is not known; {nearest(value, known)}")
+    return str(value)
+
+
 def resolve(call: str | Callable[..., Any], entries: Table) -> Callable[..., Any]:
     """`resolve("window(size=7)", TABLE)` is `partial(window, size=7)`; a callable stays as it is.
 
