@@ -276,7 +276,7 @@ def confirm(trials: Trials, settings: Settings) -> None:
     if not best:
         raise ValueError(f"{sweep.path}: no trial has run to its end yet")
     base = sweep.base()
-    used = {base.seed, *(values.get("seed", 0) for _, values in best)}
+    used = {base.seed, *(trial.params.get("seed", 0) for trial in trials.all())}
     fresh = range(max(used) + 1, max(used) + 1 + settings.seeds)
     jobs = {
         rank: [

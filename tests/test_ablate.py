@@ -297,8 +297,7 @@ def test_a_newcomer_adds_an_attention_and_asks_whether_it_helps(tmp_path):
     assert len(list(tmp_path.glob("runs/mine/*/summary.json"))) == 3 * 8
 
 
-def test_workers_share_the_runs_and_a_stopped_one_goes_on(tmp_path):
-    """Two processes, then none is left to be made."""
+def test_a_worker_that_fails_is_named_by_its_log(tmp_path):
     asked = question.read("activation")
     assert asked.name == "activation"
     done = subprocess.run(

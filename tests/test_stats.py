@@ -111,7 +111,7 @@ def test_the_sign_flip_test_is_scipys():
     assert stats.sign_flip([1.0] * 20) == pytest.approx(1 / 2048, rel=1.1)
 
 
-def test_holm_is_statsmodels_worked_example():
+def test_holm_multiplies_sorted_p_and_never_falls():
     # Holm 1979: sorted p times m, m - 1, …, and never below the one before.
     assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert stats.holm([0.9, 0.8]) == [1.0, 1.0]

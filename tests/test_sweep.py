@@ -207,7 +207,7 @@ def test_24_trials_survive_20_kills(tmp_path, record):
     once_each(trials, points)
 
 
-def test_a_worker_killed_between_any_two_moments_of_a_claim_loses_nothing(tmp_path, monkeypatch):
+def test_a_worker_killed_between_any_two_moments_of_a_claim_loses_nothing(tmp_path):
     """Taken, but without a lock or an owner; then failed, but not put back."""
     path = quick(tmp_path, {"x": {"values": [1.0, 2.0]}})
     trials = Trials(sweepfile.read(path), "", tmp_path)
