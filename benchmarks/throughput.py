@@ -48,8 +48,8 @@ def main(args: list[str]) -> None:
         raise ValueError(f"batch = {settings.batch} must be at least 1")
     plan = Plan(mode=settings.mode, compile=settings.compile, pair_s=settings.seconds)
     model = make(settings.model).to(tracking.device(settings.device))
-    values = {name: str(value) for name, value in vars(settings).items()}
-    label = f"{settings.model.replace('/', '-')},batch={settings.batch},{settings.compile}"
+    values = vars(settings) | {"out": str(settings.out)}
+    label = f"{settings.model},batch={settings.batch},{settings.compile}"
     with tracking.Run(
         settings.out, "throughput", label, values, mode=settings.wandb or None
     ) as run:
@@ -81,7 +81,7 @@ def measure(model: nn.Module, batch: int, plan: Plan) -> dict[str, float]:
     rates, start = [], time.perf_counter()
     while time.perf_counter() - start < plan.pair_s or len(rates) < 3:
         rates.append(batch * iterations / timing.time_block(step, iterations, device))
-    low, *_, high = statistics.quantiles(rates, n=10)
+    low, *_, high = statistics.quantiles(rates, n=10, method="inclusive")
     return {
         tracking.IMAGES_PER_S: statistics.median(rates),
         "images_per_s_10": low,

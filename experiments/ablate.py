@@ -11,8 +11,7 @@ import yaml
 
 from experiments import answer, cli, plan, question, runs
 from experiments.question import Question
-from experiments.runs import Making
-from vitx import tracking
+from experiments.workers import Making
 
 PROG = "python -m experiments.ablate"
 
@@ -40,22 +39,24 @@ def main(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(f"usage: {PROG} NAME [--run]\n\nquestions:")
         for name in question.names():
-            print(f"  {name}: {question.read(name).headline}")
+            print(f"  {name}: {_headline(name)}")
         print(f"\nsettings: {PROG} NAME --help")
         return
     name, *flags = args
     settings = cli.parse(Settings, flags, prog=f"{PROG} {name}")
     asked = question.read(name, data_root=settings.data_root)
+    if settings.run + bool(settings.arm) + settings.sweep > 1:
+        raise ValueError("--run, --arm and --sweep exclude each other; choose one")
     if settings.sweep:
-        print(as_sweep(asked), end="")
+        print(as_sweep(asked, settings), end="")
     elif settings.arm:
         job = asked.job(asked.arm(settings.arm), settings.seed)
         made = runs.make([job], settings.how(fresh=settings.fresh))
-        print(job.folder(settings.out) if made else f"{job.name} was made before")
+        print(job.folder(settings.out) if made else f"{job.name} was made, or another makes it")
     elif settings.run:
         run(asked, settings)
     else:
-        plan.show(asked, runs.ended(settings.out), tracking.device(settings.device))
+        plan.show(asked, settings.how(fresh=settings.fresh))
 
 
 def run(asked: Question, settings: Settings) -> None:
@@ -63,11 +64,17 @@ def run(asked: Question, settings: Settings) -> None:
     words = [asked.name, "--run", *(["--fresh"] if settings.fresh else [])]
     settings.make(asked.jobs(), "experiments.ablate", words, fresh=settings.fresh)
     if not settings.only_runs:
-        answer.write(asked, settings.how(), timed=not settings.skip_timing)
+        answer.write(asked, settings.how(fresh=settings.fresh), timed=not settings.skip_timing)
 
 
-def as_sweep(asked: Question) -> str:
-    """The question's runs as a grid of arms and seeds for `wandb sweep`."""
+def as_sweep(asked: Question, settings: Settings) -> str:
+    """The question's runs as a grid of arms and seeds for `wandb sweep`.
+
+    Raises ValueError for a question that trains nothing.
+    """
+    if not asked.trained:
+        raise ValueError(f"{asked.name} trains nothing, so there is nothing to sweep")
+    command = ["${env}", "python", "-m", "experiments.ablate", asked.name]
     return yaml.safe_dump(
         {
             "name": asked.name,
@@ -81,10 +88,18 @@ def as_sweep(asked: Question) -> str:
                 "arm": {"values": [arm.name for arm in asked.arms]},
                 "seed": {"values": list(asked.seeds)},
             },
-            "command": ["${env}", "python", "-m", "experiments.ablate", asked.name, "${args}"],
+            "command": [*command, *settings.places, "${args}"],
         },
         sort_keys=False,
     )
+
+
+def _headline(name: str) -> str:
+    """What the question asks; of a file that is wrong, what is wrong with it."""
+    try:
+        return question.read(name).headline
+    except ValueError as error:
+        return f"error: {error}"
 
 
 if __name__ == "__main__":

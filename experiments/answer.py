@@ -1,6 +1,8 @@
 """The answer to a question: every arm beside the baseline, in what it reaches and what it costs."""
 
 import csv
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +12,14 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.pages import Row, Table
-from experiments.question import Arm, Question
+from experiments.question import Arm, Question, paired
 from experiments.rows import Rows
-from experiments.runs import Ended, How, ended, sources
+from experiments.runs import Ended, How, devices, ended, sources
 from vitx import stats, timing, tracking, visualize
 from vitx.compare import speed
 from vitx.config import delta, flat, identity
 from vitx.cost import cost
-from vitx.model import build
+from vitx.timing import Training
 
 TIMING = timing.Plan(mode="training", processes=5, pair_s=6.0)
 """How an arm's training step is timed beside the baseline's."""
@@ -30,6 +32,7 @@ def row(
 ) -> dict[str, Any]:
     """The fields of the answer's row. `times` are those of `time_arm`, by the arm's name."""
     base = asked.arms[0]
+    made = [run for arm in asked.arms for run in asked.ended(arm, found)]
     trained = (tracking.VAL_LOSS, tracking.VAL_ACCURACY) if asked.trained else ()
     metrics = sorted(trained, key=lambda metric: metric != asked.metric)
     return {
@@ -53,13 +56,10 @@ def row(
             }
             for arm in asked.arms
         ],
-        "seconds": sum(
-            run.values.get("seconds", 0) / run.values.get("lanes", 1)
-            for arm in asked.arms
-            for run in asked.ended(arm, found)
-        ),
+        "seconds": sum(run.values.get("seconds", 0) / run.values.get("lanes", 1) for run in made),
+        "device": devices(made) or " and ".join({timed["device"] for timed in times.values()}),
         "before": sources(
-            [run.environment for arm in asked.arms for run in asked.ended(arm, found)]
+            [run.environment for run in made] + [timed["environment"] for timed in times.values()]
         ),
     }
 
@@ -67,10 +67,8 @@ def row(
 def effects(row: Row, metric: str) -> dict[str, stats.Effect | None]:
     """The arms of an answer beside the baseline, judged together, by name."""
     base, *others = row["arms"]
-    before = base["values"][metric]
     differences = [
-        [value - before[seed] for seed, value in arm["values"][metric].items() if seed in before]
-        for arm in others
+        list(paired(base["values"][metric], arm["values"][metric]).values()) for arm in others
     ]
     lower = metric == tracking.VAL_LOSS
     margin = row["effect"] if metric == row["metric"] else float("inf")
@@ -79,17 +77,25 @@ def effects(row: Row, metric: str) -> dict[str, stats.Effect | None]:
 
 
 def time_arm(asked: Question, arm: Arm, how: How) -> Mapping[str, Any]:
-    """An arm's training step beside the baseline's, in pairs; what was timed before is read."""
-    base = asked.arms[0].config
-    keys = [identity(base), identity(arm.config)]
-    path = how.out / TIMES / f"{keys[0]}-{keys[1]}-{tracking.code()[:4]}.json"
-    if known := tracking.read_json(path):
+    """An arm's training step beside the baseline's, in pairs.
+
+    What was timed before on this machine is read, unless it was inconclusive or `how.fresh`.
+    """
+    base, device, environment = asked.arms[0].config, how.device, tracking.environment()
+    where = json.dumps([str(device), environment["cpu"], environment["gpu"],
+                        torch.get_num_threads(), tracking.code()])  # fmt: skip
+    place = hashlib.sha256(where.encode()).hexdigest()[:8]
+    path = how.out / TIMES / f"{identity(base)}-{identity(arm.config)}-{place}.json"
+    known = {} if how.fresh else tracking.read_json(path)
+    if known and known["verdict"] != stats.INCONCLUSIVE:
         return known
-    example = torch.randn(base.batch, base.model.channels, *base.model.size, device=how.device)
-    models = [build(config.model, device=how.device) for config in (base, arm.config)]
-    plan = replace(TIMING, compile="default" if base.compile else "none")
-    compared = speed(*models, example, plan=plan, say=lambda line: print(f"{arm.name}: {line}"))
-    found = compared.fields() | {"environment": tracking.environment()}
+    steps = [Training(config) for config in (base, arm.config)]
+    compiled = base.compile or arm.config.compile
+    plan = replace(TIMING, compile="default" if compiled else "none")
+    compared = speed(
+        *steps, steps[0].example(device), plan=plan, say=lambda line: print(f"{arm.name}: {line}")
+    )
+    found = compared.fields() | {"environment": environment}
     if compared.verdict != "failed":
         tracking.write_json(path, found)
     return found
@@ -122,8 +128,8 @@ def _p(effect: stats.Effect | None) -> str:
 
 def pairs(row: Row, arm: Mapping[str, Any]) -> int:
     """Seeds that ended well in an arm and in the baseline."""
-    metric, before = row["metric"], row["arms"][0]["values"]
-    return len(arm["values"].get(metric, {}).keys() & before.get(metric, {}).keys())
+    before, after = (one["values"].get(row["metric"], {}) for one in (row["arms"][0], arm))
+    return len(paired(before, after))
 
 
 def verdict(row: Row, arm: Mapping[str, Any], effect: stats.Effect | None) -> str:
@@ -132,6 +138,7 @@ def verdict(row: Row, arm: Mapping[str, Any], effect: stats.Effect | None) -> st
     if failed := [*arm["failed"], *row["arms"][0]["failed"]]:
         return f"{len(failed)} failed: {failed[0]}"
     words = effect.verdict if effect else "too few seeds"
+    words += f" (runs on {row['device']})" if " and " in row["device"] else ""
     return f"{words} (stale: {stale} runs by other code)" if stale else words
 
 

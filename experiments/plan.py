@@ -12,7 +12,7 @@ import torch
 from experiments import rows
 from experiments.pages import RESULTS, Table
 from experiments.question import Question
-from experiments.runs import Ended
+from experiments.runs import Ended, How, ended, missing
 from vitx import stats
 from vitx.config import TrainConfig, identity, override
 from vitx.cost import cost
@@ -24,17 +24,18 @@ STEPS = 3
 
 
 @dataclass(frozen=True)
-class Spread:
+class Deviation:
     """The standard deviation over seeds of an arm minus the baseline, and where it is from."""
 
     std: float
     source: str
 
 
-def show(asked: Question, found: Mapping[str, Ended], device: torch.device) -> None:
+def show(asked: Question, how: How) -> None:
     """Print the plan."""
+    found = ended(how.out)
     print(asked.text, end="\n\n")
-    seconds = [seconds_a_run(arm.config, device) for arm in asked.arms]
+    seconds = [seconds_a_run(arm.config, how.device) for arm in asked.arms]
     print(table(asked, found, seconds).markdown(), end="\n\n")
     if not asked.trained:
         print(f"nothing is trained; time it: python -m experiments.ablate {asked.name} --run")
@@ -42,14 +43,14 @@ def show(asked: Question, found: Mapping[str, Ended], device: torch.device) -> N
     left = [
         each
         for arm, each in zip(asked.arms, seconds, strict=True)
-        for config in asked.seeded(arm)
-        if identity(config) not in found
+        for seed in asked.seeds
+        if missing([asked.job(arm, seed)], found, fresh=how.fresh)
     ]
     print(
         f"{len(asked.arms) * len(asked.seeds)} runs, {len(left)} of them to be made: about "
         f"{sum(left) / 60:.0f} min one after the other, data not counted"
     )
-    for line in sensitivity(asked, spread(asked, found)):
+    for line in sensitivity(asked, deviation(asked, found)):
         print(line)
     print(f"make them: python -m experiments.ablate {asked.name} --run")
 
@@ -78,7 +79,10 @@ def seconds_a_run(config: TrainConfig, device: torch.device) -> float:
     model = state.result.eval()
     with torch.inference_mode():
         forward = min(_timed(lambda: model(image)) for _ in range(2))
-    read = config.data.val * (config.steps / config.eval_every + 1) / config.batch
+    readings = math.ceil(config.steps / config.eval_every) + 1
+    facts = config.data.facts
+    test = config.data.test or (facts.test if facts else 0)
+    read = (config.data.val * readings + test) / config.batch
     return config.steps * statistics.median(times[1:]) + read * forward
 
 
@@ -90,33 +94,33 @@ def _timed(act: Any) -> float:
     return time.perf_counter() - start
 
 
-def spread(asked: Question, found: Mapping[str, Ended]) -> Spread | None:
+def deviation(asked: Question, found: Mapping[str, Ended]) -> Deviation | None:
     """From the question's own pairs, three an arm at least; else from stored seed variance."""
     variances = []
     for arm in asked.arms[1:]:
         pairs = asked.differences(arm, asked.metric, found)
         if len(pairs) >= 3:
             variances.append(statistics.variance(pairs.values()))
-    if variances:
-        return Spread(math.sqrt(statistics.mean(variances)), "this question's own pairs")
+    if any(variances):
+        return Deviation(math.sqrt(statistics.mean(variances)), "this question's own pairs")
     base = identity(override(asked.arms[0].config, seed=0))
     stored = [row for row in rows.read_all(RESULTS) if row.get("base") == base]
     for row in reversed(stored):
-        if asked.metric in row["spread"]:
-            std = math.sqrt(2) * row["spread"][asked.metric]["std"]
-            return Spread(
-                std, f"√2 times the stored deviation of {row['runs']} runs of the baseline"
-            )
+        if asked.metric in row["metrics"]:
+            std = math.sqrt(2) * row["metrics"][asked.metric]["std"]
+            runs = row["runs"]
+            return Deviation(std, f"√2 times the stored deviation of {runs} runs of the baseline")
     return None
 
 
-def sensitivity(asked: Question, known: Spread | None) -> list[str]:
+def sensitivity(asked: Question, known: Deviation | None) -> list[str]:
     """What the seeds can show, in words."""
     seeds, family = len(asked.seeds), asked.family
     needed = stats.fewest_seeds(family)
     words = [f"{seeds} seeds, {family} comparison{'s' if family > 1 else ''} judged together"]
     if seeds < needed:
-        words.append(f"no verdict: {family} comparisons need at least {needed} seeds")
+        what = "1 comparison needs" if family == 1 else f"{family} comparisons need"
+        return [*words, f"no verdict: {what} at least {needed} seeds"]
     if known is None:
         words.append(
             "smallest effect: not known before three pairs are there, or the seed variance of the "

@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments.pages import ROOT
 from experiments.runs import Ended, Job
@@ -95,7 +95,8 @@ class Question:
 
     def job(self, arm: Arm, seed: int) -> Job:
         """One run: named by what differs from the baseline, with its seed."""
-        return Job(self.name, f"{arm.name},seed={seed}"[:100], override(arm.config, seed=seed))
+        name = f"{arm.name[:80]},seed={seed}"  # short enough for a folder
+        return Job(self.name, name, override(arm.config, seed=seed))
 
     def ended(self, arm: Arm, found: Mapping[str, Ended]) -> list[Ended]:
         """The arm's runs that have ended."""
@@ -104,12 +105,16 @@ class Question:
     def values(self, arm: Arm, metric: str, found: Mapping[str, Ended]) -> dict[int, float]:
         """A final value by seed, of the runs that ended well."""
         runs = {config.seed: found.get(identity(config)) for config in self.seeded(arm)}
-        return {seed: run.values[metric] for seed, run in runs.items() if run and not run.error}
+        well = {seed: run for seed, run in runs.items() if run and not run.error}
+        for run in well.values():
+            if metric not in run.values:
+                raise ValueError(f"{run.folder} has no {metric}: no images were held out for it")
+        return {seed: run.values[metric] for seed, run in well.items()}
 
     def differences(self, arm: Arm, metric: str, found: Mapping[str, Ended]) -> dict[int, float]:
         """Arm minus baseline by seed, of the pairs that ended well."""
         before, after = (self.values(one, metric, found) for one in (self.arms[0], arm))
-        return {seed: after[seed] - before[seed] for seed in after if seed in before}
+        return paired(before, after)
 
     def arm(self, name: str) -> Arm:
         """The arm of that name. Raises ValueError."""
@@ -117,6 +122,14 @@ class Question:
         if name not in found:
             raise ValueError(f"arm = {name!r} is none of {self.name}; {nearest(name, found)}")
         return found[name]
+
+
+Seed = TypeVar("Seed", int, str)
+
+
+def paired(before: Mapping[Seed, float], after: Mapping[Seed, float]) -> dict[Seed, float]:
+    """After minus before by seed, where both have it."""
+    return {seed: after[seed] - before[seed] for seed in after if seed in before}
 
 
 def names() -> list[str]:
@@ -136,7 +149,12 @@ def read(name: str, *, data_root: str = "") -> Question:
     word = name.replace("-", "_")
     if not word.isidentifier() or importlib.util.find_spec(f"experiments.{word}") is None:
         raise ValueError(f"question = {name!r} is not known; {nearest(word, names())}")
-    return question(importlib.import_module(f"experiments.{word}"), data_root=data_root)
+    try:
+        module = importlib.import_module(f"experiments.{word}")
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        raise ValueError(f"experiments/{word}.py can't be read: {kind}: {error}") from error
+    return question(module, data_root=data_root)
 
 
 def question(module: ModuleType, *, data_root: str = "") -> Question:
@@ -158,6 +176,8 @@ def question(module: ModuleType, *, data_root: str = "") -> Question:
     effect = said.get("EFFECT", 0.01)
     if not isinstance(effect, int | float) or not 0 < effect < math.inf:
         raise ValueError(f"{file}: EFFECT = {effect!r} must be a positive number")
+    if metric != tracking.IMAGES_PER_S and not base.data.has_val:
+        raise ValueError(f"{file}: METRIC = {metric!r} is read on validation images; set data.val")
     arms = _arms(file, base, axes, design, match)
     seeds = said.get("SEEDS", range(stats.fewest_seeds(len(arms) - 1)))
     return Question(name, _text(file, module), arms, _seeds(file, seeds), metric, effect)
@@ -174,21 +194,41 @@ def _arms(file: str, base: TrainConfig, axes: object, design: str, match: str) -
         chosen = [[level] for values in levels for level in values]
     else:
         chosen = [list(c) for c in itertools.product(*([("", {}), *values] for values in levels))]
+    _plain(file, "BASE", base)
+    # Combinations that set the same come once, under their first name.
     arms = {identity(base): Arm(BASELINE, base)}
     for some in chosen:
         name = ",".join(label for label, _ in some if label)
         changes = {field: value for _, fields in some for field, value in fields.items()}
+        if "seed" in changes:
+            raise ValueError(f"{file}: AXES, {name}: the seeds of all arms are set by SEEDS")
         try:
             config = override(base, **changes)
-            adjusted = ""
-            if match != "none" and config != base:
-                config, adjusted = matched(config, base, match)
+            found = config, ""
+            if match != "none" and identity(config) != identity(base):
+                found = matched(config, base, match)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{file}: AXES, {name}: {error}") from None
-        arms.setdefault(identity(config), Arm(name, config, adjusted))
+        _plain(file, f"AXES, {name}", config)
+        arms.setdefault(identity(config), Arm(name, *found))
     if len(arms) < 2:
         raise ValueError(f"{file}: AXES = {axes!r} changes nothing in BASE")
+    for word, each in (
+        ("are called", [arm.name for arm in arms.values()]),
+        ("are the same once their cost is matched:", [identity(a.config) for a in arms.values()]),
+    ):
+        named = zip(arms.values(), each, strict=True)
+        if twice := [arm.name for arm, one in named if each.count(one) > 1]:
+            raise ValueError(f"{file}: AXES: two arms {word} {' and '.join(dict.fromkeys(twice))}")
     return tuple(arms.values())
+
+
+def _plain(file: str, what: str, config: TrainConfig) -> None:
+    """ValueError for a function: runs are kept, and found again, by words."""
+    for part in (config, config.model, config.data, config.optim):
+        for name, value in vars(part).items():
+            if callable(value):
+                raise ValueError(f"{file}: {what}: {name} = {value!r} must be a name in its table")
 
 
 def _levels(file: str, axes: object) -> list[list[Level]]:
@@ -214,9 +254,11 @@ def _levels(file: str, axes: object) -> list[list[Level]]:
 
 def _seeds(file: str, seeds: object) -> tuple[int, ...]:
     found = tuple(seeds) if isinstance(seeds, Sequence) else ()
-    plain = all(isinstance(seed, int) and seed >= 0 for seed in found)
+    plain = all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in found)
     if len(found) < 2 or not plain or len(set(found)) < len(found):
-        raise ValueError(f"{file}: SEEDS = {seeds!r} must be two or more different whole numbers")
+        raise ValueError(
+            f"{file}: SEEDS = {seeds!r} must be two or more different whole numbers below 2**31"
+        )
     return found
 
 

@@ -31,6 +31,9 @@ READMES = (ROOT / "experiments" / "README.md", ROOT / "tests" / "README.md")
 def row_of(run: Path) -> Row:
     """The row of a finished training run: result, curve, cost, configuration and environment."""
     config = read_config(run)
+    recipe = json.loads((run / "run.json").read_text(encoding="utf8"))["group"]
+    if recipe not in RECIPES:
+        raise ValueError(f"{run} is no run of a recipe; keep the folder of its answer instead")
     summary, environment = (
         json.loads((run / f"{name}.json").read_text(encoding="utf8"))
         for name in ("summary", "environment")
@@ -45,7 +48,8 @@ def row_of(run: Path) -> Row:
         "kind": "accuracy",
         "id": f"{environment['time']}-0",
         "what": "run",
-        "recipe": json.loads((run / "run.json").read_text(encoding="utf8"))["group"],
+        "recipe": recipe,
+        "device": json.loads((run / "config.json").read_text(encoding="utf8"))["device"],
         "seed": config.seed,
         "steps": config.steps,
         "batch": config.batch,
@@ -232,9 +236,8 @@ def main(args: list[str]) -> None:
     settings = cli.parse(Settings, args, prog="python -m experiments.results")
     for folder in settings.keep:
         kept = rows.read(folder / "rows.jsonl") if (folder / "rows.jsonl").exists() else None
-        name = folder.resolve().name
-        group = folder.resolve().parent.name
-        rows.commit(kept or [row_of(folder)], RESULTS, name if kept else f"{group}-{name}")
+        name = f"{folder.resolve().parent.name}-{folder.resolve().name}"
+        rows.commit(kept or [row_of(folder)], RESULTS, name)
     found = committed()
     for path in READMES:
         text = path.read_text(encoding="utf8")

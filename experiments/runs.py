@@ -1,8 +1,6 @@
 """Runs by what they are: found again by the identity of their settings, and never repeated."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,9 +12,9 @@ from typing import Any
 
 import torch
 
-from vitx import checkpoint, data, timing, tracking, vectorize, weights
+from vitx import checkpoint, data, tracking, vectorize, weights
 from vitx.config import DataConfig, TrainConfig, flat, from_flat, identity, override
-from vitx.train import Diverged, keep, prepare, train
+from vitx.train import Diverged, Stopped, keep, prepare, train
 
 BESIDE = ("recipe", "device")
 """What config.json holds besides the configuration."""
@@ -30,6 +28,7 @@ class Ended:
     """A run that has ended: with its final values, or with the error that ended it."""
 
     folder: Path
+    device: str
     values: dict[str, Any]
     environment: dict[str, Any]
     error: str = ""
@@ -54,8 +53,9 @@ def ended(out: Path) -> dict[str, Ended]:
             key = identity(configuration(kept["config.json"]))
         except (ValueError, TypeError):  # of a program that is no trainer, or of another version
             continue
-        run = Ended(path.parent, kept["summary.json"], kept["environment.json"],
-                    kept[FAILURE].get("error", ""))  # fmt: skip
+        device = kept["config.json"].get("device", "cpu")
+        error = kept[FAILURE].get("error", "")
+        run = Ended(path.parent, device, kept["summary.json"], kept["environment.json"], error)
         if key not in found or found[key].stale or not run.stale:
             found[key] = run
     return found
@@ -89,18 +89,18 @@ class Job:
 
     def folder(self, out: Path) -> Path:
         """Its folder, which is the same for every worker with this code."""
-        return out / self.group / f"{self.name}-{self.key[:4]}{tracking.code()[:4]}"
+        name = tracking.file_name(self.name)
+        return out / self.group / f"{name}-{self.key[:8]}{tracking.code()[:4]}"
 
 
-def missing(jobs: Sequence[Job], out: Path, *, fresh: bool = False) -> list[Job]:
-    """The runs that have not ended; `fresh` counts those of other code among them."""
-    found = ended(out)
+def missing(jobs: Sequence[Job], found: Mapping[str, Ended], *, fresh: bool = False) -> list[Job]:
+    """The runs that are not among the ended ones; `fresh` leaves those of other code out."""
     return [job for job in jobs if job.key not in found or (fresh and found[job.key].stale)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How runs are made; no value depends on it but for rounding."""
+    """How runs are made. Values depend on it by rounding, and by what is drawn on the device."""
 
     out: Path
     device: torch.device
@@ -117,9 +117,16 @@ def work(jobs: Sequence[Job], how: How) -> None:
     Each run is locked by its worker; the kernel lets go of the lock when a worker dies, and the
     next one goes on from the run's last checkpoint.
     """
-    while left := missing(jobs, how.out, fresh=how.fresh):
+    while left := missing(jobs, ended(how.out), fresh=how.fresh):
         if not any([make(some, how) for some in _together(left, how.lanes)]):
             time.sleep(POLL_S)  # all are in other workers' hands
+
+
+def check_lanes(jobs: Sequence[Job], how: How) -> None:
+    """ValueError naming the setting for which some of these can't be trained side by side."""
+    for together in _together(jobs, how.lanes):
+        if len(together) > 1:
+            vectorize.check([job.config for job in together])
 
 
 def make(jobs: Sequence[Job], how: How) -> bool:
@@ -142,7 +149,7 @@ def _claim(job: Job, how: How, held: ExitStack) -> bool:
         lock = held.enter_context(closing(checkpoint.Lock(how.out / "claims" / job.key)))
     except checkpoint.Busy:
         return False
-    if missing([job], how.out, fresh=how.fresh):
+    if missing([job], ended(how.out), fresh=how.fresh):
         return True
     lock.close()
     return False
@@ -160,6 +167,9 @@ def _make(job: Job, how: How) -> None:
             train(job.config, run, ready=ready, folder=folder)
         except Diverged as error:
             run.write(FAILURE, {"error": str(error)})
+        except Stopped as stopped:
+            print(f"{job.name}: {stopped}; the same command goes on", file=sys.stderr)
+            raise
 
 
 def _make_lanes(jobs: Sequence[Job], how: How) -> None:
@@ -190,76 +200,9 @@ def sources(environments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [one for place, one in enumerate(each) if one not in each[:place]]
 
 
-@dataclass(frozen=True)
-class Making:
-    """Settings that the programs which make runs share."""
-
-    workers: int = 1
-    """Processes that make runs at the same time; they share the cores."""
-    only_runs: bool = False
-    """Stop when the runs are made, as on one node of many."""
-    vectorize: int = 1
-    """Seeds that are trained as one program; for small models."""
-    out: Path = tracking.OUT
-    """Folder of run folders, shared by all programs; by default VITX_OUT, or runs."""
-    data_root: str = ""
-    """Folder of the data, if it is not that of the configuration."""
-    wandb: str = ""
-    """W&B mode of the runs: online, offline or disabled; empty for WANDB_MODE, else offline."""
-    device: str = ""
-    """Device; empty for the accelerator of this machine, else the CPU."""
-
-    def __post_init__(self):
-        for name in ("workers", "vectorize"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
-
-    def how(self, *, fresh: bool = False) -> How:
-        """How runs are made with these settings. Raises ValueError for an absent device."""
-        device = tracking.device(self.device)
-        return How(
-            out=self.out, device=device, wandb=self.wandb or None, lanes=self.vectorize, fresh=fresh
-        )
-
-    def make(
-        self, jobs: Sequence[Job], module: str, words: Sequence[str], *, fresh: bool = False
-    ) -> None:
-        """Make the runs, by as many processes as asked for: of `module`, with the flags `words`."""
-        how = self.how(fresh=fresh)
-        if self.workers > 1 and missing(jobs, how.out, fresh=fresh):
-            flags = [*words, "--only-runs", "--vectorize", str(self.vectorize)]
-            for name in ("out", "data_root", "wandb", "device"):
-                if value := getattr(self, name):
-                    flags += [f"--{name.replace('_', '-')}", str(value)]
-            spread(module, flags, workers=self.workers, folder=self.out / jobs[0].group)
-        work(jobs, how)
-
-
-def spread(module: str, flags: Sequence[str], *, workers: int, folder: Path) -> None:
-    """Run a program in several processes, which share the work and this machine's cores.
-
-    What they say is in `folder/worker-N.log`. Raises ValueError naming the log of one that failed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    logs = [folder / f"worker-{number}.log" for number in range(workers)]
-    share = os.environ | {"OMP_NUM_THREADS": str(max(1, timing.cores() // workers))}
-    started = []
-    for log in logs:
-        with log.open("w") as file:
-            command = [sys.executable, "-m", module, *flags]
-            started.append(subprocess.Popen(command, env=share, stdout=file, stderr=file))
-    print(f"{workers} workers at work; what they say is in {folder}/worker-*.log", flush=True)
-    try:
-        ends = [process.wait() for process in started]
-    except BaseException:
-        for process in started:
-            process.terminate()
-        for process in started:  # they save what they have, and end
-            process.wait()
-        raise
-    failed = [str(log) for log, end in zip(logs, ends, strict=True) if end]
-    if failed:
-        raise ValueError(f"workers failed; see {', '.join(failed)}")
+def devices(made: Sequence[Ended]) -> str:
+    """What runs were made on, each once: cpu, or cpu and cuda."""
+    return " and ".join(sorted({run.device.partition(":")[0] for run in made}))
 
 
 def _together(jobs: Sequence[Job], most: int) -> list[list[Job]]:
@@ -281,5 +224,5 @@ def _dataset(config: TrainConfig) -> data.Dataset:
 
 @lru_cache(maxsize=2)
 def _read(config: DataConfig, size: tuple[int, int]) -> data.Dataset:
-    """Data once for all runs of a worker; nothing in training changes it."""
+    """Data once for all runs of a worker; training adds nothing but pictures that it skipped."""
     return data.load(config, size=size)

@@ -3,15 +3,17 @@
 All trials are put into the storage when the study is made: the points of a grid, and for the other
 methods as many empty ones as `run_cap` says, whose values are drawn when they are taken. So each is
 taken once, however many the workers. A worker holds a lock in its trial's folder, which the kernel
-lets go of when the worker dies; then the trial fails without an error, and what failed so is put
-back once.
+lets go of when the worker dies; then the trial fails without an error, and another one is put there
+for it.
 """
 
 import hashlib
 import json
 import os
+import re
 import socket
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,25 +22,29 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, fail_stale_trials
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-from experiments.sweepfile import Choice, Sweep
+from experiments.sweepfile import Choice, Range, Sweep
 from vitx import checkpoint
 
 DEFINITION, READY = "definition", "ready"
 """Attributes of a study: a hash of what it searches, and that all its trials are there."""
 SLOT, OWNER, ERROR, STEPS, RUN = "slot", "owner", "error", "steps", "run"
 """Attributes of a trial: the point, or the lost trial, that it stands for; who runs it; why it
-failed; steps that were trained; the run folder."""
-SURPLUS = "surplus"
-"""Error of a trial that two workers put back at the same time, or that nobody had put there."""
+failed; the step of its last reading; the run's id."""
+LOSSES = "losses"
+"""Attribute of a trial: how many that stood for the same were lost before it."""
+MOST_LOSSES = 10
+"""A trial that so many workers died of has failed."""
 SEEN_S = 30
 """Seconds between two signs of life."""
 LOST_S = 300
-"""Seconds without one after which another machine's worker counts as dead."""
+"""Seconds without a new one after which another machine's worker counts as dead."""
 
 
 @dataclass(frozen=True)
@@ -55,33 +61,37 @@ class Trials:
     """The trials of a sweep in a storage, as one worker sees them.
 
     `storage` is an Optuna URL, or the path of a journal file; empty for one beside the runs. Raises
-    ValueError for one that can't be reached, or that holds another sweep of this name.
+    ValueError for one that can't be reached, that holds another sweep of this name, or that holds
+    none where `new` is False.
     """
 
-    def __init__(self, sweep: Sweep, storage: str, out: Path):
+    def __init__(self, sweep: Sweep, storage: str, out: Path, *, new: bool = True):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # Heartbeats are marked experimental, and meant for a loop of Optuna's own.
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", message="Heartbeat of storage")
         self.sweep, self.folder = sweep, out / sweep.name / "trials"
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Locks are seen by those that share the folder.
-        self._host = f"{socket.gethostname()}:{self.folder.resolve()}"
+        self._signs: dict[int, tuple[object, float]] = {}
         where = storage or str(out / sweep.name / "journal")
+        shown = _without_password(where)
         try:
             with self._alone():
-                self._storage = _connect(where)
-                self.study = optuna.create_study(
-                    storage=self._storage,
-                    study_name=sweep.name,
-                    direction=sweep.goal,
-                    pruner=_pruner(sweep),
-                    load_if_exists=True,
-                )
-                self._fill(where)
-        except (SQLAlchemyError, OSError, ImportError) as error:
-            words = " ".join(str(error).split())[:200]
-            raise ValueError(f"storage = {where!r} can't be reached: {words}") from None
+                self._host = f"{socket.gethostname()}:{self._folder_id()}"
+                self._storage = _connect(where, new=new)
+                named = {"storage": self._storage, "study_name": sweep.name}
+                if new:
+                    self.study = optuna.create_study(
+                        **named, direction=sweep.goal, load_if_exists=True
+                    )
+                else:
+                    self.study = optuna.load_study(**named)
+                self._fill(shown)
+        except KeyError:
+            raise ValueError(f"storage = {shown!r} holds no sweep named {sweep.name!r}") from None
+        except (SQLAlchemyError, StorageInternalError, OSError, ImportError) as error:
+            words = " ".join(str(error).split())[:200].replace(where, shown)
+            raise ValueError(f"storage = {shown!r} can't be reached: {words}") from None
 
     def take(self) -> Claim | None:
         """The next trial to run, with its values; None if none waits."""
@@ -90,8 +100,7 @@ class Trials:
             if not self.all(TrialState.WAITING):
                 return None
             trial = self.study.ask()
-            if self._surplus(trial):
-                trial.set_user_attr(ERROR, SURPLUS)
+            if trial.number not in {t.number for t in self._standing()}:
                 self.study.tell(trial, state=TrialState.FAIL)
                 return None
             folder = self._folder(trial.number)
@@ -109,6 +118,23 @@ class Trials:
         if isinstance(self._storage, RDBStorage):
             self._storage.record_heartbeat(trial._trial_id)
 
+    def behind(self, claim: Claim) -> bool:
+        """Whether a trial is to stop: at a rung, and not among the best of those that reached it.
+
+        Rungs are readings first, first·eta, …; the best 1/eta so far go on, one at least.
+        """
+        rule = self.sweep.hyperband
+        mine = self.study.get_trials(deepcopy=False)[claim.trial.number].intermediate_values
+        if rule is None or len(mine) not in rule.rungs:
+            return False
+        place = len(mine)
+        reached = [t.intermediate_values for t in self.all()]
+        values = sorted(
+            (values[place] for values in reached if place in values), key=self.sweep.badness
+        )
+        last = values[max(len(values) // rule.eta, 1) - 1]
+        return self.sweep.badness(mine[place]) > self.sweep.badness(last)
+
     def complete(self, claim: Claim, value: float) -> None:
         self._tell(claim, TrialState.COMPLETE, value)
 
@@ -123,18 +149,32 @@ class Trials:
 
     def all(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in these states, or in any, without those that were lost or surplus."""
-        found = self.study.get_trials(deepcopy=False, states=states or None)
-        return [t for t in found if t.user_attrs.get(ERROR) != SURPLUS and not _lost(t)]
+        return [t for t in self._standing() if not _lost(t) and (not states or t.state in states)]
 
     @property
     def ended(self) -> bool:
         """Whether none waits or runs, and none was lost."""
-        found = self.study.get_trials(deepcopy=False)
-        return not self._unreplaced(found) and all(trial.state.is_finished() for trial in found)
+        found = self._standing()
+        return not _unreplaced(found) and all(trial.state.is_finished() for trial in found)
+
+    def _standing(self) -> list[FrozenTrial]:
+        """The trials that stand for something: the first for every slot, none without one.
+
+        Two machines may put the same one back at the same time, and a worker that asks when another
+        has taken the last one gets a trial that nobody had put there.
+        """
+        first: dict[str, FrozenTrial] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            if SLOT in trial.user_attrs:
+                first.setdefault(trial.user_attrs[SLOT], trial)
+        return list(first.values())
 
     def _tell(self, claim: Claim, state: TrialState, value: float | None) -> None:
-        self.study.tell(claim.trial, value, state=state)
+        """Raises UpdateFinishedTrialError if the trial was taken over."""
+        told = self.study.tell(claim.trial, value, state=state, skip_if_finished=True)
         claim.lock.close()
+        if told.state != state:
+            raise UpdateFinishedTrialError(f"trial {claim.trial.number} was taken over")
 
     def _put_back(self) -> None:
         """Fail the trials of dead workers, and put back what failed without an error."""
@@ -142,42 +182,40 @@ class Trials:
             fail_stale_trials(self.study)
         for trial in self.all(TrialState.RUNNING):
             if self._dead(trial):
-                self.study.tell(trial.number, state=TrialState.FAIL)
-        for trial in self._unreplaced(self.study.get_trials(deepcopy=False)):
-            self.study.enqueue_trial(trial.params, user_attrs={SLOT: f"again {trial.number}"})
-
-    def _unreplaced(self, found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Lost trials for which no other stands."""
-        slots = {trial.user_attrs.get(SLOT) for trial in found}
-        return [t for t in found if _lost(t) and f"again {t.number}" not in slots]
+                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        for trial in _unreplaced(self._standing()):
+            # What it was put there with, and what it had drawn.
+            values = trial.system_attrs.get("fixed_params", {}) | trial.params
+            losses = trial.user_attrs.get(LOSSES, 0) + 1
+            again = {SLOT: f"again {trial.number}", LOSSES: losses}
+            self.study.enqueue_trial(values, user_attrs=again)
 
     def _dead(self, trial: FrozenTrial) -> bool:
         """Whether the worker that took it is gone: by its lock here, elsewhere by its silence."""
         owner = trial.user_attrs.get(OWNER)
-        if owner and owner["host"] != self._host:
-            return time.time() - owner["seen"] > LOST_S
-        started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-        if (
-            owner is None
-            and time.time() - started < LOST_S
-            and not self._folder(trial.number).exists()
-        ):
-            return False  # another machine's worker has it in hand
+        elsewhere = not self._folder(trial.number).exists()
+        if owner["host"] != self._host if owner else elsewhere:
+            # By this machine's clock: those of two may differ.
+            last, since = self._signs.get(trial.number, (None, 0.0))
+            if last != (owner, "seen"):
+                self._signs[trial.number] = (owner, "seen"), time.monotonic()
+                return False
+            return time.monotonic() - since > LOST_S
         try:
             checkpoint.Lock(self._folder(trial.number)).close()
         except checkpoint.Busy:
             return False
         return True
 
-    def _surplus(self, trial: Trial) -> bool:
-        """Whether nobody put it there, or another one stands for the same."""
-        found = self.study.get_trials(deepcopy=False)
-        slot = found[trial.number].user_attrs.get(SLOT)
-        before = found[: trial.number]
-        return slot is None or any(other.user_attrs.get(SLOT) == slot for other in before)
-
     def _folder(self, number: int) -> Path:
         return self.folder / f"{number:04d}"
+
+    def _folder_id(self) -> str:
+        """A word that only those know who share this folder, and so see its locks."""
+        path = self.folder / "id"
+        if not path.exists():
+            path.write_text(uuid.uuid4().hex, encoding="utf8")
+        return path.read_text(encoding="utf8")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -196,53 +234,76 @@ class Trials:
     def _fill(self, where: str) -> None:
         """Put in all trials, once; refuse a study that searches something else."""
         wanted, attributes = definition(self.sweep), self.study.user_attrs
-        if attributes.get(DEFINITION, wanted) != wanted:
+        if DEFINITION not in attributes and not self.study.get_trials(deepcopy=False):
+            self.study.set_user_attr(DEFINITION, wanted)
+        elif attributes.get(DEFINITION) != wanted:
             raise ValueError(
                 f"storage = {where!r} holds another sweep named {self.sweep.name!r}: its method, "
-                "metric, parameters or command differ; choose another name or storage"
+                "metric, goal, parameters, command or early_terminate differ; choose another name "
+                "or storage"
             )
-        if attributes.get(READY):
+        points = self.sweep.points()
+        if attributes.get(READY, 0) >= len(points):
             return
-        self.study.set_user_attr(DEFINITION, wanted)
         there = {trial.user_attrs.get(SLOT) for trial in self.study.get_trials(deepcopy=False)}
-        for number, point in enumerate(self.sweep.points()):
+        for number, point in enumerate(points):
             if (slot := f"point {number}") not in there:
                 self.study.enqueue_trial(point, user_attrs={SLOT: slot})
-        self.study.set_user_attr(READY, True)
+        self.study.set_user_attr(READY, len(points))
 
 
 def definition(sweep: Sweep) -> str:
-    """A hash of what a sweep searches, and how."""
+    """A hash of what a sweep searches, and how; run_cap may grow."""
     parameters = {name: vars(each) for name, each in sweep.parameters.items()}
     hyperband = vars(sweep.hyperband) if sweep.hyperband else None
     said = [sweep.method, sweep.metric, sweep.goal, parameters, list(sweep.template), hyperband]
-    text = json.dumps([*said, sweep.trials], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def error_of(trial: FrozenTrial) -> str:
+    """Why a trial failed; empty for one that did not."""
+    if trial.state != TrialState.FAIL:
+        return ""
+    return trial.user_attrs.get(ERROR, f"{MOST_LOSSES} workers died of it")
 
 
 def _lost(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.FAIL and ERROR not in trial.user_attrs
+    """Whether its worker died, and another one is to stand for it."""
+    attributes = trial.user_attrs
+    few = attributes.get(LOSSES, 0) + 1 < MOST_LOSSES
+    return trial.state == TrialState.FAIL and ERROR not in attributes and few
 
 
-def _connect(where: str) -> BaseStorage:
+def _unreplaced(found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Lost trials for which no other stands."""
+    slots = {trial.user_attrs[SLOT] for trial in found}
+    return [trial for trial in found if _lost(trial) and f"again {trial.number}" not in slots]
+
+
+def _without_password(where: str) -> str:
+    return re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", where)
+
+
+def _connect(where: str, *, new: bool) -> BaseStorage:
     if "://" not in where:
+        path = Path(where)
+        if not new and not path.exists():
+            raise FileNotFoundError("there is no such file")
+        if path.exists() and path.read_bytes()[:1] not in (b"", b"{"):
+            raise OSError("it is no journal; a database is written as a URL, such as sqlite:///x")
         return JournalStorage(JournalFileBackend(where))
+    url = make_url(where)
+    if url.drivername == "postgresql":  # whose default driver changes with SQLAlchemy's version
+        url = url.set(drivername="postgresql+psycopg2")
+    address = url.render_as_string(hide_password=False)
     for wait in (0.5, 1.0, 2.0, None):
         try:
-            return RDBStorage(where, heartbeat_interval=SEEN_S, grace_period=LOST_S)
+            return RDBStorage(address, heartbeat_interval=SEEN_S, grace_period=LOST_S)
         except (IntegrityError, ProgrammingError):  # another worker makes the tables just now
             if wait is None:
                 raise
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
-
-
-def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
-    if sweep.hyperband is None:
-        return optuna.pruners.NopPruner()
-    return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=sweep.hyperband.first, reduction_factor=sweep.hyperband.eta
-    )
 
 
 def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
@@ -251,7 +312,7 @@ def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=number)
 
 
-def _draw(trial: Trial, name: str, parameter: Any) -> Any:
+def _draw(trial: Trial, name: str, parameter: Choice | Range) -> Any:
     """The parameter's value in this trial: the one that was put there, or a drawn one."""
     if isinstance(parameter, Choice):
         return trial.suggest_categorical(name, parameter.values)

@@ -6,6 +6,7 @@ starts its agents.
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -15,7 +16,8 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, TypeGuard
 
 import tyro
 
@@ -23,12 +25,13 @@ try:
     import optuna
     from optuna.trial import TrialState
 except ImportError as error:
-    raise SystemExit(f"error: {error}; sweeps need: pip install -e '.[sweep]'") from None
+    print(f"error: {error}; sweeps need: pip install -e '.[sweep]'", file=sys.stderr)
+    raise SystemExit(2) from None
 
-from experiments import cli, runs
+from experiments import cli, runs, workers
 from experiments.pages import Table
 from experiments.runs import Job
-from experiments.study import ERROR, RUN, SEEN_S, STEPS, Claim, Trials
+from experiments.study import RUN, SEEN_S, STEPS, Claim, Trials, error_of
 from experiments.sweepfile import Sweep, read
 from vitx import stats, tracking
 from vitx.config import override
@@ -64,21 +67,23 @@ def main(args: list[str]) -> None:
     """Check the file, then do what is asked."""
     settings = cli.parse(Settings, args, prog=PROG)
     sweep = read(settings.file)
-    if settings.workers < 1:
-        raise ValueError(f"workers = {settings.workers} must be at least 1")
+    for name, least in (("workers", 1), ("confirm", 0), ("seeds", 2)):
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name} = {getattr(settings, name)} must be at least {least}")
+    if settings.show + settings.wandb + bool(settings.confirm) > 1:
+        raise ValueError("--show, --confirm and --wandb exclude each other; choose one")
     if settings.wandb:
         agents(sweep, settings.workers)
         return
-    trials = Trials(sweep, settings.storage, settings.out)
-    if settings.show:
-        show(trials)
-    elif settings.confirm:
-        confirm(trials, settings)
-    elif settings.workers > 1:
-        spread(settings)
-        show(trials)
-    else:
+    reads = settings.show or settings.confirm > 0
+    trials = Trials(sweep, settings.storage, settings.out, new=not reads)
+    if settings.workers > 1 and not settings.show:
+        spread(sweep, settings)
+    elif not reads:
         work(trials, settings.out)
+    if settings.confirm:
+        confirm(trials, settings)
+    else:
         show(trials)
 
 
@@ -94,41 +99,64 @@ def work(trials: Trials, out: Path) -> None:
 
 def run(trials: Trials, claim: Claim, out: Path) -> str:
     """Run one trial as a W&B agent would, and watch its metric; a line on how it ended."""
-    sweep, name = trials.sweep, uuid.uuid4().hex[:8]
-    command = sweep.words(claim.values)
-    # The program is looked for where this one was found.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    more = {"PATH": path, "WANDB_RUN_ID": name, "WANDB_RUN_GROUP": sweep.name,
-            "VITX_OUT": str(out.resolve())}  # fmt: skip
-    log = claim.folder / "output.log"
-    with log.open("w") as file:
-        program = subprocess.Popen(
-            command, env=os.environ | more, stdout=file, stderr=file, preexec_fn=_end_with_parent
-        )
-        try:
-            readings, pruned = _watch(trials, claim, program, out, name)
-        except BaseException as error:
-            program.terminate()
-            program.wait()
-            claim.lock.close()
-            if isinstance(error, optuna.exceptions.UpdateFinishedTrialError):
-                return f"trial {claim.trial.number} was taken over while this worker was silent"
-            raise
     said = f"trial {claim.trial.number} {_words(claim.values)}"
-    claim.trial.set_user_attr(STEPS, max((step for step, _ in readings), default=0))
-    claim.trial.set_user_attr(RUN, name)
-    if pruned:
-        trials.prune(claim)
-        return f"{said}: stopped early at {sweep.metric} {readings[-1][1]:.4g}"
-    value = _final(out, sweep, name)
-    if program.returncode or value is None:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        last = lines[-1] if lines else "no word"
-        why = f"exit {program.returncode}: {last}" if program.returncode else f"no {sweep.metric}"
-        trials.fail(claim, why[:300])
-        return f"{said}: failed, {why}"
-    trials.complete(claim, value)
-    return f"{said}: {sweep.metric} {value:.4g}"
+    name = uuid.uuid4().hex[:8]
+    here = _environment() | {
+        "WANDB_RUN_ID": name,
+        "WANDB_RUN_GROUP": trials.sweep.name,
+        "VITX_OUT": str(out.resolve()),
+        "PYTHONUNBUFFERED": "1",
+    }
+    errors = claim.folder / "errors.log"
+    try:
+        with (claim.folder / "output.log").open("w") as file, errors.open("w") as said_wrong:
+            program = subprocess.Popen(
+                trials.sweep.words(claim.values), env=here, stdout=file, stderr=said_wrong,
+                preexec_fn=workers.end_with_parent,
+            )  # fmt: skip
+            try:
+                readings, pruned = _watch(trials, claim, program, out, name)
+            except BaseException:
+                program.terminate()
+                program.wait()
+                raise
+        claim.trial.set_user_attr(STEPS, max((step for step, _ in readings), default=0))
+        claim.trial.set_user_attr(RUN, name)
+        if pruned:
+            trials.prune(claim)
+            return f"{said}: stopped early at {trials.sweep.metric} {readings[-1][1]:.4g}"
+        return f"{said}: {_end(trials, claim, program.returncode, out, name)}"
+    except FileNotFoundError as error:  # of the program
+        trials.fail(claim, str(error))
+        return f"{said}: failed, {error}"
+    except optuna.exceptions.UpdateFinishedTrialError:
+        return f"{said}: taken over by another worker, as this one was silent"
+    finally:
+        claim.lock.close()
+
+
+def _end(trials: Trials, claim: Claim, status: int, out: Path, name: str) -> str:
+    """Tell how a program that was not stopped has ended; in words."""
+    folder = _folder(out, trials.sweep, name)
+    metric = trials.sweep.metric
+    value = None if folder is None else tracking.read_json(folder / "summary.json").get(metric)
+    if status:
+        why = f"exit {status}: {workers.last_words(claim.folder / 'errors.log')}"
+    elif folder is None:
+        why = f"it left no run in {out / trials.sweep.name}"
+    elif not _is_number(value) or not math.isfinite(value):
+        why = f"its final {metric} is {value!r}"
+    else:
+        trials.complete(claim, value)
+        return f"{metric} {value:.4g}"
+    trials.fail(claim, why)
+    return f"failed, {why}"
+
+
+def _environment() -> dict[str, str]:
+    """The environment of a program, which is looked for where this one was found."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return os.environ | {"PATH": path}
 
 
 def _watch(
@@ -141,7 +169,7 @@ def _watch(
         readings = _readings(out, trials.sweep, name)
         for place, (_, value) in enumerate(readings[seen:], seen + 1):
             claim.trial.report(value, place)
-            if not ended and trials.sweep.hyperband and claim.trial.should_prune():
+            if not ended and trials.behind(claim):
                 program.terminate()
                 program.wait()
                 return readings[:place], True
@@ -162,7 +190,11 @@ def _readings(out: Path, sweep: Sweep, name: str) -> list[tuple[int, float]]:
         return []
     lines = [line for line in path.read_text(encoding="utf8").splitlines(True) if line[-1] == "\n"]
     events = [json.loads(line) for line in lines]
-    return [(event.get(STEP, 0), event[sweep.metric]) for event in events if sweep.metric in event]
+    return [
+        (event.get(STEP, 0), event[sweep.metric])
+        for event in events
+        if _is_number(event.get(sweep.metric))
+    ]
 
 
 def _folder(out: Path, sweep: Sweep, name: str) -> Path | None:
@@ -170,29 +202,21 @@ def _folder(out: Path, sweep: Sweep, name: str) -> Path | None:
     return next((out / sweep.name).glob(f"*-{name}"), None)
 
 
-def _final(out: Path, sweep: Sweep, name: str) -> float | None:
-    folder = _folder(out, sweep, name)
-    return None if folder is None else tracking.read_json(folder / "summary.json").get(sweep.metric)
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _end_with_parent() -> None:
-    """Have the kernel end this process when its worker dies, where the kernel can (Linux)."""
-    if sys.platform == "linux":
-        import ctypes
-        import signal
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
-
-
-def spread(settings: Settings) -> None:
+def spread(sweep: Sweep, settings: Settings) -> None:
     """Several workers of this machine; the cores are shared among them.
 
-    Raises ValueError naming the log of a worker that failed.
+    Raises ValueError with the last words of a worker that failed.
     """
-    flags = [str(settings.file), "--out", str(settings.out)]
-    flags += ["--storage", settings.storage] if settings.storage else []
-    folder = settings.out / read(settings.file).name
-    runs.spread("experiments.sweep", flags, workers=settings.workers, folder=folder)
+    flags = [str(settings.file), f"--out={settings.out}"]
+    flags += [f"--storage={settings.storage}"] if settings.storage else []
+    if settings.confirm:
+        flags += [f"--confirm={settings.confirm}", f"--seeds={settings.seeds}"]
+    folder = settings.out / sweep.name
+    workers.spread("experiments.sweep", flags, workers=settings.workers, folder=folder)
 
 
 def table(trials: Trials) -> Table:
@@ -202,14 +226,10 @@ def table(trials: Trials) -> Table:
     body = []
     for trial in trials.all():
         attributes = trial.user_attrs
-        state = trial.state.name.lower()
-        if ERROR in attributes:
-            state = f"failed: {attributes[ERROR]}"
-        values = (
-            [trial.value]
-            if trial.value is not None
-            else list(trial.intermediate_values.values())[-1:]
-        )
+        error = error_of(trial)
+        state = f"failed: {error}" if error else trial.state.name.lower()
+        last = list(trial.intermediate_values.values())[-1:]
+        values = last if trial.value is None else [trial.value]
         seconds = f"{trial.duration.total_seconds():.0f}" if trial.duration else "–"
         body.append(
             (str(trial.number), state, f"{values[0]:.4g}" if values else "–",
@@ -226,23 +246,35 @@ def show(trials: Trials) -> None:
     best = ranking(trials)
     if best:
         print(f"\nbest by {trials.sweep.metric}:")
-        for value, values in best[:5]:
-            print(f"  {value:.4g}: {_words(values)}")
-    for name, share in importances(trials).items():
-        print(f"  importance of {name}: {share:.0%}")
+        for value, values, seeds in best[:5]:
+            several = f" (mean of {seeds} trials)" if seeds > 1 else ""
+            print(f"  {value:.4g}{several}: {','.join(f'{k}={v}' for k, v in values.items())}")
+    if shares := importances(trials):
+        said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        print(f"importance, as shares of what the parameters explain together: {said}")
     print(saved(trials))
 
 
-def ranking(trials: Trials) -> list[tuple[float, dict[str, Any]]]:
-    """Final value and settings of the trials that ran to their end, best first."""
-    found = [(t.value, t.params) for t in trials.all(TrialState.COMPLETE) if t.value is not None]
-    return sorted(found, key=lambda pair: pair[0], reverse=trials.sweep.goal == "maximize")
+def ranking(trials: Trials) -> list[tuple[float, dict[str, Any], int]]:
+    """Final value, settings and number of the trials that ran to their end, best first.
+
+    Trials that differ in their seed alone are one setting with the mean of their values.
+    """
+    values: dict[str, list[float]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for trial in trials.all(TrialState.COMPLETE):
+        chosen = {name: value for name, value in trial.params.items() if name != "seed"}
+        key = repr(chosen)
+        settings[key] = chosen
+        values.setdefault(key, []).append(trial.values[0])
+    found = [(mean(some), settings[key], len(some)) for key, some in values.items()]
+    return sorted(found, key=lambda one: trials.sweep.badness(one[0]))
 
 
 def importances(trials: Trials) -> dict[str, float]:
-    """How much of the value's variance each parameter explains (fANOVA; Hutter et al. 2014).
+    """Each parameter's share of the variance that they explain together, of whole trials.
 
-    Empty with fewer than four ended trials, or when nothing varies.
+    By fANOVA (Hutter et al. 2014). Empty with fewer than four such trials, or when nothing varies.
     """
     done = trials.all(TrialState.COMPLETE)
     varied = [n for n in trials.sweep.parameters if len({t.params.get(n) for t in done}) > 1]
@@ -253,7 +285,7 @@ def importances(trials: Trials) -> dict[str, float]:
 
 
 def saved(trials: Trials) -> str:
-    """Steps that stopping early has saved, beside trials that ran to their end."""
+    """Steps that stopping early has saved, counted to the last reading of what was stopped."""
     full = max((t.user_attrs.get(STEPS, 0) for t in trials.all(TrialState.COMPLETE)), default=0)
     stopped = [t.user_attrs.get(STEPS, 0) for t in trials.all(TrialState.PRUNED)]
     ended = len(stopped) + len(trials.all(TrialState.COMPLETE))
@@ -267,53 +299,60 @@ def saved(trials: Trials) -> str:
 
 def confirm(trials: Trials, settings: Settings) -> None:
     """Rerun the best settings on seeds that no trial had; print means with their intervals."""
-    sweep = trials.sweep
-    if not sweep.recipe:
-        raise ValueError(f"{sweep.path}: --confirm reruns sweeps of experiments.train only")
-    if settings.seeds < 2:
-        raise ValueError(f"seeds = {settings.seeds}: an interval needs at least 2")
-    best = ranking(trials)[: settings.confirm]
-    if not best:
-        raise ValueError(f"{sweep.path}: no trial has run to its end yet")
-    base = sweep.base()
-    used = {base.seed, *(trial.params.get("seed", 0) for trial in trials.all())}
-    fresh = range(max(used) + 1, max(used) + 1 + settings.seeds)
-    jobs = {
-        rank: [
-            Job(f"{sweep.name}-confirmed", f"{_words(values)},seed={seed}"[:100],
-                override(base, **values | {"seed": seed}))
-            for seed in fresh
-        ]
-        for rank, (_, values) in enumerate(best)
-    }  # fmt: skip
+    jobs = confirming(trials, best=settings.confirm, seeds=settings.seeds)
     how = runs.How(out=settings.out, device=tracking.device())
-    runs.work([job for some in jobs.values() for job in some], how)
-    found = runs.ended(settings.out)
-    body = []
-    for rank, (value, values) in enumerate(best):
-        reached = [found[job.key].values.get(sweep.metric) for job in jobs[rank]]
-        whole = [one for one in reached if one is not None]
-        interval = stats.mean_interval(whole) if len(whole) > 1 else None
-        words = (
-            f"{interval.value:.4g} ({interval.low:.4g} to {interval.high:.4g})" if interval else "–"
-        )
+    runs.work([job for _, _, some in jobs for job in some], how)
+    metric, found, body = trials.sweep.metric, runs.ended(settings.out), []
+    for value, values, some in jobs:
+        reached = [found[job.key].values.get(metric) for job in some]
+        whole = [one for one in reached if one is not None]  # a run that diverged has none
+        words = "–"
+        if len(whole) > 1:
+            interval = stats.mean_interval(whole)
+            words = f"{interval.value:.4g} ({interval.low:.4g} to {interval.high:.4g})"
         body.append((_words(values), f"{value:.4g}", words, f"{len(whole)} of {len(reached)}"))
-    header = ("settings", "in the sweep", f"{sweep.metric} on fresh seeds (95 %)", "seeds")
+    header = ("settings", "in the sweep", f"{metric} on fresh seeds (95 %)", "seeds")
     print(Table(header, body).markdown())
 
 
-def agents(sweep: Sweep, workers: int) -> None:
-    """Register the file with W&B and run agents until the sweep ends."""
+def confirming(
+    trials: Trials, *, best: int, seeds: int
+) -> list[tuple[float, dict[str, Any], list[Job]]]:
+    """The best settings with what they reached, and their runs on fresh seeds.
+
+    Raises ValueError for a sweep of another program, or without a whole trial.
+    """
+    sweep = trials.sweep
+    if not sweep.recipe:
+        raise ValueError(f"{sweep.path}: --confirm reruns sweeps of experiments.train only")
+    chosen = ranking(trials)[:best]
+    if not chosen:
+        raise ValueError(f"{sweep.path}: no trial has run to its end yet")
+    base, group = sweep.base(), f"{sweep.name}-confirmed"
+    used = {base.seed, *(trial.params.get("seed", 0) for trial in trials.all())}
+    fresh = range(max(used) + 1, max(used) + 1 + seeds)
+
+    def jobs(values: Mapping[str, Any]) -> list[Job]:
+        name = _words(values)[:80]
+        configs = {seed: override(base, **values, seed=seed) for seed in fresh}
+        return [Job(group, f"{name},seed={seed}", config) for seed, config in configs.items()]
+
+    return [(value, values, jobs(values)) for value, values, _ in chosen]
+
+
+def agents(sweep: Sweep, number: int) -> None:
+    """Register the file with W&B and run so many agents until the sweep ends; all of it online."""
+    here = {name: value for name, value in _environment().items() if name != "WANDB_MODE"}
+    wandb = [sys.executable, "-m", "wandb"]
     made = subprocess.run(
-        [sys.executable, "-m", "wandb", "sweep", str(sweep.path)], stderr=subprocess.PIPE, text=True
+        [*wandb, "sweep", str(sweep.path)], env=here, stderr=subprocess.PIPE, text=True
     )
     sys.stderr.write(made.stderr)
     found = re.search(r"wandb agent (\S+)", made.stderr)
     if made.returncode or not found:
         raise ValueError(f"{sweep.path}: W&B did not take the sweep; see above")
-    command = [sys.executable, "-m", "wandb", "agent", found[1]]
-    started = [subprocess.Popen(command) for _ in range(workers)]
-    if any(agent.wait() for agent in started):
+    started = [subprocess.Popen([*wandb, "agent", found[1]], env=here) for _ in range(number)]
+    if any([agent.wait() for agent in started]):
         raise ValueError(f"a W&B agent of {found[1]} failed; see above")
 
 

@@ -17,8 +17,9 @@ import yaml
 
 from experiments import train
 from experiments.recipes import RECIPES
-from vitx.config import TrainConfig, override
+from vitx.config import TrainConfig, flat, override
 from vitx.registry import choose, nearest
+from vitx.train import FINAL
 
 KEYS = ("name", "description", "project", "entity", "program", "command", "method", "metric",
         "parameters", "early_terminate", "run_cap")  # fmt: skip
@@ -27,6 +28,8 @@ GOALS = ("minimize", "maximize")
 RANGES = ("uniform", "q_uniform", "log_uniform_values", "int_uniform")
 COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 """What W&B runs if the file gives no command."""
+TRIED = 4096
+"""Points of a sweep whose values are tried before anything is run."""
 TRAIN = ("-m", "experiments.train")
 """Words of a command that trains a recipe, whose name follows."""
 
@@ -39,7 +42,7 @@ class Choice:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Values with which all others are valid."""
+        """The values that are tried before anything is run."""
         return self.values
 
 
@@ -63,10 +66,17 @@ class Range:
 
 @dataclass(frozen=True)
 class Hyperband:
-    """Trials are compared after `first`, `first`·eta, … readings; the best 1/eta go on."""
+    """Trials are compared after first, first·eta, … readings; the best 1/eta go on."""
 
     first: int
     eta: int
+    most: int = 10**6
+    """Readings of a whole trial, which are no rung."""
+
+    @property
+    def rungs(self) -> list[int]:
+        rungs = (self.first * self.eta**k for k in itertools.count())
+        return list(itertools.takewhile(lambda rung: rung < self.most, rungs))
 
 
 @dataclass(frozen=True)
@@ -114,13 +124,19 @@ class Sweep:
         flags = [word for word in self.command[place:] if word != "${args}"]
         return train.read(self.recipe, flags)[0]
 
+    def badness(self, value: float) -> float:
+        """The metric so that lower is better; what is no number is worst."""
+        if math.isnan(value):
+            return math.inf
+        return value if self.goal == "minimize" else -value
+
 
 def read(path: Path) -> Sweep:
     """The sweep in a file. Raises ValueError naming file and key."""
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf8"))
+        said = yaml.load(path.read_text(encoding="utf8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} can't be read: {' '.join(str(error).split())}") from None
     if not isinstance(said, dict):
         raise ValueError(f"{path} is no sweep: it holds no keys")
     for key in said:
@@ -136,13 +152,36 @@ def read(path: Path) -> Sweep:
         str(name): _parameter(path, f"parameters.{name}", value)
         for name, value in said["parameters"].items()
     }
-    command = _command(path, said)
-    _check_fields(path, command, parameters)
-    return Sweep(
-        path, str(said.get("name", path.stem)), method, metric, goal, parameters, command,
-        tuple(said.get("command", COMMAND)), _hyperband(path, said.get("early_terminate")),
-        _trials(path, method, parameters, said.get("run_cap")),
-    )  # fmt: skip
+    name = said.get("name", path.stem)
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"{path}: name = {name!r} must be a word, which names the folder of runs")
+    found = Sweep(
+        path=path,
+        name=name,
+        method=method,
+        metric=metric,
+        goal=goal,
+        parameters=parameters,
+        command=_command(path, said),
+        template=tuple(said.get("command", COMMAND)),
+        hyperband=_hyperband(path, said.get("early_terminate")),
+        trials=_trials(path, method, parameters, said.get("run_cap")),
+    )
+    if found.recipe:
+        _check_training(found)
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; otherwise the last one would count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"{key} stands twice in the part from line {line} on")
+        return super().construct_mapping(node, deep)
 
 
 def _metric(path: Path, said: object) -> tuple[str, str]:
@@ -162,6 +201,11 @@ def _parameter(path: Path, key: str, said: object) -> Choice | Range:
         _known(path, f"{key}.", word, ("value", "values", "distribution", "min", "max", "q"))
     kind = said.get("distribution")
     if "value" in said or "values" in said:
+        for word in ("min", "max", "q"):
+            if word in said:
+                raise ValueError(f"{path}: {key}.{word} does not go with values")
+        if "value" in said and "values" in said:
+            raise ValueError(f"{path}: {key} has both a value and values")
         values = said.get("values", [said.get("value")])
         if not isinstance(values, list) or not values:
             raise ValueError(f"{path}: {key}.values = {values!r} must be a list")
@@ -182,6 +226,10 @@ def _parameter(path: Path, key: str, said: object) -> Choice | Range:
     step = _number(path, f"{key}.q", said.get("q", 1)) if kind == "q_uniform" else None
     if "q" in said and step is None:
         raise ValueError(f"{path}: {key}.q goes with q_uniform, not with {kind}")
+    if step is not None and step <= 0:
+        raise ValueError(f"{path}: {key}.q = {step} must be positive")
+    if isinstance(step, float):
+        low, high = float(low), float(high)
     if kind == "log_uniform_values" and low <= 0:
         raise ValueError(f"{path}: {key}.min = {low} must be positive for {kind}")
     if kind == "int_uniform" and not isinstance(low, int):
@@ -207,6 +255,11 @@ def _command(path: Path, said: Mapping[str, Any]) -> tuple[str, ...]:
             )
     if "${args}" not in filled:
         raise ValueError(f"{path}: command has no ${{args}}, so every trial would be the same")
+    if "experiments.ablate" in filled:
+        raise ValueError(
+            f"{path}: command: the runs of a question are made by python -m experiments.ablate "
+            "NAME --run, or by W&B agents"
+        )
     return filled
 
 
@@ -221,25 +274,37 @@ def _from_environment(path: Path, word: str) -> str:
     return re.sub(r"\$\{envvar:(\w+)\}", value, word)
 
 
-def _check_fields(
-    path: Path, command: Sequence[str], parameters: Mapping[str, Choice | Range]
-) -> None:
-    """Each parameter of a training names a field that takes its values."""
-    name = _recipe(command)
-    if not name:
-        return
-    if name not in RECIPES:
-        raise ValueError(f"{path}: command: recipe {name!r} is not known; {nearest(name, RECIPES)}")
-    for key, parameter in parameters.items():
-        for value in parameter.ends:
-            _fits(path, RECIPES[name], key, value)
+def _check_training(found: Sweep) -> None:
+    """The recipe is known and ends with the metric; every value is one that a field takes.
 
-
-def _fits(path: Path, recipe: TrainConfig, key: str, value: object) -> None:
-    try:
-        override(recipe, **{key: value})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: parameters.{key}: {error}") from None
+    A value counts as taken if one point that holds it is valid; of many points some are tried.
+    """
+    path, name = found.path, found.recipe
+    choose(f"{path}: command: recipe", name, RECIPES)
+    choose(f"{path}: metric.name", found.metric, FINAL)
+    base = found.base()
+    known = flat(base)
+    for key, parameter in found.parameters.items():
+        if key not in known:
+            try:
+                override(base, **{key: parameter.ends[0]})
+            except ValueError as error:
+                raise ValueError(f"{path}: parameters.{key}: {error}") from None
+    fits: set[tuple[str, Any]] = set()
+    wrong: dict[tuple[str, Any], str] = {}
+    ends = [parameter.ends for parameter in found.parameters.values()]
+    for values in itertools.islice(itertools.product(*ends), TRIED):
+        point = dict(zip(found.parameters, values, strict=True))
+        try:
+            override(base, **point)
+            fits |= point.items()
+        except (ValueError, TypeError) as error:
+            for pair in point.items():
+                wrong.setdefault(pair, str(error))
+    # The sentence names the field; of several keys that one is meant.
+    for (key, value), error in sorted(wrong.items(), key=lambda one: one[0][0] not in one[1]):
+        if (key, value) not in fits:
+            raise ValueError(f"{path}: parameters.{key}: {error}")
 
 
 def _recipe(command: Sequence[str]) -> str:
@@ -256,12 +321,15 @@ def _hyperband(path: Path, said: object) -> Hyperband | None:
         _known(path, "early_terminate.", key, ("type", "min_iter", "max_iter", "s", "eta"))
     eta = _whole(path, "early_terminate.eta", said.get("eta", 3), 2)
     if "min_iter" in said:
+        for key in ("max_iter", "s"):
+            if key in said:
+                raise ValueError(f"{path}: early_terminate.{key} does not go with min_iter")
         return Hyperband(_whole(path, "early_terminate.min_iter", said["min_iter"], 1), eta)
     if "max_iter" not in said:
         raise ValueError(f"{path}: early_terminate needs min_iter, or max_iter and s")
     most = _whole(path, "early_terminate.max_iter", said["max_iter"], 1)
     brackets = _whole(path, "early_terminate.s", said.get("s", 1), 1)
-    return Hyperband(max(1, most // eta**brackets), eta)
+    return Hyperband(max(1, most // eta**brackets), eta, most)
 
 
 def _trials(path: Path, method: str, parameters: Mapping[str, Choice | Range], cap: object) -> int:

@@ -107,7 +107,7 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
         except Stopped as stopped:
             if part.first:
                 print(f"{stopped}; go on with: --resume --folder {run.folder}", file=sys.stderr)
-            raise SystemExit(stopped.exit_status) from None
+            raise
 
 
 def record(config: TrainConfig, ready: "Ready", run: tracking.Run) -> None:

@@ -16,7 +16,8 @@ from experiments import cli, question, runs
 from experiments.pages import Row, Table, machine
 from experiments.recipes import RECIPES
 from experiments.rows import Rows
-from experiments.runs import Job, Making
+from experiments.runs import Job
+from experiments.workers import Making
 from vitx import stats, tracking
 from vitx.config import TrainConfig, flat, identity, override
 from vitx.registry import nearest
@@ -52,7 +53,7 @@ def main(args: list[str]) -> None:
             raise ValueError(f"{switch} = {getattr(settings, switch)} must be at least {least}")
     base = _base(name, settings.data_root)
     crossed, held_out = jobs(name, base, settings)
-    left = runs.missing([*crossed, *held_out], settings.out)
+    left = runs.missing([*crossed, *held_out], runs.ended(settings.out))
     print(f"{len(crossed)} runs, and {len(held_out)} held out; {len(left)} of them to be made")
     if not settings.run:
         print(f"make them: {PROG} {name} --run")
@@ -62,9 +63,12 @@ def main(args: list[str]) -> None:
     settings.make([*crossed, *held_out], "experiments.variance", words)
     if not settings.only_runs:
         found = row(name, base, crossed, held_out, runs.ended(settings.out))
-        kept = Rows(settings.out / f"variance-{name}")
-        print(table([kept.add("variance", **found)]).markdown())
-        print(kept.path)
+        with tracking.Run(
+            settings.out, f"variance-{name}", "row", found["config"], mode=settings.wandb or None
+        ) as run:
+            shown = table([Rows(run.folder).add("variance", **found)])
+            run.table("variance", shown.header, shown.body)
+        print(f"{shown.markdown()}\nvariance: {run.folder}")
 
 
 def jobs(name: str, base: TrainConfig, settings: Settings) -> tuple[list[Job], list[Job]]:
@@ -96,18 +100,18 @@ def row(
     if failed:
         raise ValueError(f"{len(failed)} runs failed: {failed[0]}")
     levels = round(len(crossed) ** (1 / len(SOURCES)))
-    spread = {}
+    metrics = {}
     for metric in (tracking.VAL_LOSS, tracking.VAL_ACCURACY):
         values = np.array([found[job.key].values[metric] for job in crossed])
         split = stats.components(values.reshape((levels,) * len(SOURCES)))
         held = [found[job.key].values[metric] for job in held_out]
-        spread[metric] = {
+        metrics[metric] = {
             "mean": split.mean, "std": split.std, "std_low": split.std_low,
             "std_high": split.std_high, "low": split.low, "high": split.high,
             "shares": dict(zip((*SOURCES, "rest"), split.shares, strict=True)),
             "held_out": held, "values": values.tolist(),
         }  # fmt: skip
-    environments = [found[job.key].environment for job in (*crossed, *held_out)]
+    made = [found[job.key] for job in (*crossed, *held_out)]
     return {
         "what": "variance",
         "name": name,
@@ -115,8 +119,9 @@ def row(
         "config": flat(base),
         "levels": levels,
         "runs": len(crossed),
-        "spread": spread,
-        "before": runs.sources(environments),
+        "metrics": metrics,
+        "device": runs.devices(made),
+        "before": runs.sources([run.environment for run in made]),
     }
 
 
@@ -126,7 +131,7 @@ def table(found: Sequence[Row]) -> Table:
               "together", "held-out seeds within", "machine")  # fmt: skip
     body = []
     for one in found:
-        for metric, s in one["spread"].items():
+        for metric, s in one["metrics"].items():
             inside = [s["low"] <= value <= s["high"] for value in s["held_out"]]
             body.append(
                 (one["name"], metric, str(one["runs"]), f"{s['mean']:.4f}",
@@ -145,6 +150,8 @@ def _base(name: str, data_root: str) -> TrainConfig:
     else:
         choices = (*RECIPES, *question.names())
         raise ValueError(f"recipe = {name!r} is not known; {nearest(name, choices)}")
+    if not base.data.has_val:
+        raise ValueError(f"{name} holds no images out for validation, which this reads")
     return override(base, **{"data.root": data_root}) if data_root else base
 
 

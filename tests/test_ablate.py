@@ -15,12 +15,14 @@ import pytest
 import torch
 import yaml
 
+import experiments
 from experiments import ablate, answer, plan, question, runs, variance
 from experiments.pages import ROOT
 from experiments.recipes import DIGITS
 from experiments.rows import read
-from vitx import tracking, train
+from vitx import stats, timing, tracking, train
 from vitx.config import DataConfig, identity, override
+from vitx.cost import cost
 from vitx.data import load
 
 TINY = override(
@@ -63,6 +65,15 @@ def how(folder, **changes):
         ({"DESIGN": "half"}, r"DESIGN = 'half' is not known"),
         ({"MATCH": "flops"}, r"MATCH = 'flops' is not known"),
         ({"EFFECT": 0}, r"EFFECT = 0 must be a positive number"),
+        ({"SEEDS": [0, 2**31]}, r"SEEDS = .* must be two or more different whole numbers below"),
+        ({"AXES": {"seed": [1, 2]}}, r"AXES, seed=1: the seeds of all arms are set by SEEDS"),
+        ({"AXES": {"model.mlp": [len]}}, r"mlp = <built-in .* must be a name in its table"),
+        ({"AXES": {"a": {"on": {"model.registers": 1}}, "b": {"on": {"model.registers": 2}}}},
+         r"AXES: two arms are called on"),
+        ({"BASE": override(TINY, curve="test", **{"data.val": 0})},
+         r"METRIC = 'val/loss' is read on validation images; set data\.val"),
+        ({"AXES": {"model.width": [12], "model.depth": [2]}, "DESIGN": "full", "MATCH": "macs"},
+         r"AXES, model\.width=12,model\.depth=2: width and depth are both set"),
     ],
 )
 def test_a_wrong_question_is_one_sentence_that_names_file_and_key(words, message):
@@ -114,15 +125,20 @@ def test_arms_of_a_seed_share_initial_values_order_and_augmentation(unchecked):
 @pytest.mark.parametrize("by", ["macs", "params"])
 def test_a_matched_arm_costs_what_the_baseline_does(by):
     base = override(TINY, **{"model.width": 96, "model.heads": 3, "model.depth": 4})
-    asked = ask(BASE=base, AXES={"model.mlp_ratio": [2.0], "model.depth": [6]}, MATCH=by)
-    from vitx.cost import cost
+    asked = ask(
+        BASE=base, AXES={"model.mlp_ratio": [2.0], "model.depth": [6], "model.width": [48]}, MATCH=by
+    )
 
     def counted(config):
         found = cost(config.model)
         return {"macs": found.macs, "params": found.parameters}[by]
 
+    wider, deeper, narrower = (arm.config.model for arm in asked.arms[1:])
+    assert wider.mlp_ratio == 2
+    assert (deeper.depth, deeper.width < 96) == (6, True)  # what was asked for stays
+    assert (narrower.width, narrower.depth > 4) == (48, True)
     for arm in asked.arms[1:]:
-        assert abs(counted(arm.config) / counted(base) - 1) < 0.07
+        assert abs(counted(arm.config) / counted(base) - 1) < 0.2
         assert arm.adjusted.startswith(("width 96 to", "depth "))
         assert f"{counted(arm.config) / counted(base):.3f} of the" in arm.adjusted
     assert asked.arms[0].adjusted == ""
@@ -150,19 +166,23 @@ def test_runs_are_made_once_and_found_by_what_they_are(answered, monkeypatch):
     assert made == []
     monkeypatch.setattr(tracking, "code", lambda: "other")
     assert all(run.stale for run in runs.ended(folder).values())
-    assert runs.missing(asked.jobs(), folder) == []
-    assert len(runs.missing(asked.jobs(), folder, fresh=True)) == 4
+    stale = runs.ended(folder)
+    assert runs.missing(asked.jobs(), stale) == []
+    assert len(runs.missing(asked.jobs(), stale, fresh=True)) == 4
 
 
 def test_the_answer_pairs_by_seed_and_refuses_a_verdict_to_few_seeds(answered, monkeypatch):
     asked, folder = answered
     found = runs.ended(folder)
-    differences = asked.differences(asked.arms[1], "val/loss", found)
-    assert set(differences) == {3, 4}
-    before, after = (asked.values(arm, "val/loss", found) for arm in asked.arms)
-    assert differences[4] == after[4] - before[4]
+    values = {
+        (arm.name, seed): found[asked.job(arm, seed).key].values["val/loss"]
+        for arm in asked.arms
+        for seed in (3, 4)
+    }
+    differences = [values["model.registers=1", seed] - values["baseline", seed] for seed in (3, 4)]
     times = {"ratio": 0.9, "ratio_low": 0.8, "ratio_high": 1.0, "verdict": "slower",
-             "peak_mib": {"reference": 10.0, "candidate": 13.0}}  # fmt: skip
+             "peak_mib": {"reference": 10.0, "candidate": 13.0}, "device": "cpu",
+             "environment": tracking.environment()}  # fmt: skip
     monkeypatch.setattr(answer, "time_arm", lambda *_: times)
     out = answer.write(asked, how(folder))
     (row,) = read(out / "rows.jsonl")
@@ -173,8 +193,12 @@ def test_the_answer_pairs_by_seed_and_refuses_a_verdict_to_few_seeds(answered, m
     assert line["Δ images/s"] == "-10.0% (-20.0 to +0.0)"
     assert line["Δ peak MiB"] == "+3"
     assert line["pairs"] == "2"
-    mean = sum(differences.values()) / 2
-    assert line["Δ val/loss"].startswith(f"{mean:+.4f} ± ")
+    wanted = stats.mean_interval(differences)  # which pairs that are mixed up make wider
+    half = (wanted.high - wanted.low) / 2
+    assert line["Δ val/loss"] == f"{wanted.value:+.4f} ± {half:.4f}"
+    del row["arms"][0]["values"]["val/loss"]["3"]
+    assert answer.pairs(row, row["arms"][1]) == 1
+    assert answer.effects(row, "val/loss") == {"model.registers=1": None}
     with (out / "answer.csv").open() as file:
         assert next(csv.reader(file)) == list(table.header)
     assert (out / "answer.md").read_text().count("\n| ") == 3
@@ -216,28 +240,33 @@ def test_lanes_give_the_runs_that_seed_by_seed_gives(answered, tmp_path):
 
 def test_a_plan_says_costs_and_what_the_seeds_can_show(answered, capsys):
     asked, folder = answered
-    plan.show(replace(asked, seeds=(3, 4, 5)), runs.ended(folder), torch.device("cpu"))
+    plan.show(replace(asked, seeds=(3, 4, 5)), how(folder))
     text = capsys.readouterr().out
     assert "6 runs, 2 of them to be made" in text
-    assert "no verdict: 1 comparisons need at least 8 seeds" in text
-    assert "smallest effect: not known" in text
+    assert "no verdict: 1 comparison needs at least 8 seeds" in text
+    assert "smallest effect" not in text
     assert "2 of 3" in text
+    plan.show(replace(asked, seeds=tuple(range(8))), how(folder))
+    assert "smallest effect: not known" in capsys.readouterr().out
 
 
 def test_a_plan_knows_the_smallest_effect_from_pairs():
-    words = plan.sensitivity(ask(EFFECT=0.02), plan.Spread(0.01, "a pilot"))
+    words = plan.sensitivity(ask(EFFECT=0.02), plan.Deviation(0.01, "a pilot"))
     assert words[0] == "8 seeds, 1 comparison judged together"
     assert "with 80% power: 0.0116; power for the effect of interest, 0.02: 100%" in words[1]
 
 
 def test_the_sweep_file_has_an_arm_and_a_seed_for_every_run():
     asked = ask()
-    sweep = yaml.safe_load(ablate.as_sweep(asked))
+    settings = ablate.Settings(data_root="there", device="cpu")
+    sweep = yaml.safe_load(ablate.as_sweep(asked, settings))
     parameters = sweep["parameters"]
     product = math.prod(len(each["values"]) for each in parameters.values())
     assert product == len(asked.jobs())
     assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"}
-    assert sweep["command"][-1] == "${args}"
+    assert sweep["command"][-3:] == ["--data-root=there", "--device=cpu", "${args}"]
+    with pytest.raises(ValueError, match="trains nothing, so there is nothing to sweep"):
+        ablate.as_sweep(ask(METRIC="images_per_s"), settings)
 
 
 def test_identity_is_all_but_what_changes_no_number():
@@ -245,6 +274,9 @@ def test_identity_is_all_but_what_changes_no_number():
     assert identity(same) == identity(TINY)
     assert identity(override(TINY, seed=1)) != identity(TINY)
     assert identity(override(TINY, **{"optim.lr": 1e-9})) != identity(TINY)
+    pictures = override(TINY, **{"data.name": "imagefolder", "data.root": "cats"})
+    # Here the folder says what the data are.
+    assert identity(override(pictures, **{"data.root": "dogs"})) != identity(pictures)
 
 
 MINE = '''"""Is attention by cosines as good as by products?
@@ -257,6 +289,19 @@ from vitx.config import override
 
 BASE = override(DIGITS, steps=3, eval_every=3, batch=16)
 AXES = {"model.attention": ["cosine", "cosine(temperature=0.3)"]}
+'''
+
+
+SIZES = '''"""Is it the size?
+
+Question: q. Expect: e. Cost: c. Run: r
+"""
+from experiments.recipes import DIGITS
+from vitx.config import override
+
+BASE = override(DIGITS, steps=2, eval_every=2, batch=16)
+AXES = {"size": {"S/1": {"model.depth": 1}}}
+SEEDS = [0, 1]
 '''
 
 
@@ -306,8 +351,54 @@ def test_a_worker_that_fails_is_named_by_its_log(tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith("error: workers failed; see ")
-    assert "nowhere" in (tmp_path / "activation" / "worker-0.log").read_text()
+    assert done.stderr.startswith("error: a worker failed: ")
+    assert str(tmp_path / "nowhere") in done.stderr
+    assert len(list(tmp_path.glob("activation/worker-*-1.log"))) == 1
+
+
+def test_a_levels_name_may_hold_what_a_folders_may_not(tmp_path, monkeypatch):
+    (tmp_path / "sizes.py").write_text(SIZES)
+    monkeypatch.setattr(question, "FOLDER", tmp_path)
+    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
+    asked = question.read("sizes")
+    runs.work(asked.jobs(), how(tmp_path))
+    assert sorted(path.parent.name[:7] for path in tmp_path.glob("sizes/*/summary.json")) == [
+        "S-1,see", "S-1,see", "baselin", "baselin",
+    ]  # fmt: skip
+    sys.modules.pop("experiments.sizes")
+
+
+def test_a_file_that_cant_be_read_is_named_and_does_not_hide_the_others(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "broken.py").write_text("from nowhere import x\nAXES = 1\n")
+    monkeypatch.setattr(question, "FOLDER", tmp_path)
+    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
+    with pytest.raises(SystemExit):
+        ablate.main([])
+    said = capsys.readouterr().out
+    assert "broken: error: experiments/broken.py can't be read: ModuleNotFoundError" in said
+
+
+def test_lanes_that_cant_be_are_refused_before_anything_is_made(tmp_path):
+    asked = ask(AXES={"model.patch_drop": [0.5]}, SEEDS=[0, 1])
+    settings = ablate.Settings(out=tmp_path, vectorize=2, device="cpu")
+    with pytest.raises(ValueError, match=r"model\.patch_drop = 0\.5 draws inside the model"):
+        ablate.run(asked, settings)
+    assert not list(tmp_path.glob("*/*/config.json"))
+
+
+def test_an_arms_own_optimizer_and_batch_are_timed(tmp_path, monkeypatch):
+    quick = timing.Plan(mode="training", processes=2, pair_s=0.05, block_s=0.01, warm_up_s=0.1)
+    monkeypatch.setattr(answer, "TIMING", quick)
+    asked = ask(BASE=override(TINY, batch=8), AXES={"batch": [64]})
+    found = answer.time_arm(asked, asked.arms[1], how(tmp_path))
+    assert found["ratio"] > 2  # 64 images take far less than eight times what 8 do
+    assert found["peak_mib"]["candidate"] > 0
+    kept = [path.name for path in (tmp_path / answer.TIMES).iterdir()]
+    if found["verdict"] != stats.INCONCLUSIVE:
+        assert answer.time_arm(asked, asked.arms[1], how(tmp_path)) == found
+    assert kept == [path.name for path in (tmp_path / answer.TIMES).iterdir()]
 
 
 def test_the_variance_of_a_recipe_is_split_and_predicts_other_seeds(tmp_path, monkeypatch):
@@ -318,10 +409,10 @@ def test_the_variance_of_a_recipe_is_split_and_predicts_other_seeds(tmp_path, mo
     runs.work([*crossed, *held_out], how(tmp_path, lanes=11))
     found = runs.ended(tmp_path)
     row = variance.row("tiny", TINY, crossed, held_out, found)
-    spread = row["spread"]["val/loss"]
-    assert sum(spread["shares"].values()) == pytest.approx(1)
-    assert spread["std_low"] < spread["std"] < spread["std_high"]
-    assert spread["values"][0] == found[crossed[0].key].values["val/loss"]
+    found_loss = row["metrics"]["val/loss"]
+    assert sum(found_loss["shares"].values()) == pytest.approx(1)
+    assert found_loss["std_low"] < found_loss["std"] < found_loss["std_high"]
+    assert found_loss["values"][0] == found[crossed[0].key].values["val/loss"]
     table = variance.table([row | {"environment": tracking.environment()}])
     assert dict(zip(table.header, table.body[0], strict=True))["runs"] == "8"
 

@@ -108,7 +108,7 @@ def test_the_sign_flip_test_is_scipys():
         )
         assert stats.sign_flip(values) == pytest.approx(wanted.pvalue)
     assert stats.sign_flip([1.0] * 5) == 2 / 2**5
-    assert stats.sign_flip([1.0] * 20) == pytest.approx(1 / 2048, rel=1.1)
+    assert stats.sign_flip([1.0] * 20) == 1 / 2048  # of the drawn patterns only the one seen
 
 
 def test_holm_multiplies_sorted_p_and_never_falls():
@@ -152,6 +152,7 @@ def test_the_smallest_effect_has_the_power_that_was_wanted():
         0.8, abs=0.01
     )
     assert stats.smallest_effect(std=1.0, seeds=5) == math.inf
+    assert stats.paired_power(effect=9.0, std=1.0, seeds=7) == 0  # where no verdict is given
 
 
 @pytest.mark.parametrize(("family", "fewest"), [(1, 8), (3, 8), (5, 8), (10, 9), (20, 10)])
@@ -176,6 +177,7 @@ def test_verdicts_say_direction_and_equivalence():
     assert verdict(-0.5 + 0.1 * spread, lower_is_better=True) == "better"
     assert verdict(0.05 * spread) == "equivalent"
     assert verdict(0.5 * spread) == "no difference seen"
+    assert verdict(0 * spread) == "identical"
     one, none = stats.effects([list(0.5 + 0.1 * spread), [1.0]], margin=0.1)
     assert none is None
     assert one.p == pytest.approx(2 * 2 / 2**8)  # the other still counts in the family
@@ -196,6 +198,16 @@ def test_equivalence_of_a_family_is_wrong_in_5_of_100_answers_at_most():
     assert wrong / answers > 0.02
 
 
+@pytest.mark.parametrize("family", [1, 3])
+def test_equivalence_is_tested_on_both_sides_for_the_whole_family(family):
+    values = np.linspace(-1, 1, 9)
+    error = values.std(ddof=1) / 3
+    needed = scipy.stats.t.ppf(1 - stats.ALPHA / family, 8) * error
+    for margin, word in ((1.001 * needed, "equivalent"), (0.999 * needed, "no difference seen")):
+        found = stats.effects([values.tolist()] * family, margin=margin)
+        assert {effect and effect.verdict for effect in found} == {word}
+
+
 def test_simultaneous_intervals_hold_together_95_times_in_100():
     rng = RNG(25)
     answers, family, seeds = 1000, 3, 8
@@ -203,7 +215,7 @@ def test_simultaneous_intervals_hold_together_95_times_in_100():
     differences = rng.normal(size=(answers, family, seeds)) - base
     held = 0
     for some in differences.tolist():
-        found = [stats.mean_interval(v, 1 - stats.ALPHA / family) for v in some]
+        found = [effect.difference for effect in stats.effects(some, margin=1.0)]
         held += all(one.low < 0 < one.high for one in found)
     assert 0.95 - 3 * math.sqrt(0.05 * 0.95 / answers) < held / answers < 0.995
 
@@ -226,3 +238,5 @@ def test_components_find_what_was_put_in():
     assert sum(found.shares) == pytest.approx(1)
     with pytest.raises(ValueError, match="at least 2 factors of 2 levels"):
         stats.components(np.zeros((4, 1)))
+    with pytest.raises(stats.Uninformative, match="no variance to split"):
+        stats.components(np.ones((2, 2)))

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 from optuna.trial import TrialState
@@ -20,8 +21,9 @@ from standin import StandIn
 
 from experiments import sweep, sweepfile
 from experiments.pages import ROOT
-from experiments.study import ERROR, STEPS, Trials
+from experiments.study import LOSSES, MOST_LOSSES, OWNER, SLOT, STEPS, Trials, error_of
 from vitx import tracking
+from vitx.train import FINAL
 
 GOOD = {
     "method": "grid",
@@ -78,7 +80,18 @@ def quick(folder, parameters, method="grid", wait=0.0, **keys):
         ({"command": ["--data.root=${envvar:VITX_NOWHERE}", "${args}"]},
          "needs the environment variable VITX_NOWHERE"),
         ({"command": ["-m", "experiments.train", "digit", "${args}"]},
-         "command: recipe 'digit' is not known; did you mean 'digits'"),
+         "command: recipe = 'digit' is not known; did you mean 'digits'"),
+        ({"command": ["-m", "experiments.ablate", "pooling", "${args}"]},
+         "the runs of a question are made by python -m experiments.ablate"),
+        ({"metric": {"name": "val/los"}}, "metric.name = 'val/los' is not known; .* 'val/loss'"),
+        ({"name": ""}, "name = '' must be a word"),
+        ({"parameters": {"optim.lr": {"values": [1], "value": 1}}}, "both a value and values"),
+        ({"parameters": {"optim.lr": {"values": [1], "min": 1}}}, "lr.min does not go with values"),
+        ({"parameters": {"optim.lr": {"min": 0.1, "max": 1.0, "q": 0.0,
+                                      "distribution": "q_uniform"}}}, "q = 0.0 must be positive"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1, "s": 2}}, "s does not go with"),
+        ({"parameters": {"model.heads": {"values": [5]}, "model.width": {"values": [32, 64]}}},
+         "parameters.model.heads: model.heads = 5 does not divide"),
     ],
 )  # fmt: skip
 def test_a_wrong_sweep_file_is_one_sentence_that_names_file_and_key(tmp_path, changes, message):
@@ -86,11 +99,48 @@ def test_a_wrong_sweep_file_is_one_sentence_that_names_file_and_key(tmp_path, ch
         sweepfile.read(file(tmp_path, changes))
 
 
+def test_a_key_that_stands_twice_is_an_error(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text(yaml.safe_dump(GOOD) + "method: random\n")
+    with pytest.raises(ValueError, match=r"some\.yaml can't be read: method stands twice"):
+        sweepfile.read(path)
+
+
+def test_values_that_go_only_together_are_taken(tmp_path):
+    """Each with the others of its point, and with the flags of the command."""
+    parameters = {"model.width": {"values": [64, 96]}, "model.heads": {"value": 4}}
+    words = [*GOOD["command"][:-1], "--model.pool=mean", "${args}"]
+    parameters["model.class_token"] = {"value": False}
+    found = sweepfile.read(file(tmp_path, parameters=parameters, command=words))
+    assert len(found.points()) == 2
+    assert found.base().model.pool == "mean"
+
+
+def test_whole_numbers_and_steps_are_drawn_as_said(tmp_path):
+    parameters = {
+        "a": {"min": 1, "max": 4},
+        "b": {"distribution": "q_uniform", "min": 0, "max": 10, "q": 2.5},
+        "c": {"distribution": "q_uniform", "min": 0, "max": 12, "q": 4},
+    }
+    path = quick(tmp_path, parameters, method="random", run_cap=12)
+    trials = Trials(sweepfile.read(path), "", tmp_path)
+    drawn = [trials.take().values for _ in range(12)]
+    assert {one["a"] for one in drawn} == {1, 2, 3, 4}
+    assert {one["b"] for one in drawn} <= {0.0, 2.5, 5.0, 7.5, 10.0}
+    assert {one["c"] for one in drawn} <= {0, 4, 8, 12}
+    assert all(isinstance(one[name], int) for one in drawn for name in "ac")
+
+
 @pytest.mark.parametrize(
     ("changes", "more", "message"),
     [
         ({"parameters": {"optim.lr": {"values": ["1e-4"]}}}, [], "is a string to YAML"),
-        ({}, ["--storage", "postgresql://127.0.0.1:9/none"], "can't be reached"),
+        ({}, ["--storage", "postgresql://me:secret@127.0.0.1:9/none"], "Connection refused"),
+        ({}, ["--storage", "postgresql://me:secret@127.0.0.1:9/none"], "me:***@127.0.0.1:9"),
+        ({}, ["--storage", str(ROOT / "LICENSE")], "it is no journal"),
+        ({}, ["--show", "--storage", "absent"], "can't be reached: there is no such file"),
+        ({}, ["--show", "--wandb"], "--show, --confirm and --wandb exclude each other"),
+        ({}, ["--confirm", "-1"], "confirm = -1 must be at least 0"),
         ({}, ["--storage", "nosuch://x"], "can't be reached"),
         ({}, ["--workers", "0"], "workers = 0 must be at least 1"),
         (None, [], "absent.yaml"),
@@ -112,6 +162,20 @@ def test_a_storage_of_another_question_is_refused(tmp_path):
     other = sweepfile.read(quick(tmp_path, {"x": {"values": [1, 3]}}))
     with pytest.raises(ValueError, match="holds another sweep named 'quick'"):
         Trials(other, "", tmp_path)
+    url = f"sqlite:///{tmp_path}/foreign.db"
+    study = optuna.create_study(storage=url, study_name="quick")
+    study.add_trial(optuna.create_trial(value=-1.0))
+    with pytest.raises(ValueError, match="holds another sweep named 'quick'"):
+        Trials(other, url, tmp_path)
+    assert len(study.trials) == 1
+
+
+def test_a_larger_run_cap_adds_trials(tmp_path):
+    parameters = {"x": {"min": 0.0, "max": 1.0}}
+    for cap in (2, 5, 3):
+        path = quick(tmp_path, parameters, method="random", run_cap=cap)
+        trials = Trials(sweepfile.read(path), "", tmp_path)
+    assert len(trials.all()) == 5
 
 
 def test_every_point_of_a_grid_is_run_once_and_shown(tmp_path, capsys):
@@ -120,7 +184,7 @@ def test_every_point_of_a_grid_is_run_once_and_shown(tmp_path, capsys):
     sweep.work(trials, tmp_path)
     sweep.work(trials, tmp_path)
     assert Counter(Path(tmp_path, "finished").read_text().split()) == {"0.5": 1, "2.0": 1, "1.0": 1}
-    assert [values["x"] for _, values in sweep.ranking(trials)] == [0.5, 1.0, 2.0]
+    assert [values["x"] for _, values, _ in sweep.ranking(trials)] == [0.5, 1.0, 2.0]
     sweep.show(trials)
     text = capsys.readouterr().out
     assert "  0.25: x=0.5" in text
@@ -145,9 +209,55 @@ def test_a_bad_trial_is_a_failed_trial_with_its_error(tmp_path):
     path = quick(tmp_path, {"bad": {"values": [True, False]}})
     trials = Trials(sweepfile.read(path), "", tmp_path)
     sweep.work(trials, tmp_path)
-    states = {t.params["bad"]: (t.state, t.user_attrs.get(ERROR)) for t in trials.all()}
+    states = {t.params["bad"]: (t.state, error_of(t)) for t in trials.all()}
     assert states[True] == (TrialState.FAIL, "exit 1: the trial went wrong")
-    assert states[False] == (TrialState.COMPLETE, None)
+    assert states[False] == (TrialState.COMPLETE, "")
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("nan", "its final loss is nan"),
+        ("word", "its final loss is 'word'"),
+        ("none", "it left no run in "),
+    ],
+)
+def test_a_final_value_that_is_no_number_fails_the_trial(tmp_path, said, error):
+    path = quick(tmp_path, {"x": {"value": 1.0}, "final": {"value": said}})
+    trials = Trials(sweepfile.read(path), "", tmp_path)
+    sweep.work(trials, tmp_path)
+    (trial,) = trials.all(TrialState.FAIL)
+    assert error_of(trial).startswith(error)
+
+
+def test_the_error_of_a_training_is_the_one_that_it_ends_with(tmp_path):
+    """Not what else it printed, of which some reaches the file later."""
+    words = [*GOOD["command"][:-1], "--data.name=imagefolder", "--data.root=/nowhere", "${args}"]
+    path = file(tmp_path, name="wrong", parameters={"seed": {"value": 1}}, command=words)
+    trials = Trials(sweepfile.read(path), "", tmp_path)
+    sweep.work(trials, tmp_path)
+    (trial,) = trials.all(TrialState.FAIL)
+    assert error_of(trial) == "exit 2: data.root = '/nowhere' is not a folder"
+
+
+def test_a_program_that_is_not_there_fails_its_trial(tmp_path):
+    path = file(tmp_path, name="none", command=["no-such-program", "${args}"])
+    trials = Trials(sweepfile.read(path), "", tmp_path)
+    sweep.work(trials, tmp_path)
+    assert {error_of(trial)[:10] for trial in trials.all()} == {"[Errno 2] "}
+    assert trials.ended
+
+
+def test_a_trial_of_which_every_worker_dies_is_given_up(tmp_path):
+    trials = Trials(sweepfile.read(quick(tmp_path, {"x": {"value": 1.0}})), "", tmp_path)
+    for _ in range(MOST_LOSSES):
+        claim = trials.take()
+        assert claim.values == {"x": 1.0}
+        claim.lock.close()
+    assert trials.take() is None
+    assert trials.ended
+    (trial,) = trials.all()
+    assert error_of(trial) == f"{MOST_LOSSES} workers died of it"
 
 
 def test_hyperband_stops_what_is_behind_and_says_what_it_saved(tmp_path):
@@ -161,6 +271,23 @@ def test_hyperband_stops_what_is_behind_and_says_what_it_saved(tmp_path):
     assert {trial.params["x"] for trial in stopped} == {1, 2, 3}
     assert all(trial.user_attrs[STEPS] < 8 for trial in stopped)
     assert re.search(r"3 of them early, which saved (\d\d)% of the steps", sweep.saved(trials))
+
+
+def test_rungs_compare_what_stands_and_no_whole_trial(tmp_path):
+    rule = {"type": "hyperband", "max_iter": 8, "s": 2, "eta": 2}
+    path = quick(tmp_path, {"x": {"values": [1, 2, 3]}}, early_terminate=rule)
+    found = sweepfile.read(path)
+    assert found.hyperband.rungs == [2, 4]
+    trials = Trials(found, "", tmp_path)
+    claims = [trials.take() for _ in range(3)]
+    for claim, values in zip(claims, [(5, 1.0), (5, 2.0), (5, 3.0)], strict=True):
+        for place, value in enumerate(values, 1):
+            claim.trial.report(value, place)
+    assert [trials.behind(claim) for claim in claims] == [False, True, True]
+    claims[0].lock.close()  # its worker dies: what it read counts no more
+    again = trials.take()
+    assert again.values == claims[0].values
+    assert [trials.behind(claim) for claim in claims[1:]] == [False, True]
 
 
 def worker(path, out, *more):
@@ -182,6 +309,12 @@ def survive(path, out, kills, *more, workers=3):
         assert process.returncode == 0, errors
 
 
+def lost(trials):
+    """How many trials were lost with their workers."""
+    found = trials.study.get_trials(deepcopy=False)
+    return sum(trial.state == TrialState.FAIL and trial not in trials.all() for trial in found)
+
+
 def once_each(trials, points):
     complete = Counter(trial.params["x"] for trial in trials.all(TrialState.COMPLETE))
     assert complete == dict.fromkeys(points, 1)
@@ -192,7 +325,9 @@ def test_trials_of_killed_workers_are_run_again_and_counted_once(tmp_path):
     points = [float(k) for k in range(6)]
     path = quick(tmp_path, {"x": {"values": points}}, wait=1.5)
     survive(path, tmp_path, 3, workers=2)
-    once_each(Trials(sweepfile.read(path), "", tmp_path), points)
+    trials = Trials(sweepfile.read(path), "", tmp_path)
+    once_each(trials, points)
+    assert lost(trials) >= 1
 
 
 @pytest.mark.campaign
@@ -205,18 +340,41 @@ def test_24_trials_survive_20_kills(tmp_path, record):
     passed = sum(ended[point] == 1 for point in points)
     record("kill -9 of a sweep's worker, 20 times", trials=len(points), passed=passed)
     once_each(trials, points)
+    assert lost(trials) >= 10
 
 
-def test_a_worker_killed_between_any_two_moments_of_a_claim_loses_nothing(tmp_path):
-    """Taken, but without a lock or an owner; then failed, but not put back."""
-    path = quick(tmp_path, {"x": {"values": [1.0, 2.0]}})
+def test_a_worker_killed_within_a_claim_loses_nothing(tmp_path):
+    """Taken, but without an owner or a value; or failed, but not put back."""
+    points = [float(k) for k in range(7)]
+    path = quick(tmp_path, {"x": {"values": points}})
     trials = Trials(sweepfile.read(path), "", tmp_path)
     number = trials.study.ask().number
     (tmp_path / "quick" / "trials" / f"{number:04d}").mkdir()
     trials.study.tell(trials.study.ask(), state=TrialState.FAIL)
     assert not trials.ended
     sweep.work(trials, tmp_path)
-    once_each(trials, [1.0, 2.0])
+    once_each(trials, points)
+
+
+def test_what_two_machines_put_back_at_once_is_run_once(tmp_path):
+    path = quick(tmp_path, {"x": {"values": [1.0]}})
+    trials = Trials(sweepfile.read(path), "", tmp_path)
+    trials.study.tell(trials.study.ask(), state=TrialState.FAIL)
+    trials.study.ask()  # when none waits: a trial that nobody put there
+    for _ in range(2):
+        trials.study.enqueue_trial({"x": 1.0}, user_attrs={SLOT: "again 0", LOSSES: 1})
+    sweep.work(trials, tmp_path)
+    once_each(trials, [1.0])
+
+
+def test_a_worker_whose_trial_was_taken_over_says_so_and_goes_on(tmp_path):
+    path = quick(tmp_path, {"x": {"values": [1.0]}})
+    trials = Trials(sweepfile.read(path), "", tmp_path)
+    claim = trials.take()
+    trials.study.tell(claim.trial.number, state=TrialState.FAIL)
+    assert "taken over by another worker" in sweep.run(trials, claim, tmp_path)
+    sweep.work(trials, tmp_path)
+    once_each(trials, [1.0])
 
 
 def test_another_machines_trial_is_left_alone_until_it_is_silent(tmp_path, monkeypatch):
@@ -225,9 +383,13 @@ def test_another_machines_trial_is_left_alone_until_it_is_silent(tmp_path, monke
     claim = trials.take()
     claim.lock.close()  # a lock of another machine may not be seen here
     trials._host = "another"
+    monkeypatch.setattr(time, "time", lambda: 1e12)  # whatever the other machine's clock says
     assert trials.take() is None
-    real = time.time()
-    monkeypatch.setattr(time, "time", lambda: real + 10_000)
+    real = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: real + 10_000)
+    claim.trial.set_user_attr(OWNER, claim.trial.user_attrs[OWNER] | {"seen": 5.0})
+    assert trials.take() is None  # a new sign of life
+    monkeypatch.setattr(time, "monotonic", lambda: real + 20_000)
     assert trials.take().values == {"x": 1.0}
 
 
@@ -253,7 +415,7 @@ def postgres(tmp_path):
     options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1"
     control = [*as_user, str(bin_folder / "pg_ctl"), "-D", str(data), "-w"]
     subprocess.run([*control, "-o", options, "-l", str(data / "log"), "start"], **quiet)
-    yield f"postgresql+psycopg2://vitx@127.0.0.1:{port}/postgres"
+    yield f"postgresql://vitx@127.0.0.1:{port}/postgres"
     subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
 
 
@@ -268,13 +430,13 @@ def test_two_workers_share_a_real_postgresql(tmp_path, postgres):
     once_each(Trials(sweepfile.read(path), postgres, folders[0]), points)
 
 
-def small(folder):
+def small(folder, **more):
     """A sweep of two trainings of a small model."""
     *words, args = GOOD["command"]
     words += ["--model.width=8", "--model.heads=2", "--model.depth=1", "--steps=4", "--batch=16",
               "--eval-every=2", args]  # fmt: skip
     path = folder / "small.yaml"
-    parameters = {"optim.lr": {"values": [0.01, 0.001]}, "model.qk_norm": {"value": False}}
+    parameters = {"optim.lr": {"values": [0.01, 0.001]}, "model.qk_norm": {"value": False}} | more
     said = GOOD | {"name": "small", "command": words, "parameters": parameters}
     path.write_text(yaml.safe_dump(said))
     return path
@@ -321,6 +483,32 @@ def test_one_file_runs_through_optuna_and_through_wandbs_own_agent(tmp_path):
     assert all(theirs[words]["val/loss"] == ours[words]["val/loss"] for words in ours)
 
 
+def test_the_best_settings_are_confirmed_on_fresh_seeds(tmp_path, capsys):
+    path = small(tmp_path, **{"seed": {"values": [7, 8]}})
+    trials = Trials(sweepfile.read(path), "", tmp_path)
+    for claim in [trials.take() for _ in range(4)]:
+        trials.complete(claim, claim.values["optim.lr"] * claim.values["seed"])
+    mean, values, seeds = sweep.ranking(trials)[0]
+    assert (mean, values["optim.lr"], seeds) == (pytest.approx(0.0075), 0.001, 2)
+    found = sweep.confirming(trials, best=1, seeds=2)
+    assert [job.config.seed for job in found[0][2]] == [9, 10]
+    assert {job.config.optim.lr for job in found[0][2]} == {0.001}
+    sweep.main([str(path), "--out", str(tmp_path), "--confirm", "1", "--seeds", "2"])
+    said = capsys.readouterr().out
+    assert re.search(r"\| optim.lr=0.001.* \| 0.0075 \| [\d.]+ \([\d.]+ to [\d.]+\) \| 2 of 2 \|", said)
+
+
+def test_workers_share_a_journal_that_was_named(tmp_path, capsys):
+    path = quick(tmp_path, {"x": {"min": 0.1, "max": 1.0}}, method="bayes", run_cap=6)
+    flags = ["--out", str(tmp_path), "--storage", str(tmp_path / "journal"), "--workers", "2"]
+    sweep.main([str(path), *flags])
+    said = capsys.readouterr().out
+    assert "6 trials ended, none stopped early" in said
+    assert "importance" not in said or "x 100%" in said
+    drawn = {trial.params["x"] for trial in Trials(sweepfile.read(path), flags[3], tmp_path).all()}
+    assert len(drawn) == 6
+
+
 SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 
 
@@ -328,7 +516,18 @@ SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 def test_a_shipped_sweeps_metric_is_logged_by_its_program(path, monkeypatch):
     monkeypatch.setenv("CIFAR10", "somewhere")
     found = sweepfile.read(path)
-    logged = {getattr(tracking, name) for name in dir(tracking) if name.isupper()
-              if isinstance(getattr(tracking, name), str)}  # fmt: skip
-    assert found.metric in logged
-    assert found.recipe or found.metric == tracking.IMAGES_PER_S
+    assert found.metric in (FINAL if found.recipe else [tracking.IMAGES_PER_S])
+
+
+def test_the_benchmark_is_swept_by_its_own_summary(tmp_path):
+    text = next(p for p in SWEEPS if p.stem == "throughput").read_text()
+    said = yaml.safe_load(text)
+    said["parameters"] = {"batch": {"values": [1, 2]}, "compile": {"value": "none"}}
+    said["command"][-1:] = ["--seconds=0.1", "--wandb=disabled", "${args}"]
+    path = tmp_path / "throughput.yaml"
+    path.write_text(yaml.safe_dump(said))
+    trials = Trials(sweepfile.read(path), "", tmp_path)
+    sweep.work(trials, tmp_path)
+    assert {t.params["batch"]: t.value > 0 for t in trials.all(TrialState.COMPLETE)} == {
+        1: True, 2: True,
+    }  # fmt: skip

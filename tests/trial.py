@@ -1,10 +1,12 @@
 """A trial that trains nothing: it leaves the files of a run in a moment, as a sweep's program does.
 
-`python tests/trial.py [--wait=SECONDS] [--x=NUMBER] [--bad=True]`: loss x², x² + 1 at first.
+`python tests/trial.py [--wait=SECONDS] [--x=NUMBER] [--bad=True] [--final=nan|word|none]`: loss x²,
+x² + 1 at first.
 """
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,6 +23,9 @@ with (folder / "metrics.jsonl").open("w") as file:
         time.sleep(wait / 8)
         file.write(json.dumps({"step": step, "loss": x**2 + (8 - step) / 7}) + "\n")
         file.flush()
-(folder / "summary.json").write_text(json.dumps({"loss": x**2}))
+final = {"nan": float("nan"), "word": "word"}.get(given.get("final", ""), x**2)
+(folder / "summary.json").write_text(json.dumps({"loss": final}))
+if given.get("final") == "none":
+    shutil.rmtree(folder)
 with Path(os.environ["VITX_OUT"], "finished").open("a") as file:
     file.write(f"{x}\n")

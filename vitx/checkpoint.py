@@ -13,6 +13,7 @@ import struct
 import sys
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -157,14 +158,25 @@ class Lock:
             holder = self._file.read().strip() or "unknown"
             self._file.close()
             raise Busy(f"{folder} is in use by another trainer (process {holder})") from None
-        # A loader's worker would hold the lock for some seconds longer than a killed trainer.
-        os.register_at_fork(after_in_child=self._file.close)
+        _held.add(self)
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+_held: WeakSet[Lock] = WeakSet()
+
+
+def _let_go() -> None:
+    """In a child: a loader's worker would hold a lock for longer than its trainer lives."""
+    for lock in _held:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Two modules side by side: equality first, then paired timing in fresh processes.
 
 `compare(a, b, example)` is the whole of it in one call; `python -m benchmarks` runs it for ViTs.
-`speed` times modules that are meant to differ.
+`speed` times what is meant to differ, modules or whole training steps.
 """
 
 import math
@@ -21,7 +21,7 @@ from vitx import stats, timing
 from vitx.compiler import needs_compiler
 from vitx.cost import forward_macs
 from vitx.equality import TIMED_LIMIT, Equality, equality, randomise
-from vitx.timing import Plan
+from vitx.timing import Plan, Subject, Training
 
 __all__ = ["Comparison", "Plan", "compare", "equality", "randomise", "speed"]
 
@@ -154,8 +154,8 @@ def compare(
 
 
 def speed(
-    reference: nn.Module,
-    candidate: nn.Module,
+    reference: Subject,
+    candidate: Subject,
     example: Tensor,
     *,
     plan: Plan | None = None,
@@ -163,9 +163,10 @@ def speed(
     cache: Path | None = None,
     say: Say = lambda line: None,
 ) -> Comparison:
-    """Time two modules in pairs that need not compute the same, as the arms of an ablation.
+    """Time in pairs what need not compute the same, as the arms of an ablation.
 
-    As `compare`, but that nothing is checked: the result's `equality` is None.
+    As `compare`, but that nothing is checked: the result's `equality` is None. Of two `Training`
+    steps `example` gives the device only.
     """
     if not len(example):
         raise ValueError("example holds no image")
@@ -174,8 +175,8 @@ def speed(
 
 
 def _before(
-    reference: nn.Module,
-    candidate: nn.Module,
+    reference: Subject,
+    candidate: Subject,
     example: Tensor,
     plan: Plan,
     checked: Equality | None,
@@ -195,8 +196,8 @@ def _before(
 
 def _time(
     base: Comparison,
-    reference: nn.Module,
-    candidate: nn.Module,
+    reference: Subject,
+    candidate: Subject,
     example: Tensor,
     keys: Mapping[str, str],
     folder: Path | None,
@@ -299,7 +300,7 @@ def _alone(job: Path, plan: Plan, side: str, cache: Path, *, checked: bool) -> d
 
 
 def _one_process(
-    base: Comparison, reference: nn.Module, candidate: nn.Module, example: Tensor, why: str
+    base: Comparison, reference: Subject, candidate: Subject, example: Tensor, why: str
 ) -> Comparison:
     """The pair in this process, for modules that no other can rebuild; it gives no verdict."""
     if base.plan.compile != "none":
@@ -311,8 +312,10 @@ def _one_process(
     return replace(found, reason=f"no fresh process could rebuild both modules ({why[:160]})")
 
 
-def _macs(reference: nn.Module, candidate: nn.Module, image: Tensor) -> dict[str, int]:
-    """MACs of both, counted on `meta`."""
+def _macs(reference: Subject, candidate: Subject, image: Tensor) -> dict[str, int]:
+    """MACs of both modules, counted on `meta`."""
+    if isinstance(reference, Training) or isinstance(candidate, Training):
+        return {}
     try:
         return {
             "reference": forward_macs(reference, image),
@@ -328,7 +331,12 @@ def _letters(record: dict) -> list[str]:
 
 
 def _rates(found: Comparison, arms: tuple[str, ...]) -> dict[str, float]:
-    rates = sorted(found.batch / t for t in _all(found, "seconds", arms))
+    rates = sorted(
+        record["images"][arm] / seconds
+        for record in found.processes
+        for arm in arms
+        for seconds in record["seconds"][arm]
+    )
     low, high = (rates[min(int(share * len(rates)), len(rates) - 1)] for share in (0.1, 0.9))
     return {"median": statistics.median(rates), "low": low, "high": high}
 

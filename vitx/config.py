@@ -257,6 +257,11 @@ class DataConfig:
         return FACTS.get(self.name) if isinstance(self.name, str) else None
 
     @property
+    def has_val(self) -> bool:
+        """Whether there are images for validation, as far as that is known without the data."""
+        return self.val > 0 or self.facts is None
+
+    @property
     def train_images(self) -> int:
         """Images to train on, as far as they are known without reading the data; else 0."""
         if self.train or self.facts is None:
@@ -488,8 +493,13 @@ def delta(config: Any, base: Any) -> dict[str, Any]:
 
 
 def identity(config: Config) -> str:
-    """A hash of all that a run's numbers depend on: every field, but for the `FREE` ones."""
-    values = {name: value for name, value in flat(config).items() if name not in FREE}
+    """A hash of all that a run's numbers depend on: every field, but for the `FREE` ones.
+
+    The folder of the data counts where it alone says which data they are.
+    """
+    named = not isinstance(config, TrainConfig) or config.data.facts is not None
+    free = FREE if named else tuple(name for name in FREE if name != "data.root")
+    values = {name: value for name, value in flat(config).items() if name not in free}
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

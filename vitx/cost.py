@@ -57,9 +57,13 @@ def matched(config: TrainConfig, base: TrainConfig, by: str) -> tuple[TrainConfi
     """`config` with the width, or where that comes not near the depth, that costs what `base` does.
 
     `by` is `macs` (of one image forward) or `params`. Widths keep the number of heads and are
-    multiples of it and of 4. Also returns what was changed and how near it comes, in words.
+    multiples of it and of 4. What `config` itself changes in `base` stays; ValueError if that is
+    both. Also returns what was changed and how near it comes, in words.
     """
     wanted = _count(base.model, by)
+    free = [name for name in ("width", "depth") if f"model.{name}" not in delta(config, base)]
+    if not free:
+        raise ValueError("width and depth are both set, so neither can be adjusted to the cost")
     step = math.lcm(config.model.heads, 4)
 
     def nearest_of(name: str, values: range) -> TrainConfig:
@@ -73,8 +77,10 @@ def matched(config: TrainConfig, base: TrainConfig, by: str) -> tuple[TrainConfi
 
     if off(config) == 0:
         return config, ""
-    best = nearest_of("width", range(step, 2 * config.model.width + step, step))
-    if off(best) > NEAR:
+    best = config
+    if "width" in free:
+        best = nearest_of("width", range(step, 2 * config.model.width + step, step))
+    if "depth" in free and off(best) > NEAR:
         deeper = nearest_of("depth", range(1, 2 * config.model.depth + 1))
         best = min((best, deeper), key=off)
     before = flat(config)

@@ -181,14 +181,17 @@ def effect_verdict(
     margin: float,
     lower_is_better: bool,
 ) -> str:
-    """`better`, `worse`, `equivalent`, `no difference seen` or `too few seeds`; defined here only.
+    """`better`, `worse`, `equivalent`, `no difference seen`, `identical` or `too few seeds`.
 
-    A difference is claimed when its adjusted p is below ALPHA; equivalence when `narrow`, the
-    interval of the one-sided tests, lies within ±margin (both may hold: then the difference is
-    claimed). With too few seeds even the strongest result could not be claimed, so nothing is said.
+    The words are defined here only. A difference is claimed when its adjusted p is below ALPHA;
+    equivalence when `narrow`, the interval of the one-sided tests, lies within ±margin (both may
+    hold: then the difference is claimed). With too few seeds even the strongest result could not be
+    claimed, so nothing is said; nor when every difference is 0, as between runs that are the same.
     """
     if seeds < fewest_seeds(family):
         return "too few seeds"
+    if narrow.low == narrow.high == 0:
+        return "identical"
     if p < ALPHA:
         return "better" if (difference < 0) == lower_is_better else "worse"
     return "equivalent" if -margin < narrow.low and narrow.high < margin else "no difference seen"
@@ -240,10 +243,13 @@ def paired_power(*, effect: float, std: float, seeds: int, family: int = 1) -> f
     """Chance that `effects` claims a true difference `effect`, if it is the only one of its family.
 
     `std` is that of the paired differences, which are normal. The share of 4,000 simulated answers
-    with p below ALPHA/family, the first step of Holm's; the same draws at each call.
+    with p below ALPHA/family, the first step of Holm's; the same draws at each call. 0 with fewer
+    seeds than `fewest_seeds`, where nothing is claimed.
     """
     if seeds < 2 or std <= 0 or family < 1:
         raise ValueError(f"power needs seeds >= 2, std > 0, family >= 1: {seeds}, {std}, {family}")
+    if seeds < fewest_seeds(family):
+        return 0.0
     sums = np.abs(_noise(seeds) + (abs(effect) / std) * _signs(seeds).sum(axis=1))
     p_values = np.mean(sums >= sums[:, :1] * (1 - 1e-6), axis=1)
     return float(np.mean(p_values < ALPHA / family))
@@ -295,6 +301,8 @@ def components(values: np.ndarray) -> Components:
     sizes, mean = values.shape, float(values.mean())
     if values.ndim < 2 or min(sizes) < 2:
         raise ValueError(f"components need at least 2 factors of 2 levels, not {sizes}")
+    if values.min() == values.max():
+        raise Uninformative(f"all values are {mean}: there is no variance to split")
     squares, freedom, cells = [], [], []
     for axis, size in enumerate(sizes):
         others = tuple(k for k in range(values.ndim) if k != axis)

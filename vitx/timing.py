@@ -1,8 +1,9 @@
 """Paired timing in fresh processes: `python -m vitx.timing` does one task of a job.
 
-A job is a folder with `job.json` (a `Plan`) and three pickles: reference, candidate, example. The
-tasks are `alone` (one model: peak memory, compile seconds, error in the timed dtype) and `pair`
-(three arms in one process: reference, the same reference again, candidate).
+A job is a folder with `job.json` (a `Plan`) and three pickles: reference, candidate, example. What
+is timed is a module, or a whole training step (`Training`). The tasks are `alone` (one of the two:
+peak memory, compile seconds, error in the timed dtype) and `pair` (three arms in one process:
+reference, the same reference again, candidate).
 """
 
 import contextlib
@@ -25,7 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitx import train as trainer
 from vitx.compiler import needs_compiler
+from vitx.config import TrainConfig, override
 from vitx.equality import timed_error
 
 MODES = ("inference", "training")
@@ -113,6 +116,44 @@ class Watch:
         return Machine(max(foreign / elapsed, 0.0), steal / elapsed, _clock_mhz(), load)
 
 
+@dataclass(frozen=True)
+class Training:
+    """The training step of a configuration, to be timed in place of a module's; without its data.
+
+    Precision, optimizer, accumulation and moving average are those of the configuration, and so is
+    `compile`: a plan says only whether there is something to compile.
+    """
+
+    config: TrainConfig
+
+    def example(self, device: torch.device) -> Tensor:
+        """A batch of random images, b c y x."""
+        model = self.config.model
+        return torch.randn(self.config.batch, model.channels, *model.size, device=device)
+
+    def make_step(self, device: torch.device) -> Callable[[], Any]:
+        """A fresh state's step on one batch, again and again."""
+        endless = override(self.config, steps=2**40)
+        state, image = trainer.init(endless, device=device), self.example(device)
+        target = torch.randint(endless.model.classes, (endless.batch,), device=device)
+        return lambda: trainer.step(state, (image, target), endless)
+
+
+Subject = nn.Module | Training
+
+
+def step_of(subject: Subject, example: Tensor, plan: Plan) -> Callable[[], Any]:
+    """What is timed: a module's call or training step on `example`, or a configuration's step."""
+    if isinstance(subject, Training):
+        return subject.make_step(example.device)
+    return make_step(subject, prepare(subject, plan), example, plan)
+
+
+def images_of(subject: Subject, example: Tensor) -> int:
+    """Images of one iteration."""
+    return subject.config.batch if isinstance(subject, Training) else len(example)
+
+
 def prepare(model: nn.Module, plan: Plan) -> Callable[[Tensor], Tensor]:
     """The module as it is timed: itself, or compiled whole without a graph break."""
     if plan.compile == "none":
@@ -151,16 +192,16 @@ def make_step(
     return train
 
 
-def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: int) -> dict:
+def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: int) -> dict:
     """Block times of three arms in random balanced order, with the machine's state around each.
 
     Returns raw times in seconds an iteration, the order, and medians over rounds: `log_ratio` of
-    the reference's time (geometric mean of its two arms) to the candidate's, `log_ratio_again` of
-    the reference's first arm to its second. Positive means that the later of the two is faster.
+    the reference's time an image (geometric mean of its two arms) to the candidate's,
+    `log_ratio_again` of the reference's first arm to its second. Positive means that the later of
+    the two is faster.
     """
-    steps = {
-        arm: make_step(model, prepare(model, plan), example, plan) for arm, model in models.items()
-    }
+    steps = {arm: step_of(subject, example, plan) for arm, subject in subjects.items()}
+    images = {arm: images_of(subject, example) for arm, subject in subjects.items()}
     warm = warm_up(steps, plan, example.device)
     iterations = max(1, math.ceil(plan.block_s / min(warm["seconds_each"].values())))
     round_s = iterations * sum(warm["seconds_each"].values())
@@ -177,7 +218,7 @@ def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: 
     quiet = len(clean) >= wanted // 2
     used = clean if quiet else rounds
     times = {arm: [entry["blocks"][arm]["seconds"] for entry in used] for arm in ARMS}
-    logs = {arm: [math.log(seconds) for seconds in times[arm]] for arm in ARMS}
+    logs = {arm: [math.log(seconds / images[arm]) for seconds in times[arm]] for arm in ARMS}
     arms = list(zip(logs["reference"], logs["again"], logs["candidate"], strict=True))
     return {
         "log_ratio": statistics.median((a + b) / 2 - c for a, b, c in arms),
@@ -189,7 +230,8 @@ def pair(models: Mapping[str, nn.Module], example: Tensor, plan: Plan, process: 
         "rounds_disturbed": len(rounds) - len(clean),
         "quiet": quiet,
         "iterations": iterations,
-        "made_in_order": list(models),
+        "images": images,
+        "made_in_order": list(subjects),
         "threads": torch.get_num_threads(),
         "warm_up": warm,
     }
@@ -280,8 +322,8 @@ def run_task(folder: Path, plan: Plan, task: str, *args: str, cache: Path) -> di
 def write_job(
     folder: Path,
     plan: Plan,
-    reference: nn.Module,
-    candidate: nn.Module,
+    reference: Subject,
+    candidate: Subject,
     example: Tensor,
     keys: Mapping[str, str],
 ) -> None:
@@ -450,20 +492,25 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
     if task == "pair":
         # Which arm is made and warmed first changes from process to process.
         arms = random.Random(int(args[0])).sample(ARMS, 3)
-        models = {arm: load("candidate" if arm == "candidate" else "reference") for arm in arms}
-        found = pair(models, example, plan, int(args[0]))
+        subjects = {arm: load("candidate" if arm == "candidate" else "reference") for arm in arms}
+        found = pair(subjects, example, plan, int(args[0]))
     else:
         side, *more = args
         # Both are first read without their weights, so that each carries the same imports.
         _ = load("reference", "meta"), load("candidate", "meta")
         before_mib = _peak_mib()
-        model = load(side)
-        run = prepare(model, plan)
-        found = measure_resources(make_step(model, run, example, plan), example, before_mib)
+        subject: Any = load(side)
+        run: Any = None
+        if isinstance(subject, Training):
+            step = subject.make_step(example.device)
+        else:
+            run = prepare(subject, plan)
+            step = make_step(subject, run, example, plan)
+        found = measure_resources(step, example, before_mib)
         if more == ["error"]:
             found["timed_error"] = timed_error(
                 load("reference"),
-                model,
+                subject,
                 example,
                 training=plan.mode == "training",
                 run=run,

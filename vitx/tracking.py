@@ -89,7 +89,7 @@ class Run:
         group = os.environ.get("WANDB_RUN_GROUP") or group
         self.id = known or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
         self.resumed = bool(known)
-        self.folder = folder or Path(root, group, f"{name}-{self.id}")
+        self.folder = folder or Path(root, group, f"{file_name(name)}-{self.id}")
         self._lock = Lock(self.folder)
         self.figures = self.folder / "figures"
         self.figures.mkdir(parents=True, exist_ok=True)
@@ -228,6 +228,11 @@ class Run:
         self._wandb = None
         self.mode, self.why = "disabled", f"W&B raised {type(error).__name__}: {error}"
         print(f"W&B is left out from here on: {self.why}", file=sys.stderr)
+
+
+def file_name(name: str) -> str:
+    """The name with what is not for files replaced by dashes."""
+    return re.sub(r"[^\w.,=+()-]+", "-", name)
 
 
 def _id_of(folder: Path) -> str:

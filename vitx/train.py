@@ -29,16 +29,21 @@ GROWTH_STEPS = 2000
 """Steps without overflow after which the scale of float16 gradients doubles."""
 
 
+FINAL = (tracking.VAL_LOSS, tracking.VAL_ACCURACY, tracking.TEST_LOSS, tracking.TEST_ACCURACY,
+         tracking.SECONDS, "cpu_seconds")  # fmt: skip
+"""Metrics among the final values of a run."""
+
+
 class Diverged(ValueError):
     """A loss or gradient was not finite."""
 
 
-class Stopped(Exception):
-    """A signal came; the state was saved."""
+class Stopped(SystemExit):
+    """A signal came; the state was saved. Ends the program as the signal would, unless caught."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}; the state is saved")
-        self.exit_status = 128 + number
+        self.code = 128 + number
 
 
 @dataclass
@@ -436,10 +441,11 @@ def keep(
     **more: Any,
 ) -> None:
     """Write the final values, with `more` of them, and the weights into the run folder."""
-    values = summary(result, config, dataset) | {"fingerprint": dataset.fingerprint}
-    run.summarise(values | more)
     about = weights.Description(config.model, dataset.classes, dataset.preprocessing)
     weights.save(state.result, run.folder / weights.FILE, about)
+    # Last, as it says that the run has ended.
+    values = summary(result, config, dataset) | {"fingerprint": dataset.fingerprint}
+    run.summarise(values | more)
 
 
 def check_data(config: TrainConfig, dataset: data.Dataset, part: Part = ALONE) -> None:
