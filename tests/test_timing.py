@@ -47,7 +47,7 @@ def record(log_ratio, again=0.001):
         "page_faults": faults,
         "log_ratio": log_ratio, "log_ratio_again": again, "seconds": times, "rounds": [],
         "rounds_disturbed": 0, "rounds_used": 2, "warm_up": {"ended": "steady"}, "quiet": True,
-        "threads": 1,
+        "threads": 1, "images": dict.fromkeys(times, 8),
     }  # fmt: skip
 
 

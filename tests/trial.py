@@ -1,6 +1,6 @@
 """A trial that trains nothing: it leaves the files of a run in a moment, as a sweep's program does.
 
-`python tests/trial.py [--wait=SECONDS] [--x=NUMBER] [--bad=True] [--final=nan|word|none]`: loss x²,
+`python tests/trial.py [--wait=SECONDS] [--x=NUMBER] [--bad=True] [--final=WORD]`: loss x²,
 x² + 1 at first.
 """
 
@@ -23,7 +23,7 @@ with (folder / "metrics.jsonl").open("w") as file:
         time.sleep(wait / 8)
         file.write(json.dumps({"step": step, "loss": x**2 + (8 - step) / 7}) + "\n")
         file.flush()
-final = {"nan": float("nan"), "word": "word"}.get(given.get("final", ""), x**2)
+final = {"undefined": float("nan"), "word": "word"}.get(given.get("final", ""), x**2)
 (folder / "summary.json").write_text(json.dumps({"loss": final}))
 if given.get("final") == "none":
     shutil.rmtree(folder)

@@ -79,9 +79,9 @@ def matched(config: TrainConfig, base: TrainConfig, by: str) -> tuple[TrainConfi
         return config, ""
     best = config
     if "width" in free:
-        best = nearest_of("width", range(step, 2 * config.model.width + step, step))
+        best = nearest_of("width", range(step, 4 * config.model.width + step, step))
     if "depth" in free and off(best) > NEAR:
-        deeper = nearest_of("depth", range(1, 2 * config.model.depth + 1))
+        deeper = nearest_of("depth", range(1, 8 * config.model.depth + 1))
         best = min((best, deeper), key=off)
     before = flat(config)
     changed = [

@@ -520,4 +520,7 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
 
 
 if __name__ == "__main__":
+    # By its own name: what was pickled is of that module, not of this one.
+    from vitx.timing import _main
+
     _main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
