@@ -182,9 +182,7 @@ def against_silence(side: str, dataset: data.Dataset) -> Block:
     folder, before = tempfile.TemporaryDirectory(), children(os.getpid())
     mode = "offline" if side == "candidate" else "disabled"
     run = tracking.Run(Path(folder.name), "steps", side, {}, mode=mode)
-    started = children(os.getpid()) - before if side == "candidate" else set()
-    if side == "candidate" and not started:
-        raise RuntimeError("W&B started no process")
+    started = _started_since(before) if side == "candidate" else set()
     done = itertools.count(1)
 
     def send(number: int) -> None:
@@ -229,6 +227,15 @@ def against_one_by_one(side: str, dataset: data.Dataset) -> Block:
         return (time.perf_counter() - start) / (steps * DIGITS.batch * LANES)
 
     return block
+
+
+def _started_since(before: set[int]) -> set[int]:
+    """Processes of W&B, which the system may list a moment later."""
+    for _ in range(50):
+        if started := children(os.getpid()) - before:
+            return started
+        time.sleep(0.1)
+    raise RuntimeError("W&B started no process")
 
 
 def children(process: int) -> set[int]:
