@@ -7,19 +7,21 @@ the report is written anew after every stage.
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks import accuracy, mutants, render, report, speed
-from experiments import cli, rows
+from benchmarks import accuracy, calibration, check, mutants, pretrained, render, report, speed
+from experiments import cli
+from experiments import rows as rows_file
 from experiments.recipes import DIGITS
 from vitx import data, tracking, visualize
 from vitx.compare import Plan
@@ -106,6 +108,16 @@ class Settings:
     """Device; empty for the accelerator of this machine, else the CPU."""
     wandb: str = ""
     """W&B mode: online, offline or disabled; empty for WANDB_MODE, else offline."""
+    check: bool = False
+    """Whether the device computes what the CPU does, in about a minute; nothing else."""
+    calibrate: int = 0
+    """Make so many of the trials that say how often the timing is wrong; nothing else."""
+    accuracy: str = ""
+    """A timm name, or a folder or file of timm's weights, whose accuracy is read on --data."""
+    data: Path = Path("val")
+    """Folder of --accuracy: one of pictures for each class."""
+    batch: int = 64
+    """Images a batch of --accuracy."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STAGE")] = ()
     """Stages to run: equality, speed, accuracy; in the full run controls and pilot too."""
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
@@ -118,7 +130,7 @@ class Job:
 
     scale: Scale
     device: torch.device
-    rows: rows.Rows
+    rows: rows_file.Rows
     run: tracking.Run
     figures: dict[str, Path] = field(default_factory=dict)
     checked: dict[str, Equality] = field(default_factory=dict)
@@ -152,8 +164,13 @@ class Job:
 def main(args: list[str]) -> None:
     """Read the settings, tell the budget, run the stages, print the verdicts and the places."""
     settings = cli.parse(Settings, args, prog="python -m benchmarks")
-    if settings.smoke and settings.full:
-        raise ValueError("--smoke and --full exclude each other; choose one")
+    modes = ("smoke", "full", "check", "calibrate", "accuracy")
+    if len([mode for mode in modes if getattr(settings, mode)]) > 1:
+        raise ValueError(f"--{', --'.join(modes)} exclude each other; choose one")
+    for mode, program in (("check", check_device), ("calibrate", calibrate), ("accuracy", read)):
+        if getattr(settings, mode):
+            program(settings)
+            return
     scale = SMOKE if settings.smoke else FULL if settings.full else QUICK
     scale = _narrow(scale, settings.models)
     device = tracking.device(settings.device)
@@ -166,7 +183,7 @@ def main(args: list[str]) -> None:
     config = {"scale": scale.name, "device": str(device), **flat(scale.plan)}
     with tracking.Run(settings.out, "benchmarks", folder.name, config, mode=settings.wandb or None,
                       folder=folder) as run:  # fmt: skip
-        job = Job(scale, device, rows.Rows(folder), run)
+        job = Job(scale, device, rows_file.Rows(folder), run)
         job.say(f"{scale.name} run on {device}; {run.where}")
         for name, (minutes, _) in stages.items():
             job.say(f"budget: {name} about {minutes:.1f} min")
@@ -180,6 +197,57 @@ def main(args: list[str]) -> None:
     print(f"report: {folder / 'report.html'} and report.md; rows: {job.rows.path}\n{where}")
     if any(row["verdict"] == "not equal" for row in job.rows.kept if row["kind"] == "equality"):
         raise SystemExit(1)
+
+
+def check_device(settings: Settings) -> None:
+    """Print whether the device computes what the CPU does; exit 1 if not."""
+    device = tracking.device(settings.device)
+    with _one(settings, "check", {"device": str(device)}) as (_, rows):
+        row = rows.add("check", **check.run(device))
+        print(f"{check.text(row)}\nrow: {rows.path}")
+    if not all(row["within"].values()):
+        raise SystemExit(1)
+
+
+def read(settings: Settings) -> None:
+    """Print the accuracy of weights in timm and in vitx."""
+    if settings.batch < 1:
+        raise ValueError(f"batch = {settings.batch} must be at least 1")
+    device = tracking.device(settings.device)
+    values = {"model": settings.accuracy, "device": str(device)}
+    fields = pretrained.measure(
+        settings.accuracy, settings.data, batch=settings.batch, device=device
+    )
+    with _one(settings, "accuracy", values) as (_, rows):
+        row = rows.add("pretrained", **fields)
+        print(f"{pretrained.text(row)}\nrow: {rows.path}")
+
+
+def calibrate(settings: Settings) -> None:
+    """Make the next trials of the calibration, and print what all of them say so far."""
+    if settings.calibrate < 1:
+        raise ValueError(f"calibrate = {settings.calibrate} must be at least 1")
+    device, plan = tracking.device(settings.device), QUICK.plan
+    before = [render.RESULTS, *settings.out.glob("*-calibration")]
+    done = calibration.made(before, plan, str(device))
+    left = [number for number in range(len(calibration.trials())) if number not in done]
+    with _one(settings, "calibration", flat(plan)) as (run, rows):
+        job = Job(QUICK, device, rows, run)
+        calibration.run(left[: settings.calibrate], plan, device, run.folder, job.add, job.say)
+        kept = [row for folder in before for path in folder.glob("*.jsonl")
+                for row in rows_file.read(path)]  # fmt: skip
+        print(f"{calibration.table([*kept, *rows.kept]).markdown()}\nrows: {rows.path}")
+
+
+@contextmanager
+def _one(
+    settings: Settings, name: str, values: Mapping[str, Any]
+) -> Iterator[tuple[tracking.Run, rows_file.Rows]]:
+    """A run folder of one of the lesser programs, and its rows."""
+    folder = settings.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    with tracking.Run(settings.out, "benchmarks", folder.name, values, mode=settings.wandb or None,
+                      folder=folder) as run:  # fmt: skip
+        yield run, rows_file.Rows(folder)
 
 
 def check_equality(job: Job) -> None:

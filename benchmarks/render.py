@@ -16,6 +16,7 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
+from benchmarks import calibration, matrix, pack
 from benchmarks.mutants import Score
 from experiments import cli, pages
 from experiments import rows as rows_file
@@ -45,7 +46,8 @@ def speed_rows(rows: Sequence[Row]) -> list[Row]:
     wanted = [
         row for row in rows if row["kind"] in kinds and row.get("candidate", "")[:5] == "vitx:"
     ]
-    wanted = [row for row in wanted if "mode" in row]  # not the failure of a training
+    # Not the failure of a training, nor what another program has timed.
+    wanted = [row for row in wanted if "mode" in row and "what" not in row]
     wanted = [{"keep_memory": False} | row for row in wanted]  # rows made before there was a choice
     keys = ("reference", "mode", "compile", "keep_memory", "dtype", "batch", "device", *MACHINE)
     found = rows_file.latest(wanted, *keys)
@@ -251,7 +253,10 @@ def plant_table(rows: Sequence[Row]) -> Table:
             machine(row),
         )
         for row in rows_file.latest(
-            [r for r in rows if r["kind"] in ("plant", "noise")], "candidate", "device", *MACHINE
+            [r for r in rows if r["kind"] in ("plant", "noise") and "what" not in r],
+            "candidate",
+            "device",
+            *MACHINE,
         )
     ]
     return Table(header, body)
@@ -440,6 +445,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "pilot": pilot_table,
     "steps": step_table,
     "whole": whole_table,
+    "calibration": calibration.table,
+    **matrix.TABLES,
 }
 
 
@@ -456,21 +463,44 @@ def committed() -> list[Row]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Rewrite the rendered parts of the READMEs, and the figure, from committed rows."""
+    """Rewrite the rendered parts of the READMEs, and the figures, from committed rows.
 
+    With files, instead write the tables and figures of their rows.
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Files of rows, packed or not."""
+    out: Path = Path("runs/rendered")
+    """Folder of the tables and figures of --files."""
+    pack: str = ""
+    """Write the rows of the files as one small file that can be sent, and nothing else."""
     keep: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")] = ()
     """Folders of runs whose rows are committed first."""
 
 
 def main(args: list[str]) -> None:
-    """Commit rows if asked, then rewrite both READMEs and the figure."""
+    """Commit rows if asked, then rewrite both READMEs and the figures; or serve given files."""
     settings = cli.parse(Settings, args, prog="python -m benchmarks.render")
+    if settings.pack and not settings.files:
+        raise ValueError("--pack needs files of rows to pack")
+    if settings.files and settings.keep:
+        raise ValueError("--keep goes with no files; choose one")
+    if settings.files:
+        given = [row for path in settings.files for row in pack.read(path)]
+        if settings.pack:
+            pack.write(given, Path(settings.pack))
+            print(settings.pack)
+        else:
+            print("\n".join(str(path) for path in matrix.write(given, settings.out)))
+        return
     for folder in settings.keep:
         rows_file.commit(rows_file.read(folder / "rows.jsonl"), RESULTS, folder.resolve().name)
     rows = committed()
     for path in READMES:
         path.write_text(fill(path.read_text(encoding="utf8"), rows), encoding="utf8")
     save(speed_figure(rows), FIGURE)
+    for name, figure in matrix.figures(rows).items():
+        save(figure, RESULTS / f"{name}.svg")
     print(f"rendered {len(rows)} rows", file=sys.stderr)
 
 

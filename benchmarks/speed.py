@@ -66,14 +66,16 @@ def time_pair(pair: Pair, plan: Plan, **how: Any) -> tuple[str, dict[str, Any]]:
     return _timed("speed", pair, pair.candidate, plan, how)
 
 
-def plant(pair: Pair, plan: Plan, **how: Any) -> tuple[str, dict[str, Any]]:
-    """The same timing of timm against timm with 5 % more work, which it must find slower."""
-    slowed, keys = slow_down(pair.reference, pair.example[:1], PLANTED)
+def plant(
+    pair: Pair, plan: Plan, *, share: float = PLANTED, **how: Any
+) -> tuple[str, dict[str, Any]]:
+    """The same timing of timm against timm with `share` more work, which it must find slower."""
+    slowed, keys = slow_down(pair.reference, pair.example[:1], share)
     kind, fields = _timed("plant", pair, slowed, plan, how | {"keys": keys})
     macs = fields["macs"]
     return kind, fields | {
-        "candidate": f"timm:{pair.name} with {PLANTED:.0%} more MACs",
-        "planted": PLANTED,
+        "candidate": f"timm:{pair.name} with {share:.0%} more MACs",
+        "planted": share,
         "planted_counted": macs["candidate"] / macs["reference"] - 1,
     }
 

@@ -35,9 +35,10 @@ from vitx import data, evaluate, stats, tracking, vectorize, weights
 from vitx.config import TrainConfig, override
 from vitx.cost import forward_macs
 from vitx.interop.timm import from_timm
+from vitx.machine import Watch, descendants
 from vitx.model import build
 from vitx.sources import FACTS
-from vitx.timing import ARMS, KEEP_MEMORY, Watch
+from vitx.timing import ARMS, KEEP_MEMORY
 from vitx.train import batches, init, step
 
 CONFIG = RECIPES["scratch-cifar10"]
@@ -179,7 +180,7 @@ def against_silence(side: str, dataset: data.Dataset) -> Block:
     those of the reference, so that what they take is in its time alone.
     """
     steps = trainer(CONFIG, dataset)
-    folder, before = tempfile.TemporaryDirectory(), children(os.getpid())
+    folder, before = tempfile.TemporaryDirectory(), descendants(os.getpid())
     mode = "offline" if side == "candidate" else "disabled"
     run = tracking.Run(Path(folder.name), "steps", side, {}, mode=mode)
     started = _started_since(before) if side == "candidate" else set()
@@ -232,17 +233,10 @@ def against_one_by_one(side: str, dataset: data.Dataset) -> Block:
 def _started_since(before: set[int]) -> set[int]:
     """Processes of W&B, which the system may list a moment later."""
     for _ in range(50):
-        if started := children(os.getpid()) - before:
+        if started := descendants(os.getpid()) - before:
             return started
         time.sleep(0.1)
     raise RuntimeError("W&B started no process")
-
-
-def children(process: int) -> set[int]:
-    """All processes under one, on Linux."""
-    lists = Path(f"/proc/{process}/task").glob("*/children")
-    direct = {int(word) for path in lists for word in path.read_text().split()}
-    return direct.union(*(children(child) for child in direct))
 
 
 def plain_error() -> float:

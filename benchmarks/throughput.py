@@ -1,38 +1,67 @@
-"""Throughput of one configuration: `python -m benchmarks.throughput --model vitx:S/16 --batch 8`.
+"""Throughput and latency of models, over batches, precisions and compile modes, each with its cost.
 
-What a sweep over batches, compile modes and models calls; images_per_s stands in its summary.
+`python -m benchmarks.throughput --models vitx:S/16 hf:S/16 --reference timm:vit_small_patch16_224`
+times every combination of what is given, each in processes of its own within limits of time and
+memory. One that fails is a row that says so; the others go on, and --resume makes what is missing.
+With a reference every model is timed in pairs with it, after both were checked equal where the
+weights of one can become those of the other.
 """
 
-import statistics
-import time
-from dataclasses import dataclass
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from benchmarks import peers
+from benchmarks.peers import Model
 from experiments import cli
-from vitx import timing, tracking
-from vitx.config import size
-from vitx.cost import forward_macs
-from vitx.interop.timm import live_model
-from vitx.model import build
+from experiments.rows import Rows
+from vitx import peak, timing, tracking
+from vitx.compare import Comparison, compare, equality, speed
+from vitx.cost import step_macs
+from vitx.equality import Equality
+from vitx.registry import choose
 from vitx.timing import Plan
 
-FAMILIES = ("vitx", "timm")
+AUTO = "auto"
+AUTO_MOST = 4096
+"""Largest batch that --batch auto tries."""
+NOT_CHECKED = "not checked"
+PROG = "python -m benchmarks.throughput"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Time one model by itself. For a comparison of two, use python -m benchmarks."""
+    """Time models by themselves, or in pairs with a reference."""
 
-    model: str = "vitx:Ti/16"
-    """vitx:SIZE/PATCH or timm:NAME."""
-    batch: int = 8
-    compile: str = "none"
-    mode: str = "inference"
-    seconds: float = 5.0
-    """How long blocks are timed after the warm-up."""
+    models: tuple[str, ...] = ("vitx:Ti/16",)
+    """vitx:S/16, vitx:TIMM_NAME, timm:NAME, torchvision:S/16, hf:S/16, hf:FOLDER, vit_pytorch:S/16,
+    or python:FILE:FUNCTION, which gives a module."""
+    reference: str = ""
+    """A model that all others are timed in pairs with."""
+    batch: tuple[str, ...] = ("8",)
+    """Images of a batch; auto for the one with most images/s."""
+    dtype: tuple[str, ...] = ("float32",)
+    compile: tuple[str, ...] = ("none",)
+    mode: tuple[str, ...] = ("inference",)
+    processes: int = 5
+    seconds: float = 6.0
+    """How long blocks are timed in a process after the warm-up."""
+    limit_s: float = 900.0
+    """A process that takes longer is ended, and its configuration is a failure."""
+    limit_gib: float = 0.0
+    """The same for memory; 0 for no limit."""
+    resume: bool = False
+    """Go on with the newest run of the same settings."""
     out: Path = tracking.OUT
     """Folder of run folders."""
     wandb: str = ""
@@ -41,56 +70,312 @@ class Settings:
     """Device; empty for the accelerator of this machine, else the CPU."""
 
 
+@dataclass(frozen=True)
+class Configuration:
+    """One cell of the matrix."""
+
+    model: str
+    reference: str
+    batch: int
+    """0 for the one with most images/s."""
+    plan: Plan
+    device: str
+
+    def __str__(self) -> str:
+        batch = f"batch {self.batch}" if self.batch else "best batch"
+        plan = self.plan
+        return f"{self.model}, {plan.mode}, {batch}, {plan.dtype}, compile {plan.compile}"
+
+    @property
+    def key(self) -> str:
+        """What a row is found again by."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def main(args: list[str]) -> None:
-    """Time it, print the rate, and keep it in a run folder."""
-    settings = cli.parse(Settings, args, prog="python -m benchmarks.throughput")
-    if settings.batch < 1:
-        raise ValueError(f"batch = {settings.batch} must be at least 1")
-    plan = Plan(mode=settings.mode, compile=settings.compile, pair_s=settings.seconds)
-    model = make(settings.model).to(tracking.device(settings.device))
-    values = vars(settings) | {"out": str(settings.out)}
-    label = f"{settings.model},batch={settings.batch},{settings.compile}"
+    """Check what was asked for, time what has no row yet, print and keep it."""
+    settings = cli.parse(Settings, args, prog=PROG)
+    asked = configurations(settings)
+    values = {name: _plain(value) for name, value in vars(settings).items()}
+    name = _label(settings)
+    folder = _newest(settings.out / "throughput", values) if settings.resume else None
     with tracking.Run(
-        settings.out, "throughput", label, values, mode=settings.wandb or None
+        settings.out, "throughput", name, values, mode=settings.wandb or None, folder=folder
     ) as run:
-        found = measure(model, settings.batch, plan)
-        run.log({tracking.STEP: 0, tracking.IMAGES_PER_S: found[tracking.IMAGES_PER_S]})
-        run.summarise(found)
-    rates = (found[name] for name in (tracking.IMAGES_PER_S, "images_per_s_10", "images_per_s_90"))
-    print("{:.1f} images/s (10 to 90 % of blocks: {:.1f} to {:.1f})".format(*rates))
+        rows = Rows(run.folder)
+        done = {row["configuration"] for row in rows.kept}
+        for number, configuration in enumerate(asked, 1):
+            if configuration.key in done:
+                continue
+            print(f"[{number} of {len(asked)}] {configuration} …", flush=True)
+            kind, fields = timed(configuration, run.folder / "work")
+            row = rows.add(kind, **fields)
+            run.log({tracking.ROW: len(rows.kept), **_numbers(row)})
+            print(f"  {line(row)}", flush=True)
+        shutil.rmtree(run.folder / "work", ignore_errors=True)
+        run.summarise(_summary(rows.kept))
+        print(f"rows: {rows.path}\n{run.where}")
 
 
-def make(name: str) -> nn.Module:
-    """The model of that name. Raises ValueError for an unknown one."""
-    family, _, rest = name.partition(":")
-    if family not in FAMILIES or not rest:
-        raise ValueError(f"model = {name!r} must be vitx:SIZE/PATCH or timm:NAME")
-    return build(size(rest)) if family == "vitx" else live_model(rest, {})
+def configurations(settings: Settings) -> list[Configuration]:
+    """Every combination; ValueError for a value that can't be."""
+    device = tracking.device(settings.device)
+    for name in filter(None, (*settings.models, settings.reference)):
+        peers.check(name)
+    for dtype in settings.dtype:
+        choose("dtype", dtype, timing.DTYPES[1:])
+        _check_dtype(dtype, device)
+    batches = [_batch(word) for word in settings.batch]
+    plan = Plan(
+        processes=settings.processes,
+        pair_s=settings.seconds,
+        warm_up_s=max(5.0, settings.seconds),
+        limit_s=settings.limit_s,
+        limit_gib=settings.limit_gib,
+        details=True,
+    )
+    names = [name for name in settings.models if name != settings.reference]
+    if not names:
+        raise ValueError("models names no other model than the reference")
+    product = itertools.product(names, settings.mode, batches, settings.dtype, settings.compile)
+    return [
+        Configuration(name, settings.reference, batch,
+                      replace(plan, mode=mode, dtype=dtype, compile=compiled), str(device))
+        for name, mode, batch, dtype, compiled in product
+    ]  # fmt: skip
 
 
-def measure(model: nn.Module, batch: int, plan: Plan) -> dict[str, float]:
-    """Images/s over blocks after a warm-up: median, 10 % and 90 % quantile; MACs of an image."""
-    device = next(model.parameters()).device
-    # What is compiled runs for images of its own size; timm says it in its configuration.
-    config = getattr(model, "config", None)
-    shape = (config.channels, *config.size) if config else model.default_cfg["input_size"]  # type: ignore[index]
-    example = torch.randn(batch, *shape, device=device)
-    step = timing.make_step(model, timing.prepare(model, plan), example, plan)
-    warm = timing.warm_up({"model": step}, plan, device)
-    iterations = max(1, round(plan.block_s / warm["seconds_each"]["model"]))
-    rates, start = [], time.perf_counter()
-    while time.perf_counter() - start < plan.pair_s or len(rates) < 3:
-        rates.append(batch * iterations / timing.time_block(step, iterations, device))
-    low, *_, high = statistics.quantiles(rates, n=10, method="inclusive")
-    return {
-        tracking.IMAGES_PER_S: statistics.median(rates),
-        "images_per_s_10": low,
-        "images_per_s_90": high,
-        "blocks": len(rates),
-        "first_s": warm["first_s"]["model"],
-        "macs": forward_macs(model, example[:1]),
+def _batch(word: str) -> int:
+    if word == AUTO:
+        return 0
+    if not word.isdecimal() or int(word) < 1:
+        raise ValueError(f"batch = {word!r} must be a whole number, at least 1, or {AUTO}")
+    return int(word)
+
+
+def _check_dtype(dtype: str, device: torch.device) -> None:
+    slow = device.type == "cuda" and dtype == "bfloat16"
+    if slow and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"dtype = {dtype!r}: {torch.cuda.get_device_name(device)} has no bfloat16")
+
+
+def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, Any]]:
+    """One configuration in a process of its own: the kind and the fields of its row."""
+    timing.private_folder(folder)
+    asked, result = folder / "configuration.json", folder / "result.json"
+    result.unlink(missing_ok=True)
+    asked.write_text(json.dumps(asdict(configuration)))
+    command = [sys.executable, "-m", "benchmarks.throughput", "--child", str(folder)]
+    plan = configuration.plan
+    # Its own processes have the limit each.
+    whole_s = plan.limit_s * (plan.processes + 4)
+    code, words = timing.run_limited(command, os.environ, limit_s=whole_s, limit_gib=plan.limit_gib)
+    labels = {
+        "what": "throughput",
+        "configuration": configuration.key,
+        "candidate": configuration.model,
+        "reference": configuration.reference,
+        "device": configuration.device,
+        "batch": configuration.batch,
+        "mode": plan.mode,
+        "compile": plan.compile,
+        "dtype": plan.dtype,
     }
+    if code == 0 and result.exists():
+        found = json.loads(result.read_text())
+        return found.pop("kind"), labels | found
+    return "failure", labels | {"verdict": "failed", "reason": words}
+
+
+def child(folder: Path) -> None:
+    """Time the configuration in the folder, in this process and those that it starts."""
+    said = json.loads((folder / "configuration.json").read_text())
+    configuration = Configuration(**{**said, "plan": Plan(**said["plan"])})
+    fields = measure(configuration, folder)
+    (folder / "result.json").write_text(json.dumps(fields))
+
+
+def measure(configuration: Configuration, folder: Path) -> dict[str, Any]:
+    """The fields of a configuration's row, with its kind."""
+    device, plan = torch.device(configuration.device), configuration.plan
+    candidate = peers.make(configuration.model, device)
+    reference = peers.make(configuration.reference, device) if configuration.reference else None
+    if reference and reference.image != candidate.image:
+        raise ValueError(
+            f"{candidate.name} takes images of {candidate.image}, {reference.name} of "
+            f"{reference.image}"
+        )
+    tried: dict[str, float] = {}
+    batch = configuration.batch
+    if not batch:
+        batch, tried = best_batch(candidate, plan, folder, device)
+    example = _images(candidate, batch, device)
+    checked, why = check(reference, candidate, example[:2])
+    if checked and not checked.passed:
+        return {"kind": "failure", "verdict": "not equal", "reason": checked.reason, "batch": batch,
+                "equality": vars(checked)}  # fmt: skip
+    dtype, products = getattr(torch, plan.dtype), peak.work(candidate.module, example).products
+    before = peak.peak(dtype, device, products)
+    places = {"folder": folder, "cache": folder / "cache"}
+    if reference and checked:
+        keys = peers.conversion(reference, candidate)
+        found = compare(
+            reference.module, candidate.module, example, plan=plan, checked=checked, keys=keys,
+            **places,
+        )  # fmt: skip
+    else:
+        module = reference.module if reference else None
+        found = speed(module, candidate.module, example, plan=plan, **places)
+    after = peak.peak(dtype, device, products)
+    sides = {"candidate": candidate} | ({"reference": reference} if reference else {})
+    fields = found.fields() | {
+        "kind": "failure" if found.verdict in ("failed", "not timed") else "speed",
+        "batch": batch,
+        "batches_tried": tried,
+        "checked": "checked" if checked else f"{NOT_CHECKED}: {why}",
+        "image": list(candidate.image),
+        "parameters": {side: _parameters(model) for side, model in sides.items()},
+        "utilisation": _utilisation(found, sides, example, before, after),
+        "raw": [{k: record[k] for k in ("rounds", "warm_up")} for record in found.processes],
+    }
+    return _without_weights(fields, folder)
+
+
+def check(reference: Model | None, candidate: Model, image: Tensor) -> tuple[Equality | None, str]:
+    """Whether both compute the same, or why that is not known."""
+    if reference is None:
+        return None, "no reference"
+    keys = peers.conversion(reference, candidate)
+    if keys is None:
+        return None, "the weights of one can't become those of the other"
+    try:
+        return equality(reference.module, candidate.module, image, keys=keys), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def best_batch(
+    candidate: Model, plan: Plan, folder: Path, device: torch.device
+) -> tuple[int, dict[str, float]]:
+    """The batch with most images/s, and the rates of all that were tried, up to what fits.
+
+    Chosen by a few calls; the configuration is timed afterwards in fresh processes. Raises
+    ValueError if not even one image fits.
+    """
+    tried: dict[str, float] = {}
+    batch = 1
+    while batch <= AUTO_MOST:
+        example = _images(candidate, batch, device)
+        timing.write_job(folder / "probe", plan, None, candidate.module, example, None)
+        found = timing.run_task(folder / "probe", plan, "probe", cache=folder / "cache")
+        if "failure" in found:
+            if not tried:
+                raise ValueError(f"not one image fits: {found['failure']}")
+            break
+        tried[str(batch)] = found["images_per_s"]
+        batch *= 2
+    return int(max(tried, key=lambda each: tried[each])), tried
+
+
+def _images(model: Model, batch: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, *model.image, generator=generator).to(device)
+
+
+def _parameters(model: Model) -> int:
+    return sum(parameter.numel() for parameter in model.module.parameters())
+
+
+def _utilisation(
+    found: Comparison, sides: dict[str, Model], example: Tensor, before: peak.Peak, after: peak.Peak
+) -> dict[str, Any]:
+    """Each side's work a second beside the machine's peak; in inference also what it reads and
+    writes a second, if every operation does by itself."""
+    said = {}
+    for side, rate in found.images_per_s.items():
+        module, macs = sides[side].module, found.macs.get(side)
+        if not macs:
+            continue
+        training = found.plan.mode == "training"
+        macs = step_macs(module, example[:1]) if training else macs
+        said[side] = peak.utilisation(2 * macs * rate["median"], before, after)
+        if not training:
+            moved = peak.work(module, example).bytes / len(example)
+            said[side]["bytes"] = moved * rate["median"]
+    return said
+
+
+def _without_weights(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    for path in folder.rglob("*.pt"):
+        path.unlink()
+    return fields
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for people."""
+    if row["kind"] == "failure":
+        return f"{row['verdict']}: {row['reason']}"
+    rate = row["images_per_s"]["candidate"]
+    said = f"{rate['median']:,.1f} images/s"
+    if "mean" in rate:
+        said += f" ({rate['mean_low']:,.1f} to {rate['mean_high']:,.1f})"
+    if row["ratio_low"] is not None:
+        said += (
+            f"; {row['ratio']:.3f} of the reference's ({row['ratio_low']:.3f} to "
+            f"{row['ratio_high']:.3f}), floor ±{row['noise_floor']:.1%}, {row['verdict']}; "
+            f"{row['checked']}"
+        )
+    return said
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    """What goes to W&B of a row."""
+    if row["kind"] == "failure":
+        return {}
+    name = "/".join(str(row[key]) for key in ("candidate", "mode", "batch", "dtype", "compile"))
+    found = {f"{name}/{tracking.IMAGES_PER_S}": row["images_per_s"]["candidate"]["median"]}
+    if row["ratio"] is not None:
+        found[f"{name}/ratio"] = row["ratio"]
+    return found
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Final values; the rate and its interval if there is one configuration, as in a sweep."""
+    said: dict[str, Any] = {tracking.ROW: len(rows)}
+    timed_rows = [row for row in rows if row["kind"] == "speed"]
+    if len(rows) == len(timed_rows) == 1:
+        rate = rows[0]["images_per_s"]["candidate"]
+        said |= {tracking.IMAGES_PER_S: rate["median"]}
+        said |= {f"{tracking.IMAGES_PER_S}_{k}": v for k, v in rate.items() if k != "median"}
+    return said
+
+
+def _label(settings: Settings) -> str:
+    several = f" and {len(settings.models) - 1} more" if len(settings.models) > 1 else ""
+    return f"{settings.models[0]}{several}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else str(value) if value is not None else ""
+
+
+def _newest(group: Path, values: dict[str, Any]) -> Path | None:
+    """The newest run folder of the same settings, but for how it was called."""
+    free = ("resume", "wandb", "out")
+    wanted = {name: value for name, value in values.items() if name not in free}
+    found = [
+        path.parent
+        for path in group.glob("*/config.json")
+        if {k: v for k, v in tracking.read_json(path).items() if k not in free} == wanted
+    ]
+    if not found:
+        raise ValueError(f"{group} holds no run of these settings to resume")
+    return max(found, key=lambda path: path.stat().st_mtime)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    if sys.argv[1:2] == ["--child"]:
+        cli.run(lambda args: child(Path(args[0])), sys.argv[2:])
+    else:
+        cli.run(main)

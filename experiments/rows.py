@@ -16,6 +16,8 @@ KINDS = (
     "noise",
     "speed",
     "accuracy",
+    "pretrained",
+    "check",
     "ablation",
     "variance",
     "calibration",
@@ -28,13 +30,16 @@ RAW = ("raw",)
 
 
 class Rows:
-    """The rows of one run, `folder/rows.jsonl`; each is on disk when `add` returns."""
+    """The rows of one run, `folder/rows.jsonl`; each is on disk when `add` returns.
+
+    Those that a run in this folder has left are kept.
+    """
 
     def __init__(self, folder: Path):
         self.path = folder / "rows.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         self.environment = environment()
-        self.kept: list[dict] = []
+        self.kept: list[dict] = read(self.path) if self.path.exists() else []
 
     def add(self, kind: str, **fields: Any) -> dict:
         """Append a row of a known kind with this run's environment; the row."""
@@ -62,10 +67,16 @@ def read(path: Path) -> list[dict]:
             row = json.loads(line)
         except json.JSONDecodeError:
             raise ValueError(f"{path} line {number} is not JSON") from None
-        if not isinstance(row, dict) or row.get("schema") != SCHEMA or row.get("kind") not in KINDS:
-            raise ValueError(f"{path} line {number} is not a row of schema {SCHEMA}")
+        check(row, f"{path} line {number}")
         rows.append(row)
     return rows
+
+
+def check(row: Any, where: str) -> None:
+    """ValueError if a value is no row of this schema."""
+    known = isinstance(row, dict) and row.get("schema") == SCHEMA and row.get("kind") in KINDS
+    if not (known and isinstance(row.get("id"), str) and isinstance(row.get("environment"), dict)):
+        raise ValueError(f"{where} is not a row of schema {SCHEMA}")
 
 
 def read_all(folder: Path) -> list[dict]:

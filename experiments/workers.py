@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.runs import How, Job, check_lanes, ended, missing, work
-from vitx import timing, tracking
+from vitx import machine, tracking
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def spread(module: str, flags: Sequence[str], *, workers: int, folder: Path) -> 
     """
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"worker-{socket.gethostname()}-{number}.log" for number in range(workers)]
-    share = os.environ | {"OMP_NUM_THREADS": str(max(1, timing.cores() // workers))}
+    share = os.environ | {"OMP_NUM_THREADS": str(max(1, machine.cores() // workers))}
     command = [sys.executable, "-m", module, *flags]
     started = []
     for log in logs:

@@ -524,7 +524,7 @@ def test_the_benchmark_is_swept_by_its_own_summary(tmp_path):
     text = next(p for p in SWEEPS if p.stem == "throughput").read_text()
     said = yaml.safe_load(text)
     said["parameters"] = {"batch": {"values": [1, 2]}, "compile": {"value": "none"}}
-    said["command"][-1:] = ["--seconds=0.1", "--wandb=disabled", "${args}"]
+    said["command"][-1:] = ["--seconds=0.1", "--processes=2", "--wandb=disabled", "${args}"]
     path = tmp_path / "throughput.yaml"
     path.write_text(yaml.safe_dump(said))
     trials = Trials(sweepfile.read(path), "", tmp_path)

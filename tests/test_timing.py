@@ -17,10 +17,11 @@ from torch import nn
 
 import vitx
 from vitx import compare as compare_file
-from vitx import timing
+from vitx import machine, timing
 from vitx.compare import compare, equality, summarise
 from vitx.config import ModelConfig
-from vitx.timing import Machine, Plan
+from vitx.machine import Machine
+from vitx.timing import Plan
 
 CONFIG = ModelConfig(image=12, patch=3, width=24, depth=2, heads=3, classes=7)
 QUICK = Plan(processes=2, pair_s=0.05, block_s=0.002, warm_up_s=0.05, limit_s=120.0)
@@ -58,7 +59,7 @@ def comparison(records):
 
 
 def test_six_rounds_hold_every_order_once():
-    orders = timing._orders(random.Random(0))
+    orders = timing.orders(random.Random(0), timing.ARMS)
     first, second = ([next(orders) for _ in range(6)] for _ in range(2))
     assert len(set(first)) == len(set(second)) == 6
     assert first != second
@@ -69,7 +70,7 @@ def test_a_pair_finds_planted_times(monkeypatch, unchecked):
     seconds = {"reference": 0.20, "again": 0.21, "candidate": 0.10}
     monkeypatch.setattr(timing, "make_step", lambda model, run, example, plan: model)
     monkeypatch.setattr(timing, "time_block", lambda step, iterations, device: step * iterations)
-    monkeypatch.setattr(timing.Watch, "read", lambda self: Machine(0.0, 0.0, None, 0.0))
+    monkeypatch.setattr(machine.Watch, "read", lambda self: Machine(0.0, 0.0, None, 0.0))
     found = timing.pair(seconds, torch.zeros(1), replace(QUICK, block_s=0.3), 0)
     wanted = [math.log(2.0), math.log(2.1)]
     assert found["log_ratio"] == pytest.approx(sum(wanted) / 2)
@@ -81,7 +82,7 @@ def test_a_pair_finds_planted_times(monkeypatch, unchecked):
 
 def test_disturbed_rounds_are_run_again_and_kept(monkeypatch, unchecked):
     readings = iter([Machine(0.5, 0.0, None, 0.0)] * 3 + [Machine(0.0, 0.0, None, 0.0)] * 99)
-    monkeypatch.setattr(timing.Watch, "read", lambda self: next(readings))
+    monkeypatch.setattr(machine.Watch, "read", lambda self: next(readings))
     monkeypatch.setattr(timing, "make_step", lambda model, run, example, plan: model)
     monkeypatch.setattr(timing, "time_block", lambda step, iterations, device: step * iterations)
     models: dict = dict.fromkeys(timing.ARMS, 0.1)
@@ -108,34 +109,34 @@ def test_a_block_is_judged_by_the_machine_alone(state, highest, disturbed):
 
 
 def test_the_watch_sees_another_process_at_work():
-    if timing._cpu_seconds(timing._core_numbers()) is None:
+    if machine.cpu_seconds(machine.core_numbers()) is None:
         pytest.skip("the machine's state can't be read here")
     busy = "import time; end = time.time() + 3\nwhile time.time() < end: pass"
     child = subprocess.Popen([sys.executable, "-c", busy])
     time.sleep(1)
-    watch = timing.Watch()
+    watch = machine.Watch()
     time.sleep(1)
     state = watch.read()
     child.wait()
-    assert state.foreign > 0.5 / timing.cores()
+    assert state.foreign > 0.5 / machine.cores()
 
 
 def test_cores_that_the_system_does_not_list_are_not_read():
-    assert timing._cpu_seconds({100_000}) is None
-    assert timing._cpu_seconds({0, 100_000}) is None
-    assert timing._cpu_seconds(set()) is None
+    assert machine.cpu_seconds({100_000}) is None
+    assert machine.cpu_seconds({0, 100_000}) is None
+    assert machine.cpu_seconds(set()) is None
 
 
 def test_the_watch_does_not_count_this_processs_own_work():
-    if timing._cpu_seconds(timing._core_numbers()) is None:
+    if machine.cpu_seconds(machine.core_numbers()) is None:
         pytest.skip("the machine's state can't be read here")
-    watch, end = timing.Watch(), time.perf_counter() + 1
+    watch, end = machine.Watch(), time.perf_counter() + 1
     while time.perf_counter() < end:
         pass
     own = watch.read().foreign
-    watch = timing.Watch()
+    watch = machine.Watch()
     time.sleep(1)
-    assert own < watch.read().foreign + 0.5 / timing.cores()
+    assert own < watch.read().foreign + 0.5 / machine.cores()
 
 
 def test_a_comparison_says_faster_only_beyond_the_floor():

@@ -4,12 +4,13 @@
 `speed` times what is meant to differ, modules or whole training steps.
 """
 
+import itertools
 import math
 import pickle
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from vitx import stats, timing
 from vitx.compiler import needs_compiler
 from vitx.cost import forward_macs
-from vitx.equality import TIMED_LIMIT, Equality, equality, randomise
-from vitx.timing import Plan, Subject, Training
+from vitx.equality import TIMED_LIMIT, Equality, Keys, equality, randomise
+from vitx.timing import Plan, Subject
 
 __all__ = ["Comparison", "Plan", "compare", "equality", "randomise", "speed"]
 
@@ -36,15 +37,18 @@ class Comparison:
 
     plan: Plan
     equality: Equality | None
-    """None where two modules were timed that need not compute the same."""
+    """None where nothing was checked: of modules that need not compute the same, or of one."""
     verdict: str
-    """A word of `stats.speed_verdict`, `not timed`, `failed`, or `one process, no verdict`."""
+    """A word of `stats.speed_verdict`, `not timed`, `failed`, `timed alone`, or `one process, no
+    verdict`."""
     reason: str = ""
     ratio: stats.Interval | None = None
     """From one process the value stands at both ends, and there is no floor."""
     floor: float | None = None
     images_per_s: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Median, 10 % and 90 % quantile of each side over all blocks."""
+    """Of each side: median, 10 % and 90 % quantile over all blocks (`low`, `high`), and the mean of
+    the processes' medians with its 95 % interval (`mean`, `mean_low`, `mean_high`), which one
+    process has not."""
     page_faults: dict[str, float] = field(default_factory=dict)
     """Median of each side over all blocks, of one iteration."""
     timed_error: dict[str, float] = field(default_factory=dict)
@@ -82,6 +86,11 @@ class Comparison:
             "macs": self.macs,
             "peak_mib": {side: found.get("peak_mib") for side, found in self.resources.items()},
             "compile_s": {side: found.get("compile_s") for side, found in self.resources.items()},
+            **{
+                detail: {side: found.get(detail) for side, found in self.resources.items()}
+                for detail in ("latency", "stages", "phases")
+                if self.plan.details
+            },
             "equality": self.equality and asdict(self.equality) | {"timed_error": self.timed_error},
             "plan": asdict(self.plan),
             "log_ratios": [p["log_ratio"] for p in self.processes],
@@ -128,7 +137,7 @@ def compare(
     candidate: nn.Module,
     example: Tensor,
     *,
-    keys: Mapping[str, str] | None = None,
+    keys: Keys | None = None,
     plan: Plan | None = None,
     folder: Path | None = None,
     cache: Path | None = None,
@@ -137,8 +146,8 @@ def compare(
 ) -> Comparison:
     """Check that two modules compute the same function, then time them in pairs.
 
-    `example` is the timed batch (b, c, h, w) on the device of both modules; `keys` maps state-dict
-    names as in `equality`. Fresh processes rebuild both modules by pickle; where that fails, one
+    `example` is the timed batch (b, c, h, w) on the device of both modules; `keys` are those of
+    `equality`. Fresh processes rebuild both modules by pickle; where that fails, one
     process times them and the verdict is `one process, no verdict`. Modules that are not equal are
     not timed. `checked` takes an equality result that was found before. `folder` keeps the job's
     files, `cache` its compiled code; both are temporary if not given. A training step ends in a
@@ -150,11 +159,11 @@ def compare(
     base = _before(reference, candidate, example, plan or Plan(), result)
     if not result.passed:
         return base
-    return _time(base, reference, candidate, example, keys or {}, folder, cache, say)
+    return _time(base, reference, candidate, example, keys, folder, cache, say)
 
 
 def speed(
-    reference: Subject,
+    reference: Subject | None,
     candidate: Subject,
     example: Tensor,
     *,
@@ -163,19 +172,19 @@ def speed(
     cache: Path | None = None,
     say: Say = lambda line: None,
 ) -> Comparison:
-    """Time in pairs what need not compute the same, as the arms of an ablation.
+    """Time in pairs what need not compute the same, as the arms of an ablation; or one by itself.
 
-    As `compare`, but that nothing is checked: the result's `equality` is None. Of two `Training`
-    steps `example` gives the device only.
+    As `compare`, but that nothing is checked: the result's `equality` is None. Without a reference
+    there is no ratio. Of `Training` steps `example` gives the device only.
     """
     if not len(example):
         raise ValueError("example holds no image")
     base = _before(reference, candidate, example, plan or Plan(), None)
-    return _time(base, reference, candidate, example, {}, folder, cache, say)
+    return _time(base, reference, candidate, example, None, folder, cache, say)
 
 
 def _before(
-    reference: Subject,
+    reference: Subject | None,
     candidate: Subject,
     example: Tensor,
     plan: Plan,
@@ -189,17 +198,22 @@ def _before(
         reason=checked.reason if checked else "",
         macs=_macs(reference, candidate, example[:1]),
         batch=len(example),
-        dtype=str(example.dtype).removeprefix("torch."),
+        dtype=_dtype(example, plan),
         device=str(example.device),
     )
 
 
+def _dtype(example: Tensor, plan: Plan) -> str:
+    given = str(example.dtype).removeprefix("torch.")
+    return given if plan.dtype == "as given" else plan.dtype
+
+
 def _time(
     base: Comparison,
-    reference: Subject,
+    reference: Subject | None,
     candidate: Subject,
     example: Tensor,
-    keys: Mapping[str, str],
+    keys: Keys | None,
     folder: Path | None,
     cache: Path | None,
     say: Say,
@@ -213,14 +227,16 @@ def _time(
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             return _one_process(base, reference, candidate, example, str(error))
         try:
-            return _in_processes(base, job, compiled, say)
+            return _in_processes(base, job, compiled, say, paired=reference is not None)
         except _CantRebuild as error:
             return _one_process(base, reference, candidate, example, str(error))
 
 
-def _in_processes(base: Comparison, job: Path, cache: Path, say: Say) -> Comparison:
+def _in_processes(
+    base: Comparison, job: Path, cache: Path, say: Say, *, paired: bool
+) -> Comparison:
     plan, resources = base.plan, {}
-    for side in ("reference", "candidate"):
+    for side in ("reference", "candidate") if paired else ("candidate",):
         resources[side] = _alone(job, plan, side, cache, checked=base.equality is not None)
         if "failure" in resources[side]:
             if not resources[side].get("rebuilt", True):
@@ -244,10 +260,14 @@ def _in_processes(base: Comparison, job: Path, cache: Path, say: Say) -> Compari
             reason = f"process {process + 1}: {record['failure']}"
             return replace(checked, verdict="failed", reason=reason, processes=records)
         records.append(record)
+        ratio = (
+            f"ratio {math.exp(record['log_ratio']):.3f}, reference against itself "
+            f"{math.exp(record['log_ratio_again']):.3f}, "
+            if paired
+            else ""
+        )
         say(
-            f"process {process + 1} of {plan.processes}: ratio "
-            f"{math.exp(record['log_ratio']):.3f}, reference against itself "
-            f"{math.exp(record['log_ratio_again']):.3f}, warm-up ended by "
+            f"process {process + 1} of {plan.processes}: {ratio}warm-up ended by "
             f"{record['warm_up']['ended']}, {record['rounds_disturbed']} of "
             f"{len(record['rounds'])} rounds disturbed"
         )
@@ -256,12 +276,16 @@ def _in_processes(base: Comparison, job: Path, cache: Path, say: Say) -> Compari
 
 def summarise(found: Comparison) -> Comparison:
     """Ratio, floor, rates and verdict from the raw records of the processes."""
-    sides = {"reference": ("reference", "again"), "candidate": ("candidate",)}
+    paired = found.processes[0]["log_ratio"] is not None
+    sides = {"reference": ("reference", "again")} if paired else {}
+    sides |= {"candidate": ("candidate",)}
     rates = {side: _rates(found, arms) for side, arms in sides.items()}
     faults = {
         side: statistics.median(_all(found, "page_faults", arms)) for side, arms in sides.items()
     }
     found = replace(found, images_per_s=rates, page_faults=faults)
+    if not paired:
+        return replace(found, verdict="timed alone")
     logs = [record["log_ratio"] for record in found.processes]
     again = [record["log_ratio_again"] for record in found.processes]
     if len(logs) < 2:
@@ -300,26 +324,28 @@ def _alone(job: Path, plan: Plan, side: str, cache: Path, *, checked: bool) -> d
 
 
 def _one_process(
-    base: Comparison, reference: Subject, candidate: Subject, example: Tensor, why: str
+    base: Comparison, reference: Subject | None, candidate: Subject, example: Tensor, why: str
 ) -> Comparison:
     """The pair in this process, for modules that no other can rebuild; it gives no verdict."""
     if base.plan.compile != "none":
         needs_compiler(example.device)
     base = replace(base, plan=replace(base.plan, keep_memory=False))
-    models = {"reference": reference, "again": reference, "candidate": candidate}
+    models = {"candidate": candidate}
+    if reference is not None:
+        models = {"reference": reference, "again": reference, **models}
     record = timing.pair({arm: deepcopy(m) for arm, m in models.items()}, example, base.plan, 0)
     found = summarise(replace(base, processes=[record]))
     return replace(found, reason=f"no fresh process could rebuild both modules ({why[:160]})")
 
 
-def _macs(reference: Subject, candidate: Subject, image: Tensor) -> dict[str, int]:
-    """MACs of both modules, counted on `meta`."""
-    if isinstance(reference, Training) or isinstance(candidate, Training):
-        return {}
+def _macs(reference: Subject | None, candidate: Subject, image: Tensor) -> dict[str, int]:
+    """MACs of each module, counted on `meta`."""
+    sides = {"reference": reference, "candidate": candidate}
     try:
         return {
-            "reference": forward_macs(reference, image),
-            "candidate": forward_macs(candidate, image),
+            side: forward_macs(module, image)
+            for side, module in sides.items()
+            if isinstance(module, nn.Module)
         }
     except RuntimeError:  # what a module raises that needs values, which `meta` has not
         return {}
@@ -331,14 +357,17 @@ def _letters(record: dict) -> list[str]:
 
 
 def _rates(found: Comparison, arms: tuple[str, ...]) -> dict[str, float]:
-    rates = sorted(
-        record["images"][arm] / seconds
+    rates = [
+        [record["images"][arm] / seconds for arm in arms for seconds in record["seconds"][arm]]
         for record in found.processes
-        for arm in arms
-        for seconds in record["seconds"][arm]
-    )
-    low, high = (rates[min(int(share * len(rates)), len(rates) - 1)] for share in (0.1, 0.9))
-    return {"median": statistics.median(rates), "low": low, "high": high}
+    ]
+    flat = sorted(itertools.chain.from_iterable(rates))
+    low, high = (flat[min(int(share * len(flat)), len(flat) - 1)] for share in (0.1, 0.9))
+    blocks = {"median": statistics.median(flat), "low": low, "high": high}
+    if len(rates) < 2:
+        return blocks
+    mean = stats.paired_ratio([math.log(statistics.median(some)) for some in rates])
+    return blocks | {"mean": mean.value, "mean_low": mean.low, "mean_high": mean.high}
 
 
 def _all(found: Comparison, what: str, arms: tuple[str, ...]) -> list[float]:

@@ -35,9 +35,14 @@ def training_macs(config: ModelConfig) -> int:
 
     Patch drop makes them fewer. All parameters are trained; the optimizer's own work is left out.
     """
-    vit, image = _on_meta(config)
+    return step_macs(*_on_meta(config))
+
+
+def step_macs(model: nn.Module, image: torch.Tensor) -> int:
+    """As `forward_macs`, of a forward and backward pass in training."""
+    twin = deepcopy(model).to("meta").train()
     with FlopCounterMode(display=False) as counter:
-        vit.train()(image).sum().backward()
+        twin(image.to("meta")).sum().backward()
     return counter.get_total_flops() // 2
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,12 @@ algebra, as of a key's bias, and what is seen of them is the rounding of the oth
 
 LEAST_VALUES = 1000
 """Output values that the error in the timed dtype is taken over."""
+
+Convert = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+"""From a module's weights to those of another that computes the same; linear, so that it turns the
+gradients of the one into those of the other too."""
+Keys = Mapping[str, str] | Convert
+"""How names of two modules go together: new names where they differ, or a conversion."""
 
 _FUSED_QKV = re.compile(r"(^|[._])(qkv|in_proj)([._]|$)")
 _QUERY_KEY = re.compile(r"(^|[._])(q|k|query|key|w_q|w_k|q_proj|k_proj)([._]|$)")
@@ -70,7 +77,7 @@ def equality(
     candidate: nn.Module,
     example: Tensor,
     *,
-    keys: Mapping[str, str] | None = None,
+    keys: Keys | None = None,
     tolerance: float = TOLERANCE,
     seed: int = 0,
 ) -> Equality:
@@ -78,7 +85,8 @@ def equality(
 
     Copies in evaluation mode are compared; the originals are untouched. A device without float64
     (MPS) is left out: the copies are then on the CPU. `keys` maps a state-dict name of the
-    reference to the candidate's where they differ. The error of a tensor is
+    reference to the candidate's where they differ, or converts one state dict into the other. The
+    error of a tensor is
     max|Δ| / max(max|ref|, SMALLEST · the largest max|ref| among all gradients), and an output's
     is max|Δ| / max|ref|. Raises ValueError when the state dicts can't be matched.
     """
@@ -88,9 +96,10 @@ def equality(
         for model in (reference, candidate)
     )
     randomise(a, seed=seed)
-    names = copy_weights(a, b, keys or {})
+    convert = as_conversion(keys)
+    copy_weights(a, b, keys)
     image = example.detach().to(device).double()
-    _refuse_other_parameters(a, b, names)
+    _refuse_other_parameters(a, b, convert)
     with _Entropy() as seen:
         out_a, grads_a = _outputs_and_gradients(a, image, seed)
     out_b, grads_b = _outputs_and_gradients(b, image, seed)
@@ -98,10 +107,11 @@ def equality(
         raise ValueError(f"outputs are {tuple(out_a.shape)} and {tuple(out_b.shape)}")
     entropy = seen.mean()
     output_error = _largest(out_b - out_a) / max(_largest(out_a), 1e-300)
-    floor = SMALLEST * max(map(_largest, grads_a.values()))
+    wanted = convert(grads_a)
+    floor = SMALLEST * max(map(_largest, wanted.values()))
     errors = {
-        name: _largest(grads_b[names[name]] - grad) / max(_largest(grad), floor, 1e-300)
-        for name, grad in grads_a.items()
+        name: _largest(grads_b[name] - grad) / max(_largest(grad), floor, 1e-300)
+        for name, grad in wanted.items()
     }
     worst = max(errors, key=lambda name: _nan_first(errors[name]))
     reason = _reason(output_error, errors[worst], worst, entropy, tolerance)
@@ -143,37 +153,50 @@ def randomise(model: nn.Module, *, seed: int = 0) -> None:
         parameter.copy_(noise)
 
 
-def copy_weights(
-    reference: nn.Module, candidate: nn.Module, keys: Mapping[str, str]
-) -> dict[str, str]:
-    """Load the reference's state dict into the candidate, strictly; the full map of names."""
-    state = reference.state_dict()
-    names = {name: keys.get(name, name) for name in state}
-    missing = sorted(set(candidate.state_dict()) - set(names.values()))
-    unknown = sorted(set(names.values()) - set(candidate.state_dict()))
-    strangers = sorted(set(keys) - set(state))
-    if len(set(names.values())) < len(names):
-        raise ValueError("keys gives two names of the reference the same name in the candidate")
-    if missing or unknown or strangers:
-        said = [
-            f"{what} {', '.join(found[:3])}{' …' if len(found) > 3 else ''}"
-            for what, found in (
-                ("the candidate lacks", unknown),
-                ("the reference lacks", missing),
-                ("keys names what the reference has not:", strangers),
-            )
-            if found
-        ]
+def as_conversion(keys: Keys | None) -> Convert:
+    """The conversion that `keys` stands for."""
+    return keys if callable(keys) else partial(_rename, keys or {})
+
+
+def _rename(keys: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {keys.get(name, name): value for name, value in state.items()}
+
+
+def copy_weights(reference: nn.Module, candidate: nn.Module, keys: Keys | None) -> None:
+    """Load the reference's state dict into the candidate, strictly.
+
+    Raises ValueError naming what does not match.
+    """
+    before, after = reference.state_dict(), candidate.state_dict()
+    if isinstance(keys, Mapping):
+        _check_names(keys, before)
+    state = as_conversion(keys)(before)
+    said = [
+        f"{what} {', '.join(sorted(found)[:3])}{' …' if len(found) > 3 else ''}"
+        for what, found in (
+            ("the candidate lacks", state.keys() - after.keys()),
+            ("the reference lacks", after.keys() - state.keys()),
+        )
+        if found
+    ]
+    if said:
         raise ValueError(f"the state dicts do not match: {'; '.join(said)}")
-    shapes = candidate.state_dict()
     for name, value in state.items():
-        if value.shape != shapes[names[name]].shape:
+        if value.shape != after[name].shape:
             raise ValueError(
                 f"the state dicts do not match: {name} is {tuple(value.shape)} in the reference, "
-                f"{tuple(shapes[names[name]].shape)} in the candidate"
+                f"{tuple(after[name].shape)} in the candidate"
             )
-    candidate.load_state_dict({names[name]: value for name, value in state.items()})
-    return names
+    candidate.load_state_dict(state)
+
+
+def _check_names(keys: Mapping[str, str], state: Mapping[str, Tensor]) -> None:
+    if strangers := sorted(keys.keys() - state.keys()):
+        raise ValueError(
+            f"the state dicts do not match: keys names what the reference has not: {strangers[0]}"
+        )
+    if len({keys.get(name, name) for name in state}) < len(state):
+        raise ValueError("keys gives two names of the reference the same name in the candidate")
 
 
 def exact_device(example: Tensor) -> torch.device:
@@ -181,9 +204,9 @@ def exact_device(example: Tensor) -> torch.device:
     return torch.device("cpu") if example.device.type == "mps" else example.device
 
 
-def _refuse_other_parameters(a: nn.Module, b: nn.Module, names: Mapping[str, str]) -> None:
-    ours, theirs = {names[name] for name, _ in a.named_parameters()}, dict(b.named_parameters())
-    odd = sorted(ours ^ set(theirs))
+def _refuse_other_parameters(a: nn.Module, b: nn.Module, convert: Convert) -> None:
+    ours = convert({name: value.detach() for name, value in a.named_parameters()})
+    odd = sorted(ours.keys() ^ dict(b.named_parameters()).keys())
     if odd:
         raise ValueError(
             f"{odd[0]} is a parameter of one module and a buffer, or tied to another, in the other"
@@ -197,29 +220,29 @@ def timed_error(
     *,
     training: bool,
     run: Callable[[Tensor], Any],
-    keys: Mapping[str, str] | None = None,
+    keys: Keys | None = None,
     seed: int = 0,
 ) -> float:
     """Relative root-mean-square error of `model`, as it is timed, to the reference in float64.
 
     `run` is the model as the timing calls it, compiled or not. Both get the same randomised
-    weights, the model in place, so give a copy of one that is needed later; `keys` maps the
-    reference's names to the model's. In inference the error is over at least 1,000 output values
+    weights, the model in place, so give a copy of one that is needed later; `keys` are those of
+    `equality`. In inference the error is over at least 1,000 output values
     (of further random images where the example gives fewer); in training over all gradients
     together.
     """
     device = exact_device(example)
     exact = deepcopy(reference).requires_grad_(True)
     randomise(exact, seed=seed)
-    names = copy_weights(exact, model.requires_grad_(True), keys or {})
+    copy_weights(exact, model.requires_grad_(True), keys)
     exact.to(device).double().train(training)
     model.train(training)
     if training:
         _refuse_randomness(exact, example.to(device).double())
     images = _enough_images(exact, example.to(device), training, seed)
-    wanted = [_values(exact, exact, image.double(), training, seed) for image in images]
-    order = [names[name] for name, _ in exact.named_parameters()]
-    found = [_values(run, model, image.to(example), training, seed, order) for image in images]
+    convert = as_conversion(keys)
+    wanted = [_values(exact, exact, image.double(), training, seed, convert) for image in images]
+    found = [_values(run, model, image.to(example), training, seed) for image in images]
     difference = torch.cat(found).to(device) - torch.cat(wanted)
     error = (difference.square().mean() / torch.cat(wanted).square().mean()).sqrt().item()
     return max(error, EXACT)
@@ -253,13 +276,14 @@ def _values(
     image: Tensor,
     training: bool,
     seed: int,
-    order: list[str] | None = None,
+    convert: Convert = dict,
 ) -> Tensor:
+    """Outputs, or all gradients after `convert` in the order of their names."""
     if not training:
         with torch.inference_mode():
             return rearrange(_exact(run(image)), "... -> (...)")
-    _, grads = _outputs_and_gradients(model, image, seed, run)
-    return torch.cat([rearrange(_exact(grads[name]), "... -> (...)") for name in order or grads])
+    grads = convert(_outputs_and_gradients(model, image, seed, run)[1])
+    return torch.cat([rearrange(_exact(grads[name]), "... -> (...)") for name in sorted(grads)])
 
 
 def _exact(value: Tensor) -> Tensor:

@@ -38,6 +38,12 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(mean, mean - half, mean + half)
 
 
+def proportion(found: int, of: int, confidence: float = 0.95) -> Interval:
+    """A share with its exact binomial interval (Clopper and Pearson 1934)."""
+    exact = stats.binomtest(found, of).proportion_ci(confidence, method="exact")
+    return Interval(found / of, float(exact.low), float(exact.high))
+
+
 def paired_ratio(log_ratios: Sequence[float], confidence: float = 0.95) -> Interval:
     """Ratio with its interval from one log ratio a process: Student's, exponentiated."""
     log = mean_interval(log_ratios, confidence)

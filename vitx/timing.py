@@ -1,44 +1,40 @@
 """Paired timing in fresh processes: `python -m vitx.timing` does one task of a job.
 
-A job is a folder with `job.json` (a `Plan`) and three pickles: reference, candidate, example. What
-is timed is a module, or a whole training step (`Training`). The tasks are `alone` (one of the two:
-peak memory, compile seconds, error in the timed dtype) and `pair` (three arms in one process:
-reference, the same reference again, candidate).
+A job is a folder with `job.json` (a `Plan`) and pickles: candidate, example, and the reference if
+there is one. What is timed is a module, or a whole training step (`Training`). The tasks are `alone`
+(one of the two: peak memory, compile seconds, error in the timed dtype, details), `pair` (three arms
+in one process: reference, the same reference again, candidate; without a reference the candidate
+alone) and `probe` (the rate of a few calls).
 """
 
-import contextlib
 import itertools
 import json
 import math
 import os
 import random
-import resource
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitx import breakdown
 from vitx import train as trainer
 from vitx.compiler import needs_compiler
-from vitx.config import TrainConfig, override
-from vitx.equality import timed_error
+from vitx.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, override
+from vitx.equality import Keys, timed_error
+from vitx.machine import Watch, page_faults, peak_mib, tree_mib
 
 MODES = ("inference", "training")
-COMPILES = ("none", "default")
-FOREIGN_LIMIT = 0.10
-"""Share of the machine's time that others may use during a block."""
-STEAL_LIMIT = 0.05
-"""Share of the machine's time that the hypervisor may take during a block."""
-CLOCK_LIMIT = 0.90
-"""Lowest clock of a block, as a share of the highest that was read."""
+COMPILES = ("none", "default", "max-autotune")
+DTYPES = ("as given", "float32", "bfloat16", "float16")
 ARMS = ("reference", "again", "candidate")
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**60)}
 """Settings of glibc by which a process keeps the memory that it frees. By default large blocks go
@@ -46,6 +42,8 @@ back to the system and are mapped again page by page, as often as the order of a
 to ask for; the cost differs between processes by more than the differences that are timed."""
 REBUILD_FAILED = 3
 """Exit status of a process that can't unpickle a module."""
+POLL_S = 0.2
+"""Seconds between two looks at the memory of a process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +52,27 @@ class Plan:
 
     mode: str = "inference"
     compile: str = "none"
+    dtype: str = "as given"
+    """Inference in this dtype; training with float32 parameters under autocast to it."""
     processes: int = 5
     pair_s: float = 15.0
-    """Seconds of blocks in a process; they become whole sets of six rounds, which balance order."""
+    """Seconds of blocks in a process; they become whole sets of rounds, which balance order."""
     block_s: float = 0.15
     """A block is the fewest iterations that last this long. Short blocks keep the members of a
     pair close in time: on a shared machine the noise is correlated over seconds."""
     warm_up_s: float = 20.0
     limit_s: float = 600.0
     """A process that takes longer is killed and reported."""
+    limit_gib: float = 0.0
+    """So is one that takes more memory, with its children; 0 for no limit."""
     keep_memory: bool = True
     """Pairs run under `KEEP_MEMORY`; otherwise as the allocator is set up."""
+    details: bool = False
+    """Also say where each side's time goes: latency of calls at batch 1, stages, phases."""
     seed: int = 0
 
     def __post_init__(self):
-        for name, choices in (("mode", MODES), ("compile", COMPILES)):
+        for name, choices in (("mode", MODES), ("compile", COMPILES), ("dtype", DTYPES)):
             if getattr(self, name) not in choices:
                 value = getattr(self, name)
                 raise ValueError(f"{name} = {value!r} is not known; choices: {', '.join(choices)}")
@@ -77,43 +81,8 @@ class Plan:
         for name in ("pair_s", "block_s", "warm_up_s", "limit_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Readings around a block, as shares of the time of the cores that this process may use.
-
-    None where they can't be read. They say nothing of a GPU.
-    """
-
-    foreign: float | None
-    steal: float | None
-    clock_mhz: float | None
-    load: float | None
-
-    def disturbed(self, highest_clock_mhz: float) -> bool:
-        """Whether others used the machine; judged from these readings, never from a time."""
-        slow = self.clock_mhz is not None and self.clock_mhz < CLOCK_LIMIT * highest_clock_mhz
-        return slow or (self.foreign or 0) > FOREIGN_LIMIT or (self.steal or 0) > STEAL_LIMIT
-
-
-class Watch:
-    """Reads the machine's state over a stretch of time."""
-
-    def __init__(self):
-        self._cores = _core_numbers()
-        self._start = (time.perf_counter(), _own_seconds(), _cpu_seconds(self._cores))
-
-    def read(self) -> Machine:
-        wall, own, cpu = self._start
-        elapsed = (time.perf_counter() - wall) * (len(self._cores) or cores())
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        now = _cpu_seconds(self._cores)
-        if cpu is None or now is None:
-            return Machine(None, None, _clock_mhz(), load)
-        foreign = (now["busy"] - cpu["busy"]) - (_own_seconds() - own)
-        steal = now["steal"] - cpu["steal"]
-        return Machine(max(foreign / elapsed, 0.0), steal / elapsed, _clock_mhz(), load)
+        if not self.limit_gib >= 0:
+            raise ValueError(f"limit_gib = {self.limit_gib} must be 0 or positive")
 
 
 @dataclass(frozen=True)
@@ -133,20 +102,15 @@ class Training:
 
     def make_step(self, device: torch.device) -> Callable[[], Any]:
         """A fresh state's step on one batch, again and again."""
-        endless = override(self.config, steps=2**40)
+        endless = override(self.config, steps=ENDLESS)
         state, image = trainer.init(endless, device=device), self.example(device)
         target = torch.randint(endless.model.classes, (endless.batch,), device=device)
         return lambda: trainer.step(state, (image, target), endless)
 
 
 Subject = nn.Module | Training
-
-
-def step_of(subject: Subject, example: Tensor, plan: Plan) -> Callable[[], Any]:
-    """What is timed: a module's call or training step on `example`, or a configuration's step."""
-    if isinstance(subject, Training):
-        return subject.make_step(example.device)
-    return make_step(subject, prepare(subject, plan), example, plan)
+ENDLESS = 2**40
+"""Steps of a schedule that no timing comes to the end of."""
 
 
 def images_of(subject: Subject, example: Tensor) -> int:
@@ -154,77 +118,98 @@ def images_of(subject: Subject, example: Tensor) -> int:
     return subject.config.batch if isinstance(subject, Training) else len(example)
 
 
+def as_timed(subject: Any, example: Tensor, plan: Plan) -> tuple[Any, Tensor]:
+    """Both in the dtype of the plan: in training the parameters stay as they are."""
+    if plan.dtype == "as given" or plan.mode == "training" or isinstance(subject, Training):
+        return subject, example
+    dtype = getattr(torch, plan.dtype)
+    return subject.to(dtype), example.to(dtype)
+
+
 def prepare(model: nn.Module, plan: Plan) -> Callable[[Tensor], Tensor]:
     """The module as it is timed: itself, or compiled whole without a graph break."""
     if plan.compile == "none":
         return model
-    return torch.compile(model, fullgraph=True)
+    mode = None if plan.compile == "default" else plan.compile
+    return torch.compile(model, fullgraph=True, mode=mode)
 
 
 def make_step(
-    model: nn.Module, run: Callable[[Tensor], Tensor], example: Tensor, plan: Plan
+    subject: Subject, run: Callable[[Tensor], Tensor] | None, example: Tensor, plan: Plan
 ) -> Callable[[], Any]:
-    """One inference call, or one whole training step (forward, loss, backward, AdamW).
+    """One inference call, or one whole training step of `vitx.train`.
 
-    `run` is what `prepare` made of the model.
+    The step is forward pass, loss, backward pass, clipping and AdamW, with autocast and a loss
+    scale as the dtype asks for. `run` is what `prepare` made of a module.
     """
+    if isinstance(subject, Training):
+        return subject.make_step(example.device)
+    run = run or prepare(subject, plan)
     if plan.mode == "inference":
-        model.eval()
+        subject.eval()
 
         def infer() -> None:
             with torch.inference_mode():
                 run(example)
 
         return infer
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    config = step_config(len(example), plan)
     with torch.no_grad():
-        shape = model(example[:2]).shape
+        classes = subject(example[:2]).shape[-1]
+    state = trainer.init(config, model=subject, device=example.device)
+    state.run = run
     generator = torch.Generator().manual_seed(plan.seed)
-    target = torch.randint(shape[-1], (len(example),), generator=generator).to(example.device)
+    target = torch.randint(classes, (len(example),), generator=generator).to(example.device)
+    return lambda: trainer.step(state, (example, target), config)
 
-    def train() -> None:
-        loss = F.cross_entropy(run(example), target)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
-    return train
+def step_config(batch: int, plan: Plan) -> TrainConfig:
+    """The training step of any module; its `model` is not used."""
+    precision = "float32" if plan.dtype == "as given" else plan.dtype
+    return TrainConfig(
+        model=ModelConfig(),
+        data=DataConfig(name="fake"),
+        optim=OptimConfig(lr=1e-5, clip=1.0),
+        steps=ENDLESS,
+        batch=batch,
+        precision=precision,
+    )
 
 
 def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: int) -> dict:
-    """Block times of three arms in random balanced order, with the machine's state around each.
+    """Block times of all arms in random balanced order, with the machine's state around each.
 
-    Returns raw times in seconds an iteration, the order, and medians over rounds: `log_ratio` of
-    the reference's time an image (geometric mean of its two arms) to the candidate's,
-    `log_ratio_again` of the reference's first arm to its second. Positive means that the later of
-    the two is faster.
+    Returns raw times in seconds an iteration and the order. With `ARMS` also medians over rounds:
+    `log_ratio` of the reference's time an image (geometric mean of its two arms) to the
+    candidate's, `log_ratio_again` of the reference's first arm to its second. Positive means that
+    the later of the two is faster.
     """
-    steps = {arm: step_of(subject, example, plan) for arm, subject in subjects.items()}
     images = {arm: images_of(subject, example) for arm, subject in subjects.items()}
+    steps = {
+        arm: make_step(timed, None, image, plan)
+        for arm, subject in subjects.items()
+        for timed, image in [as_timed(subject, example, plan)]
+    }
     warm = warm_up(steps, plan, example.device)
     iterations = max(1, math.ceil(plan.block_s / min(warm["seconds_each"].values())))
     round_s = iterations * sum(warm["seconds_each"].values())
-    wanted = 6 * max(1, round(plan.pair_s / round_s / 6))
+    whole = math.factorial(len(steps))
+    wanted = whole * max(1, round(plan.pair_s / round_s / whole))
     rounds: list[dict] = []
     clean: list[dict] = []
     with torch.compiler.set_stance("fail_on_recompile"):
-        for order in _orders(random.Random(plan.seed * 1000 + process)):
-            if len(clean) == wanted or len(rounds) == wanted + wanted // 2:
+        for order in orders(random.Random(plan.seed * 1000 + process), tuple(steps)):
+            if len(clean) == wanted or len(rounds) == wanted + max(wanted // 2, 1):
                 break
             rounds.append(_round(steps, order, iterations, example.device, rounds))
             clean = [entry for entry in rounds if not entry["disturbed"]]
     # Where the machine was never quiet, the disturbed rounds are all there is; no verdict follows.
-    quiet = len(clean) >= wanted // 2
+    quiet = len(clean) >= max(wanted // 2, 1)
     used = clean if quiet else rounds
-    times = {arm: [entry["blocks"][arm]["seconds"] for entry in used] for arm in ARMS}
-    logs = {arm: [math.log(seconds / images[arm]) for seconds in times[arm]] for arm in ARMS}
-    arms = list(zip(logs["reference"], logs["again"], logs["candidate"], strict=True))
-    return {
-        "log_ratio": statistics.median((a + b) / 2 - c for a, b, c in arms),
-        "log_ratio_again": statistics.median(a - b for a, b, _ in arms),
+    times = {arm: [entry["blocks"][arm]["seconds"] for entry in used] for arm in steps}
+    found = {
         "seconds": times,
-        "page_faults": {arm: [e["blocks"][arm]["page_faults"] for e in used] for arm in ARMS},
+        "page_faults": {arm: [e["blocks"][arm]["page_faults"] for e in used] for arm in steps},
         "rounds": rounds,
         "rounds_used": len(used),
         "rounds_disturbed": len(rounds) - len(clean),
@@ -234,6 +219,20 @@ def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: 
         "made_in_order": list(subjects),
         "threads": torch.get_num_threads(),
         "warm_up": warm,
+    }
+    return found | _log_ratios(times, images)
+
+
+def _log_ratios(
+    times: Mapping[str, list[float]], images: Mapping[str, int]
+) -> dict[str, float | None]:
+    if set(times) != set(ARMS):
+        return {"log_ratio": None, "log_ratio_again": None}
+    logs = {arm: [math.log(seconds / images[arm]) for seconds in times[arm]] for arm in ARMS}
+    arms = list(zip(logs["reference"], logs["again"], logs["candidate"], strict=True))
+    return {
+        "log_ratio": statistics.median((a + b) / 2 - c for a, b, c in arms),
+        "log_ratio_again": statistics.median(a - b for a, b, _ in arms),
     }
 
 
@@ -285,7 +284,7 @@ def measure_resources(step: Callable[[], Any], example: Tensor, before_mib: floa
     peak = (
         torch.cuda.max_memory_allocated(example.device) / 2**20
         if example.is_cuda
-        else _peak_mib() - before_mib
+        else peak_mib() - before_mib
     )
     return {"peak_mib": peak, "first_s": first, "compile_s": max(first - later, 0.0)}
 
@@ -302,30 +301,52 @@ def run_task(folder: Path, plan: Plan, task: str, *args: str, cache: Path) -> di
     if task == "pair" and plan.keep_memory:
         environment |= KEEP_MEMORY
     command = [sys.executable, "-m", "vitx.timing", str(folder), str(result), task, *args]
+    code, words = run_limited(command, environment, limit_s=plan.limit_s, limit_gib=plan.limit_gib)
+    if code == 0 and result.exists():
+        return json.loads(result.read_text())
+    return {"failure": words, "rebuilt": code != REBUILD_FAILED}
+
+
+def run_limited(
+    command: list[str], environment: Mapping[str, str], *, limit_s: float, limit_gib: float
+) -> tuple[int, str]:
+    """Run a program to its end, or to a limit of time or memory; its status and last words.
+
+    At a limit, and on Ctrl-C, it is killed with all that it started.
+    """
     child = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+        command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + limit_s
+    errors = ""
     try:
-        _, errors = child.communicate(timeout=plan.limit_s)
-    except subprocess.TimeoutExpired:
-        return {"failure": f"the process took longer than {plan.limit_s:.0f} s and was ended"}
+        while True:
+            try:
+                errors = child.communicate(timeout=POLL_S if limit_gib else limit_s)[1]
+                break
+            except subprocess.TimeoutExpired:
+                if time.monotonic() >= end:
+                    return -1, f"the process took longer than {limit_s:.0f} s and was ended"
+            if limit_gib and (used := tree_mib(child.pid) / 2**10) > limit_gib:
+                return -1, (
+                    f"the process took {used:.1f} GiB of memory, more than {limit_gib:g}, and was "
+                    "ended"
+                )
     finally:
         if child.poll() is None:
-            child.kill()
-            child.wait()
-    if child.returncode == 0 and result.exists():
-        return json.loads(result.read_text())
-    rebuilt = child.returncode != REBUILD_FAILED
-    return {"failure": _last_words(errors, child.returncode), "rebuilt": rebuilt}
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+    return child.returncode, _last_words(errors, child.returncode)
 
 
 def write_job(
     folder: Path,
     plan: Plan,
-    reference: Subject,
+    reference: Subject | None,
     candidate: Subject,
     example: Tensor,
-    keys: Mapping[str, str],
+    keys: Keys | None,
 ) -> None:
     """Write what the processes of a job need; raises what pickle raises.
 
@@ -341,9 +362,12 @@ def write_job(
             "torch.set_float32_matmul_precision"
         ) from None
     settings = {"threads": torch.get_num_threads(), "matmul_precision": precision}
-    job = {"plan": asdict(plan), "keys": dict(keys), "settings": settings}
-    (folder / "job.json").write_text(json.dumps(job))
-    for name, value in (("reference", reference), ("candidate", candidate), ("example", example)):
+    (folder / "job.json").write_text(json.dumps({"plan": asdict(plan), "settings": settings}))
+    pickles = {"candidate": candidate, "example": example, "keys": keys}
+    if reference is not None:
+        pickles["reference"] = reference
+    (folder / "reference.pt").unlink(missing_ok=True)
+    for name, value in pickles.items():
         torch.save(value, folder / f"{name}.pt")
 
 
@@ -353,10 +377,10 @@ def private_folder(path: Path) -> None:
     path.chmod(0o700)
 
 
-def _orders(rng: random.Random):
-    """Endless orders of the arms: each run of six holds every permutation once."""
+def orders(rng: random.Random, arms: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Endless orders of the arms: each run of n! holds every permutation once."""
     while True:
-        permutations = list(itertools.permutations(ARMS))
+        permutations = list(itertools.permutations(arms))
         rng.shuffle(permutations)
         yield from permutations
 
@@ -365,9 +389,9 @@ def _watched(
     step: Callable[[], Any], iterations: int, device: torch.device, clock_mhz: float
 ) -> dict:
     """One block: start (UTC seconds), seconds and page faults an iteration, the machine's state."""
-    started, watch, faults = time.time(), Watch(), _page_faults()
+    started, watch, faults = time.time(), Watch(), page_faults()
     seconds = time_block(step, iterations, device) / iterations
-    faults, state = (_page_faults() - faults) / iterations, watch.read()
+    faults, state = (page_faults() - faults) / iterations, watch.read()
     return {
         "started": started,
         "seconds": seconds,
@@ -390,75 +414,6 @@ def time_block(step: Callable[[], Any], iterations: int, device: torch.device) -
 def _synchronise(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(_core_numbers()) or os.cpu_count() or 1
-
-
-def _page_faults() -> int:
-    """Pages that the system has mapped for this process without reading a disk."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-def _own_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _core_numbers() -> set[int]:
-    """The cores that any thread of this process may use; empty where that can't be read."""
-    threads = Path("/proc/self/task")
-    if not (threads.exists() and hasattr(os, "sched_getaffinity")):
-        return set()
-    # OpenMP may bind the main thread to one core, and each of its others to another.
-    found: set[int] = set()
-    for thread in threads.iterdir():
-        with contextlib.suppress(ProcessLookupError):  # it has ended since
-            found |= os.sched_getaffinity(int(thread.name))
-    return found
-
-
-def _cpu_seconds(numbers: set[int]) -> dict[str, float] | None:
-    """Seconds since boot that these cores were busy, and were stolen; Linux only.
-
-    None where the system does not list every one of them, as in some containers.
-    """
-    path = Path("/proc/stat")
-    if not path.exists():
-        return None
-    ours = {f"cpu{core}" for core in numbers}
-    lines = [words for line in path.read_text().splitlines() if (words := line.split())]
-    each = [[int(word) for word in words[1:9]] for words in lines if words[0] in ours]
-    if not ours or len(each) != len(ours):
-        return None
-    user, nice, system, _, _, irq, softirq, steal = map(sum, zip(*each, strict=True))
-    hertz = os.sysconf("SC_CLK_TCK")
-    return {"busy": (user + nice + system + irq + softirq) / hertz, "steal": steal / hertz}
-
-
-def _clock_mhz() -> float | None:
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return None
-    clocks = [
-        float(line.split(":")[1])
-        for line in path.read_text().splitlines()
-        if line.startswith("cpu MHz")
-    ]
-    return sum(clocks) / len(clocks) if clocks else None
-
-
-def _peak_mib() -> float:
-    """Highest resident memory of this process so far."""
-    path = Path("/proc/self/status")
-    if path.exists():
-        # getrusage's figure starts at the parent's memory on Linux; VmHWM is this process's own.
-        line = next(row for row in path.read_text().splitlines() if row.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _last_words(errors: str, code: int) -> str:
@@ -489,34 +444,60 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
     if plan.compile != "none":
         needs_compiler(example.device)
     torch.manual_seed(plan.seed)
+    sides = ["reference", "candidate"] if (folder / "reference.pt").exists() else ["candidate"]
     if task == "pair":
         # Which arm is made and warmed first changes from process to process.
-        arms = random.Random(int(args[0])).sample(ARMS, 3)
-        subjects = {arm: load("candidate" if arm == "candidate" else "reference") for arm in arms}
+        arms = ARMS if len(sides) == 2 else ("candidate",)
+        order = random.Random(int(args[0])).sample(arms, len(arms))
+        subjects = {arm: load("candidate" if arm == "candidate" else "reference") for arm in order}
         found = pair(subjects, example, plan, int(args[0]))
+    elif task == "probe":
+        subject, image = as_timed(load("candidate"), example, plan)
+        step = make_step(subject, None, image, plan)
+        seconds = [time_block(step, 1, example.device) for _ in range(4)][1:]
+        found = {"images_per_s": images_of(subject, example) / min(seconds)}
     else:
         side, *more = args
-        # Both are first read without their weights, so that each carries the same imports.
-        _ = load("reference", "meta"), load("candidate", "meta")
-        before_mib = _peak_mib()
-        subject: Any = load(side)
-        run: Any = None
-        if isinstance(subject, Training):
-            step = subject.make_step(example.device)
-        else:
-            run = prepare(subject, plan)
-            step = make_step(subject, run, example, plan)
-        found = measure_resources(step, example, before_mib)
+        # All are first read without their weights, so that each carries the same imports.
+        _ = [load(each, "meta") for each in sides]
+        before_mib = peak_mib()
+        subject, image = as_timed(load(side), example, plan)
+        run = None if isinstance(subject, Training) else prepare(subject, plan)
+        step = make_step(subject, run, image, plan)
+        found = measure_resources(step, image, before_mib)
+        if plan.details:
+            found |= _details(subject, step, image, plan)
         if more == ["error"]:
             found["timed_error"] = timed_error(
                 load("reference"),
                 subject,
-                example,
+                image,
                 training=plan.mode == "training",
-                run=run,
-                keys=job["keys"] if side == "candidate" else None,
+                run=run or subject,
+                keys=load("keys") if side == "candidate" else None,
             )
     result.write_text(json.dumps(found))
+
+
+def _details(
+    subject: Subject, step: Callable[[], Any], example: Tensor, plan: Plan
+) -> dict[str, Any]:
+    """Where the time goes, as far as it can be told for this plan."""
+    if isinstance(subject, Training):
+        return {}
+    if plan.mode == "training":
+        if plan.compile != "none":  # whose passes are one
+            return {}
+        return {"phases": breakdown.phases(subject, example, step_config(len(example), plan))}
+    found: dict[str, Any] = {}
+    if len(example) == 1:
+        found["latency"] = breakdown.latency(step, example.device, plan.pair_s)
+    if plan.compile == "none":
+        try:
+            found["stages"] = breakdown.stages(subject, example)
+        except ValueError as error:
+            found["no_stages"] = str(error)
+    return found
 
 
 if __name__ == "__main__":

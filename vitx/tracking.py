@@ -31,7 +31,8 @@ OUT = Path(os.environ.get("VITX_OUT") or "runs")
 MODES = ("online", "offline", "disabled")
 CODE = ("vitx", "experiments", "benchmarks", ":!benchmarks/results")
 """What makes results, in git's words: with a change or a new file there, a run is dirty."""
-AFTERWARDS = ("compare", "equality", "stats", "timing", "tracking", "visualize")
+AFTERWARDS = ("breakdown", "compare", "equality", "machine", "peak", "stats", "timing", "tracking",
+              "visualize")  # fmt: skip
 """Files of this package on which no trained weight depends."""
 PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scikit-learn", "wandb")
 

@@ -169,15 +169,23 @@ def step(state: State, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
         # Processes add up their gradients once, with the last part.
         alone = isinstance(state.run, DistributedDataParallel) and number < len(images)
         with state.run.no_sync() if alone else nullcontext():  # type: ignore[attr-defined]
-            with _autocast(image.device, config.precision):
-                logits = state.run(x)
-            logits = logits.float() if logits.dtype.itemsize < 4 else logits
-            mean = cross_entropy(logits, y, label_smoothing=config.optim.label_smoothing)
+            mean, found = forward(state, x, y, config)
             part_loss = mean * len(x) / whole  # two exact numbers, whatever the dtype
             (part_loss * state.scale).backward()
         loss = loss + part_loss.detach()
-        hits = hits + right(logits.detach(), y)
+        hits = hits + found
     return change(state, loss, hits / whole, whole, config)
+
+
+def forward(
+    state: State, image: Tensor, target: Tensor, config: TrainConfig
+) -> tuple[Tensor, Tensor]:
+    """Mean loss of a part of a batch, and how many of its images are right."""
+    with _autocast(image.device, config.precision):
+        logits = state.run(image)
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    loss = cross_entropy(logits, target, label_smoothing=config.optim.label_smoothing)
+    return loss, right(logits.detach(), target)
 
 
 def right(logits: Tensor, target: Tensor) -> Tensor:

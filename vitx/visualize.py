@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from vitx.stats import Interval
 
 SPLITS = {"train": ("#666666", ":"), "val": ("#0072B2", "-"), "test": ("#D55E00", "--")}
 COLOURS = {"timm": "#D55E00", "vitx": "#0072B2"}
-CYCLE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
+CYCLE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKS, DASHES = "os^Dv<>", ("-", "--", ":", "-.")
 GREY = "#666666"
 FONT = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -48,9 +49,11 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def ratios(bars: Sequence[Bar], *, title: str) -> Figure:
+def ratios(
+    bars: Sequence[Bar], *, title: str, label: str = "images/s of vitx over timm's"
+) -> Figure:
     """Speed ratios with 95 % intervals; the grey band around 1 is each comparison's noise floor."""
-    figure, axes = _axes(5.2, 1.2 + 0.4 * len(bars))
+    figure, axes = canvas(5.2, 1.2 + 0.4 * len(bars))
     rows = range(len(bars))[::-1]
     for row, bar in zip(rows, bars, strict=True):
         if bar.floor is not None:
@@ -72,14 +75,95 @@ def ratios(bars: Sequence[Bar], *, title: str) -> Figure:
     axes.set_yticks(list(rows), [bar.label for bar in bars])
     axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.margins(x=0.18)
-    axes.set_xlabel("images/s of vitx over timm's\n95 % interval; grey: noise floor")
+    axes.set_xlabel(f"{label}\n95 % interval; grey: noise floor")
     axes.set_title(title, loc="left", fontsize=9)
+    return figure
+
+
+def rates(models: Mapping[str, Sequence[tuple[int, float, float, float]]], *, title: str) -> Figure:
+    """Images/s against the batch, a line a model with a band for the interval.
+
+    Points are (batch, rate, low, high).
+    """
+    figure, axes = canvas(6.4, 3.6)
+    for number, (name, points) in enumerate(models.items()):
+        batch, value, low, high = zip(*points, strict=True)
+        colour = CYCLE[number % len(CYCLE)]
+        axes.fill_between(batch, low, high, color=colour, alpha=0.25, lw=0)
+        axes.plot(batch, value, color=colour, marker=MARKS[number % len(MARKS)], ms=4, lw=1.2,
+                  ls=DASHES[number // len(CYCLE) % len(DASHES)], label=name)  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("images a batch; band: 95 % interval")
+    axes.set_ylabel("images/s")
+    axes.set_title(title, loc="left", fontsize=8)
+    axes.legend(frameon=False, fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
+def roofline(
+    points: Sequence[tuple[str, float, float]], *, peak: float, bandwidth: float, title: str
+) -> Figure:
+    """FLOP/s against FLOP a byte, under what the machine's memory and products allow.
+
+    Points are (label, FLOP a byte, FLOP/s).
+    """
+    figure, axes = canvas(6.4, 3.6)
+    ridge = peak / bandwidth
+    ends = [min(ridge, *(x for _, x, _ in points)) / 4, max(ridge, *(x for _, x, _ in points)) * 4]
+    axes.plot([ends[0], ridge, ends[1]], [ends[0] * bandwidth / 1e9, peak / 1e9, peak / 1e9],
+              color=GREY, lw=1)  # fmt: skip
+    for number, (label, intensity, flops) in enumerate(points):
+        axes.plot(intensity, flops / 1e9, MARKS[number % len(MARKS)], ms=5,
+                  color=CYCLE[number % len(CYCLE)], label=label.replace("\n", ", "))  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("FLOP a byte, each operation reading and writing by itself")
+    axes.set_ylabel("GFLOP/s")
+    axes.set_title(f"{title}\n{peak / 1e9:,.0f} GFLOP/s, {bandwidth / 1e9:,.0f} GB/s", loc="left",
+                   fontsize=8)  # fmt: skip
+    axes.legend(frameon=False, fontsize=6, bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
+def latencies(models: Mapping[str, Mapping[str, Any]], *, title: str) -> Figure:
+    """Quantiles of single calls, a line a model, each with its 95 % interval."""
+    figure, axes = canvas(6.0, 1.2 + 0.45 * len(models))
+    rows = range(len(models))[::-1]
+    for number, name in enumerate(("p50", "p90", "p99")):
+        for row, found in zip(rows, models.values(), strict=True):
+            value, low, high = (1e3 * found[name][key] for key in ("value", "low", "high"))
+            place = row + 0.2 * (1 - number)
+            axes.errorbar(value, place, xerr=[[value - low], [high - value]], fmt=MARKS[number],
+                          ms=4, color=CYCLE[number], capsize=2,
+                          label=name if row == len(models) - 1 else None)  # fmt: skip
+    axes.set_yticks(list(rows), list(models), fontsize=7)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("ms of a call with one image; 95 % interval")
+    axes.set_title(title, loc="left", fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def amounts(values: Mapping[str, float], *, label: str, title: str) -> Figure:
+    """A bar a name, with its value."""
+    figure, axes = canvas(6.0, 1.0 + 0.35 * len(values))
+    rows = range(len(values))[::-1]
+    axes.barh(list(rows), list(values.values()), color=CYCLE[1], height=0.6)
+    for row, value in zip(rows, values.values(), strict=True):
+        axes.annotate(f"{value:,.0f}", (value, row), (3, 0), textcoords="offset points",
+                      va="center", fontsize=7)  # fmt: skip
+    axes.set_yticks(list(rows), list(values), fontsize=7)
+    axes.margins(x=0.15)
+    axes.set_xlabel(label)
+    axes.set_title(title, loc="left", fontsize=8)
     return figure
 
 
 def accuracies(values: Mapping[str, Sequence[float]], *, reading: float, label: str) -> Figure:
     """One dot a seed for each side, the mean as a bar, and a further reading as a dashed line."""
-    figure, axes = _axes(5.2, 1.9)
+    figure, axes = canvas(5.2, 1.9)
     for row, (side, found) in enumerate(values.items()):
         jitter = np.linspace(-0.18, 0.18, len(found))
         filled = COLOURS[side] if side == "vitx" else "none"
@@ -98,7 +182,7 @@ def accuracies(values: Mapping[str, Sequence[float]], *, reading: float, label: 
 
 def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], *, metric: str) -> Figure:
     """A metric against training steps, a thin line a seed, a thick line for the mean of a side."""
-    figure, axes = _axes(5.2, 2.9)
+    figure, axes = canvas(5.2, 2.9)
     for side, sides_runs in runs.items():
         style = "-" if side == "vitx" else "--"
         for events in sides_runs:
@@ -127,7 +211,7 @@ def costs(
 
     A point is (share of the run, accuracy). Thin: a seed; thick: the mean; dashed grey: a claim.
     """
-    figure, axes = _axes(6.4, 3.2)
+    figure, axes = canvas(6.4, 3.2)
     for (name, (seconds, seeds)), colour in zip(runs.items(), itertools.cycle(CYCLE), strict=False):
         minutes = [share * seconds / 60 for share, _ in seeds[0]]
         values = np.array([[value for _, value in seed] for seed in seeds])
@@ -158,7 +242,7 @@ class Point:
 
 def tradeoff(points: Sequence[Point], *, metric: str, title: str) -> Figure:
     """Changes of a metric against ratios of speed, with intervals; the baseline is at (1, 0)."""
-    figure, axes = _axes(5.6, 3.6)
+    figure, axes = canvas(5.6, 3.6)
     axes.axhline(0, color=GREY, lw=0.9)
     axes.axvline(1, color=GREY, lw=0.9)
     for point, colour in zip(points, itertools.cycle(CYCLE), strict=False):
@@ -178,7 +262,7 @@ def tradeoff(points: Sequence[Point], *, metric: str, title: str) -> Figure:
 
 def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str) -> Figure:
     """Counts of true (rows) against predicted (columns) classes; the diagonal is left pale."""
-    figure, axes = _axes(4.4, 4.2)
+    figure, axes = canvas(4.4, 4.2)
     wrong = counts.astype(float).copy()
     np.fill_diagonal(wrong, 0)
     axes.imshow(wrong, cmap="Blues", vmin=0, vmax=max(float(wrong.max()), 1.0))
@@ -200,7 +284,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str) -> Figu
 
 def history(events: Sequence[Mapping[str, Any]], *, steps_an_epoch: int = 0) -> Figure:
     """Loss and accuracy of one run, a line a split; against epochs if their length is known."""
-    figure, grid = _axes(7.2, 2.9, columns=2)
+    figure, grid = canvas(7.2, 2.9, columns=2)
     unit = steps_an_epoch or 1
     for axes, what in zip(grid, ("loss", "accuracy"), strict=True):
         for split, (colour, style) in SPLITS.items():
@@ -219,7 +303,7 @@ def reliability(
     confidence: Sequence[float], accuracy: Sequence[float], images: Sequence[int], *, error: float
 ) -> Figure:
     """Accuracy against confidence, the area of a mark by its images; on the line is calibrated."""
-    figure, axes = _axes(3.6, 3.4)
+    figure, axes = canvas(3.6, 3.4)
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls="--")
     size = 8 + 300 * np.asarray(images) / max(sum(images), 1)
     axes.scatter(confidence, accuracy, s=size, color=COLOURS["vitx"], alpha=0.8)
@@ -371,7 +455,7 @@ def _show(axes: Any, picture: Tensor) -> None:
         axes.imshow(picture[0].float().cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
 
 
-def _axes(width: float, height: float, *, columns: int = 1) -> tuple[Figure, Any]:
+def canvas(width: float, height: float, *, columns: int = 1) -> tuple[Figure, Any]:
     from matplotlib import rc_context
 
     with rc_context(FONT):  # type: ignore[arg-type]

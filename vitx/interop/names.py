@@ -150,6 +150,52 @@ def hugging_face(prefix: str = "") -> Format:
     )
 
 
+def _live_transformers() -> Format:
+    """The modules of transformers' `ViTForImageClassification`, 5.23; files keep older names."""
+    layer = "model.vit.layers.{n}"
+    return Format(
+        "transformers' ViTForImageClassification",
+        "model.vit.embeddings.patch_embeddings.projection.weight",
+        (
+            Row(("model.vit.embeddings.cls_token",), "cls_token"),
+            Row(("model.vit.embeddings.position_embeddings",), "pos_embed"),
+            *pairs("model.vit.embeddings.patch_embeddings.projection", "patch_embed.proj"),
+            *pairs([f"{layer}.attention.{x}_proj" for x in "qkv"], "blocks.{n}.attn.qkv", QKV),
+            *pairs(f"{layer}.attention.o_proj", "blocks.{n}.attn.proj"),
+            *pairs(f"{layer}.mlp.fc1", "blocks.{n}.mlp.fc1"),
+            *pairs(f"{layer}.mlp.fc2", "blocks.{n}.mlp.fc2"),
+            *pairs(f"{layer}.layernorm_before", "blocks.{n}.norm1"),
+            *pairs(f"{layer}.layernorm_after", "blocks.{n}.norm2"),
+            *pairs("model.vit.layernorm", "norm"),
+            *pairs("model.classifier", "head"),
+        ),
+    )
+
+
+TRANSFORMERS = _live_transformers()
+"""Of a live model behind an attribute `model`, not of its files."""
+
+_TORCHVISION = "encoder.layers.encoder_layer_{n}"
+
+TORCHVISION = Format(
+    "torchvision's VisionTransformer",
+    "conv_proj.weight",
+    (
+        Row(("class_token",), "cls_token"),
+        Row(("encoder.pos_embedding",), "pos_embed"),
+        *pairs("conv_proj", "patch_embed.proj"),
+        Row((f"{_TORCHVISION}.self_attention.in_proj_weight",), "blocks.{n}.attn.qkv.weight"),
+        Row((f"{_TORCHVISION}.self_attention.in_proj_bias",), "blocks.{n}.attn.qkv.bias"),
+        *pairs(f"{_TORCHVISION}.self_attention.out_proj", "blocks.{n}.attn.proj"),
+        *pairs(f"{_TORCHVISION}.ln_1", "blocks.{n}.norm1"),
+        *pairs(f"{_TORCHVISION}.ln_2", "blocks.{n}.norm2"),
+        *pairs(f"{_TORCHVISION}.mlp.0", "blocks.{n}.mlp.fc1"),
+        *pairs(f"{_TORCHVISION}.mlp.3", "blocks.{n}.mlp.fc2"),
+        *pairs("encoder.ln", "norm"),
+        *pairs("heads.head", "head"),
+    ),
+)
+
 _BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 _TIMM = ("patch_embed.proj", *(f"blocks.{{n}}.{part}" for part in _BLOCK), "norm", "head")
 

@@ -1,0 +1,106 @@
+"""How often the timing is wrong: pairs that are the same, and slowdowns that were planted.
+
+The trials are fixed beforehand, in number and in order, and each is timed with the quick run's
+settings. They can be made in pieces; every one that was made is kept.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import speed
+from experiments import rows as rows_file
+from experiments.pages import Row, Table, machine
+from vitx import stats
+from vitx.timing import Plan
+
+MODEL, BATCH = "vit_tiny_patch16_224", 8
+COUNTS = {0.0: 60, 0.03: 30, 0.05: 30}
+"""Trials by the planted share of further work."""
+WHAT = "trial"
+
+
+def trials() -> list[float]:
+    """The planted share of every trial, in the order in which they are made."""
+    shares = [share for share, count in COUNTS.items() for _ in range(count)]
+    random.Random(0).shuffle(shares)
+    return shares
+
+
+def made(folders: Sequence[Path], plan: Plan, device: str) -> set[int]:
+    """The numbers of the trials that stand in these folders of rows, with this plan and device."""
+    found = set()
+    for folder in folders:
+        for path in sorted(folder.glob("*.jsonl")):
+            for row in rows_file.read(path):
+                if (
+                    row.get("what") == WHAT
+                    and row["device"] == device
+                    and row["plan"] == vars(plan)
+                ):
+                    found.add(row["trial"])
+    return found
+
+
+def trial(number: int, plan: Plan, device: torch.device, **how: Any) -> tuple[str, dict[str, Any]]:
+    """One trial: the kind and the fields of its row. `how` are further arguments of `compare`."""
+    share, start = trials()[number], time.perf_counter()
+    pair = speed.make_pair(MODEL, batch=BATCH, device=device)
+    if share:
+        kind, fields = speed.plant(pair, plan, share=share, **how)
+    else:
+        kind, fields = speed.null(pair, plan, **how)
+    said = {"what": WHAT, "trial": number, "share": share}
+    return kind, fields | said | {"seconds": time.perf_counter() - start}
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """How many of each kind were claimed to differ, with exact intervals."""
+    header = ("planted", "trials", "said slower", "said faster", "inconclusive",
+              "rate (95 %, exact)", "seconds a trial", "machine")  # fmt: skip
+    wanted = [row for row in rows if row.get("what") == WHAT]
+    body = []
+    for where in dict.fromkeys(machine(row) for row in wanted):
+        for share in COUNTS:
+            some = [row for row in wanted if machine(row) == where and row["share"] == share]
+            if not some:
+                continue
+            words = [row["verdict"] for row in some]
+            claimed = sum(word in (("slower", "faster") if share == 0 else ("slower",))
+                          for word in words)  # fmt: skip
+            rate = stats.proportion(claimed, len(some))
+            what = "false alarms" if share == 0 else "found"
+            seconds = [row["seconds"] for row in some]
+            body.append(
+                (f"{share:.0%} more work" if share else "nothing", str(len(some)),
+                 str(words.count("slower")), str(words.count("faster")),
+                 str(words.count(stats.INCONCLUSIVE)),
+                 f"{what}: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})",
+                 f"{statistics.median(seconds):.0f} (at most {max(seconds):.0f})", where)
+            )  # fmt: skip
+    return Table(header, body)
+
+
+def run(
+    numbers: Sequence[int],
+    plan: Plan,
+    device: torch.device,
+    folder: Path,
+    add: Callable[..., dict],
+    say: Callable[[str], None],
+) -> None:
+    """Make these trials, a row each; a trial that fails is a row that says so."""
+    for number in numbers:
+        kind, fields = trial(number, plan, device, folder=folder / "job", cache=folder / "cache")
+        row = add(kind, **fields)
+        say(
+            f"trial {number}, {row['share']:.0%} planted: {row['verdict']}, ratio "
+            f"{row['ratio'] or float('nan'):.3f}, {row['seconds']:.0f} s"
+        )
+        for path in (folder / "job").rglob("*.pt"):
+            path.unlink()

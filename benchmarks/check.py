@@ -1,0 +1,149 @@
+"""Whether a device computes what the CPU does, in about a minute: `python -m benchmarks --check`.
+
+Facts of the device, the attention kernel at the timed shapes, logits beside a float64 run on the
+CPU, and a short training beside one that was made on a CPU and is kept with the results.
+"""
+
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from experiments.recipes import DIGITS
+from vitx import data
+from vitx.config import override, size
+from vitx.equality import randomise
+from vitx.model import build
+from vitx.train import batches, init, step
+
+STEPS = 50
+CONFIG = override(DIGITS, seed=0)
+TRAJECTORY = Path(__file__).parent / "results" / "trajectory.json"
+"""Losses of `STEPS` float32 steps of the digits recipe on a CPU."""
+BAND = 1e-2
+"""Largest relative deviation from them; rounding grows from step to step."""
+LOGITS = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
+"""Largest relative root-mean-square error of logits to float64."""
+MODEL, BATCH = "Ti/16", 8
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """What there is to know of the device."""
+    if device.type != "cuda":
+        return {"device": str(device), "threads": torch.get_num_threads()}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device": properties.name,
+        "memory_gib": properties.total_memory / 2**30,
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
+        "tf32_products": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+    }
+
+
+def kernel(device: torch.device, dtype: torch.dtype) -> str:
+    """Which fused attention is chosen at the shapes that are timed."""
+    if device.type != "cuda":
+        return "the CPU's"
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    config = size(MODEL)
+    tokens = config.grid[0] * config.grid[1] + config.prefix
+    q = torch.randn(
+        BATCH, config.heads, tokens, config.width // config.heads, device=device, dtype=dtype
+    )
+    for backend in (
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+    ):
+        try:
+            with sdpa_kernel([backend]):
+                F.scaled_dot_product_attention(q, q, q)
+        except RuntimeError:  # it does not take these shapes, or this device
+            continue
+        return backend.name.lower()
+    return "math"
+
+
+def logits_error(device: torch.device, dtype: torch.dtype) -> float:
+    """Relative root-mean-square error of a randomised model's logits to float64 on the CPU."""
+    torch.manual_seed(0)
+    exact = build(size(MODEL)).double().eval()
+    randomise(exact)
+    image = torch.randn(BATCH, 3, *exact.config.size, dtype=torch.float64)
+    there = deepcopy(exact).to(device=device, dtype=dtype)
+    with torch.inference_mode():
+        wanted = exact(image)
+        found = there(image.to(device=device, dtype=dtype)).cpu().double()
+    return ((found - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+
+
+def trajectory(device: torch.device) -> list[float]:
+    """Losses of the first steps of the digits recipe, its batches drawn on the CPU."""
+    state = init(CONFIG, device=device)
+    dataset = data.load(CONFIG.data)
+    on_cpu = init(CONFIG)
+    stream = batches(CONFIG, dataset, on_cpu)
+    losses: list[Tensor] = []
+    for _ in range(STEPS):
+        image, target = next(stream)
+        losses.append(step(state, (image.to(device), target.to(device)), CONFIG)["loss"])
+    return [loss.item() for loss in losses]
+
+
+def apart(found: Sequence[float], wanted: Sequence[float]) -> float:
+    """Largest relative difference of two trajectories."""
+    return max(abs(a - b) / b for a, b in zip(found, wanted, strict=True))
+
+
+def run(device: torch.device) -> dict[str, Any]:
+    """The fields of a row: every finding, and which of them lie within their bands."""
+    dtypes = [torch.float32]
+    if device.type != "cpu":
+        dtypes += [torch.float16]
+        if facts(device).get("bfloat16", True):
+            dtypes += [torch.bfloat16]
+    errors = {_name(dtype): logits_error(device, dtype) for dtype in dtypes}
+    losses = trajectory(device)
+    wanted = json.loads(TRAJECTORY.read_text(encoding="utf8"))["losses"]
+    within = {f"logits {name}": error <= LOGITS[name] for name, error in errors.items()}
+    within[f"{STEPS} steps"] = apart(losses, wanted) <= BAND
+    return {
+        "facts": facts(device),
+        "kernels": {_name(dtype): kernel(device, dtype) for dtype in dtypes},
+        "logits_error": errors,
+        "bands": LOGITS | {"trajectory": BAND},
+        "trajectory_apart": apart(losses, wanted),
+        "losses": losses,
+        "within": within,
+        "device": str(device),
+        "verdict": "within all bands" if all(within.values()) else "outside a band",
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def text(row: dict[str, Any]) -> str:
+    """A row for people."""
+    lines = [f"{name}: {value}" for name, value in row["facts"].items()]
+    lines += [f"attention in {name}: {kernel}" for name, kernel in row["kernels"].items()]
+    lines += [
+        f"logits in {name} beside float64 on the CPU: {error:.1e}, band {LOGITS[name]:.0e}"
+        for name, error in row["logits_error"].items()
+    ]
+    lines.append(
+        f"{STEPS} steps beside a CPU's: losses differ by {row['trajectory_apart']:.1e}, band "
+        f"{BAND:.0e}"
+    )
+    return "\n".join([*lines, row["verdict"]])

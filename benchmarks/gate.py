@@ -1,0 +1,223 @@
+"""Whether this commit is slower than another: `python -m benchmarks.gate --against REV`.
+
+Both are checked out into folders of their own. Every round asks three processes for a block each,
+in random order: the other commit, the other commit again, this one. Exit status 1 says that this
+one is slower by more than the threshold, with its whole interval, or computes something else.
+"""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from experiments import cli
+from experiments.pages import ROOT
+from experiments.rows import Rows
+from vitx import stats, tracking
+from vitx.config import size
+from vitx.equality import TOLERANCE
+from vitx.registry import choose
+from vitx.timing import ARMS, KEEP_MEMORY, MODES, orders
+
+PROG = "python -m benchmarks.gate"
+SIDE = ROOT / "benchmarks" / "gate_side.py"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Time this commit in pairs with another; exit 1 if it is slower beyond the threshold."""
+
+    against: str
+    """A commit, branch or tag."""
+    threshold: float = 0.03
+    """Slowdown that is let pass."""
+    model: str = "Ti/16"
+    mode: tuple[str, ...] = ("inference", "training")
+    batch: int = 8
+    processes: int = 5
+    seconds: float = 10.0
+    """How long blocks are timed in a process."""
+    block_s: float = 0.15
+    out: Path = tracking.OUT
+    """Folder of run folders."""
+    device: str = ""
+    """Device; empty for the accelerator of this machine, else the CPU."""
+
+
+def main(args: list[str]) -> None:
+    """Time every mode; print a line each, keep rows, and say by the exit status how it went."""
+    settings = cli.parse(Settings, args, prog=PROG)
+    check(settings)
+    failed = False
+    rows = Rows(settings.out / "gate" / time.strftime("%Y%m%d-%H%M%S-gate"))
+    with tempfile.TemporaryDirectory(prefix="vitx-gate-") as folder, ExitStack() as stack:
+        revisions = {"reference": settings.against, "candidate": "HEAD"}
+        trees = {
+            side: stack.enter_context(worktree(revision, Path(folder, side)))
+            for side, revision in revisions.items()
+        }
+        for mode in settings.mode:
+            row = rows.add("speed", **compare(settings, mode, trees, Path(folder)))
+            failed |= row["failed"]
+            print(line(row, settings.threshold), flush=True)
+    print(rows.path)
+    if failed:
+        raise SystemExit(1)
+
+
+def check(settings: Settings) -> None:
+    """ValueError for a setting that can't be."""
+    for name, least in (("batch", 1), ("processes", 2)):
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name} = {getattr(settings, name)} must be at least {least}")
+    for name in ("threshold", "seconds", "block_s"):
+        if not getattr(settings, name) > 0:
+            raise ValueError(f"{name} = {getattr(settings, name)} must be positive")
+    for mode in settings.mode:
+        choose("mode", mode, MODES)
+    size(settings.model)
+    for revision in ("HEAD", settings.against):
+        if not tracking.git("rev-parse", "--verify", f"{revision}^{{commit}}"):
+            raise ValueError(f"against = {revision!r} is no commit of this checkout")
+
+
+@contextmanager
+def worktree(revision: str, folder: Path) -> Iterator[Path]:
+    """A commit's files in a folder of their own, until the block ends."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    subprocess.run([*git, "add", "--quiet", "--detach", str(folder), revision], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run([*git, "remove", "--force", str(folder)], check=True)
+
+
+def compare(settings: Settings, mode: str, trees: dict[str, Path], folder: Path) -> dict[str, Any]:
+    """The fields of a row: ratio, floor, verdict, and whether the gate fails."""
+    device = str(tracking.device(settings.device))
+    asked = {
+        "model": settings.model, "batch": settings.batch, "mode": mode, "device": device,
+        "weights": str(folder / f"{mode}.pt"),
+    }  # fmt: skip
+    records = [process(asked, trees, settings, number) for number in range(settings.processes)]
+    apart = max(record["apart"] for record in records)
+    labels = {
+        "what": "gate",
+        "reference": tracking.git("rev-parse", settings.against),
+        "candidate": tracking.git("rev-parse", "HEAD"),
+        "model": settings.model, "mode": mode, "compile": "none", "dtype": "float32",
+        "batch": settings.batch, "device": device, "threshold": settings.threshold,
+        "outputs_apart": apart, "processes": len(records),
+    }  # fmt: skip
+    if not apart <= TOLERANCE:
+        return labels | {"verdict": "not equal", "failed": True, "ratio": None}
+    ratio = stats.paired_ratio([record["log_ratio"] for record in records])
+    floor = stats.noise_floor([record["log_ratio_again"] for record in records])
+    return labels | {
+        "ratio": ratio.value,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+        "noise_floor": floor,
+        "verdict": stats.speed_verdict(ratio, floor),
+        "failed": ratio.high < 1 / (1 + settings.threshold),
+        "raw": [record["rounds"] for record in records],
+    }
+
+
+def process(
+    asked: dict[str, Any], trees: dict[str, Path], settings: Settings, number: int
+) -> dict[str, Any]:
+    """Three fresh processes, and rounds of a block each."""
+    rng = random.Random(number)
+    made = rng.sample(ARMS, len(ARMS))
+    with ExitStack() as stack:
+        sides = {
+            arm: stack.enter_context(
+                Side(asked, trees["candidate" if arm == "candidate" else "reference"])
+            )
+            for arm in made
+        }
+        logits = {arm: side.hello["logits"] for arm, side in sides.items()}
+        scale = max(map(abs, logits["reference"]))
+        apart = max(
+            abs(a - b) / scale
+            for a, b in zip(*(logits[a] for a in ("reference", "candidate")), strict=True)
+        )
+        for side in sides.values():  # warm-up
+            side.block(1)
+        once = {arm: side.block(3) for arm, side in sides.items()}
+        iterations = max(1, math.ceil(settings.block_s / min(once.values())))
+        wanted = max(6, round(settings.seconds / (iterations * sum(once.values()))))
+        rounds = []
+        for order in orders(rng, ARMS):
+            if len(rounds) >= wanted and len(rounds) % 6 == 0:
+                break
+            rounds.append({arm: sides[arm].block(iterations) for arm in order})
+    logs = [{arm: math.log(seconds) for arm, seconds in each.items()} for each in rounds]
+    return {
+        "apart": apart,
+        "rounds": rounds,
+        "log_ratio": median((e["reference"] + e["again"]) / 2 - e["candidate"] for e in logs),
+        "log_ratio_again": median(e["reference"] - e["again"] for e in logs),
+    }
+
+
+class Side:
+    """A process that times blocks of one checkout's model. Raises ValueError where it ends."""
+
+    def __init__(self, asked: dict[str, Any], tree: Path):
+        environment = {**os.environ, **KEEP_MEMORY, "PYTHONPATH": str(tree)}
+        self.program = subprocess.Popen(
+            [sys.executable, str(SIDE)], env=environment, cwd=tree, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.hello = self.ask(asked)
+        if not Path(self.hello["file"]).is_relative_to(tree.resolve()):
+            raise ValueError(f"{tree}: another vitx was imported, {self.hello['file']}")
+
+    def ask(self, value: dict[str, Any]) -> dict[str, Any]:
+        assert self.program.stdin is not None
+        assert self.program.stdout is not None
+        try:
+            self.program.stdin.write(json.dumps(value) + "\n")
+            self.program.stdin.flush()
+            return json.loads(self.program.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError):
+            errors = self.program.communicate()[1].strip().splitlines()
+            raise ValueError(f"a side of the gate ended: {(errors or ['no word'])[-1]}") from None
+
+    def block(self, iterations: int) -> float:
+        return self.ask({"block": iterations})["seconds"]
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.program.kill()
+        self.program.communicate()
+
+
+def line(row: dict[str, Any], threshold: float) -> str:
+    """A row for people."""
+    end = "FAILED" if row["failed"] else "passed"
+    if row["ratio"] is None:
+        return f"{row['mode']}: outputs differ by {row['outputs_apart']:.1e}: {end}"
+    return (
+        f"{row['mode']}: {row['ratio']:.3f} of the other's images/s ({row['ratio_low']:.3f} to "
+        f"{row['ratio_high']:.3f}), floor ±{row['noise_floor']:.1%}, {row['verdict']}; threshold "
+        f"{threshold:.0%}: {end}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,270 @@
+"""Tables and figures of throughput rows: what was timed, checked, and where its time goes.
+
+Rows are shown together, and ranked, only where the machine and the settings of the process were the
+same; otherwise each has its own lines.
+"""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments import rows as rows_file
+from experiments.pages import Row, Table, machine
+from vitx import visualize
+from vitx.breakdown import STAGES
+
+SETTING = ("environment.threads", "environment.versions.torch", "environment.matmul_precision")
+"""Settings of a process by which rows of one machine are told apart too."""
+CELL = ("candidate", "reference", "mode", "batch", "dtype", "compile", "device")
+MACHINE = ("environment.cpu", "environment.gpu", "environment.cores", *SETTING)
+
+
+def cells(rows: Sequence[Row]) -> list[Row]:
+    """The latest row of each configuration on each machine and setting."""
+    wanted = [row for row in rows if row.get("what") == "throughput"]
+    return rows_file.latest(wanted, *CELL, *MACHINE)
+
+
+def timed(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in cells(rows) if row["kind"] == "speed"]
+
+
+def setting(row: Row) -> str:
+    """The machine and the settings that rows must share to be compared."""
+    environment = row["environment"]
+    return (
+        f"{machine(row)}, {environment['threads']} threads, torch "
+        f"{environment['versions']['torch']}, float32 products {environment['matmul_precision']}"
+    )
+
+
+def throughput_table(rows: Sequence[Row]) -> Table:
+    """Every configuration: rate with its interval, ratio to the reference, cost; failures too."""
+    header = ("model", "mode", "batch", "dtype", "compile", "images/s (95 %)",
+              "ratio to the reference (95 %)", "floor", "verdict", "outputs", "GMAC", "parameters",
+              "peak MiB", "compile s", "MFU", "machine")  # fmt: skip
+    body = []
+    for row in cells(rows):
+        start = (row["candidate"], row["mode"], str(row["batch"] or "auto"), row["dtype"],
+                 row["compile"])  # fmt: skip
+        if row["kind"] == "failure":
+            said = f"{row['verdict']}: {row['reason']}"
+            body.append((*start, "–", "–", "–", said, *["–"] * 6, setting(row)))
+            continue
+        body.append(
+            (*start, _rate(row), _ratio(row), _percent(row["noise_floor"], "±"), row["verdict"],
+             row["checked"].partition(":")[0], *_cost(row), setting(row))
+        )  # fmt: skip
+    return Table(header, body)
+
+
+def _cost(row: Row) -> tuple[str, ...]:
+    side = "candidate"
+    macs, peak, compiled = (row[key].get(side) for key in ("macs", "peak_mib", "compile_s"))
+    used = row["utilisation"].get(side)
+    return (
+        f"{macs / 1e9:.3f}" if macs else "–",
+        f"{row['parameters'][side]:,}",
+        f"{peak:.0f}" if peak is not None else "–",
+        f"{compiled['cold']:.0f} cold, {compiled['warm']:.0f} warm" if compiled else "–",
+        (f"{used['mfu']:.0%}" if used["mfu"] is not None else used["why"]) if used else "–",
+    )
+
+
+def _rate(row: Row) -> str:
+    rate = row["images_per_s"]["candidate"]
+    if "mean" not in rate:
+        return f"{rate['median']:,.1f} (one process)"
+    return f"{rate['mean']:,.1f} ({rate['mean_low']:,.1f} to {rate['mean_high']:,.1f})"
+
+
+def _ratio(row: Row) -> str:
+    if row["ratio_low"] is None:
+        return "–"
+    return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
+
+
+def _percent(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{sign}{value:.1%}"
+
+
+def break_even_table(rows: Sequence[Row]) -> Table:
+    """Images after which compiling has paid for itself, beside the same model not compiled."""
+    header = ("model", "mode", "batch", "dtype", "compile", "saved ms an image", "cold: images",
+              "warm: images", "machine")  # fmt: skip
+    found = timed(rows)
+    eager = {_at(row): row for row in found if row["compile"] == "none"}
+    body = []
+    for row in found:
+        plain, seconds = eager.get(_at(row)), row["compile_s"].get("candidate")
+        if row["compile"] == "none" or plain is None or not seconds:
+            continue
+        before, after = (1 / one["images_per_s"]["candidate"]["median"] for one in (plain, row))
+        saved = before - after
+        images = [
+            f"{seconds[start] / saved:,.0f}" if saved > 0 else "never" for start in ("cold", "warm")
+        ]
+        body.append(
+            (row["candidate"], row["mode"], str(row["batch"]), row["dtype"], row["compile"],
+             f"{1e3 * saved:+.2f}", *images, setting(row))
+        )  # fmt: skip
+    return Table(header, body)
+
+
+def _at(row: Row) -> tuple[Any, ...]:
+    """A configuration but for how it is compiled."""
+    return (*(row[key] for key in CELL if key != "compile"), setting(row))
+
+
+def latency_table(rows: Sequence[Row]) -> Table:
+    """Milliseconds of single calls with one image, the device waited for after each."""
+    header = ("model", "dtype", "compile", "calls", "p50 ms (95 %)", "p90 ms (95 %)",
+              "p99 ms (95 %)", "machine")  # fmt: skip
+    body = []
+    for row in timed(rows):
+        for name, found in _details(row, "latency"):
+            quantiles = [
+                f"{1e3 * q['value']:.2f} ({1e3 * q['low']:.2f} to {1e3 * q['high']:.2f})"
+                for q in (found[key] for key in ("p50", "p90", "p99"))
+            ]
+            body.append(
+                (name, row["dtype"], row["compile"], str(found["calls"]), *quantiles, setting(row))
+            )
+    return Table(header, _once(body))
+
+
+def stage_table(rows: Sequence[Row]) -> Table:
+    """Where an eager inference call spends its time, as shares."""
+    header = ("model", "batch", "dtype", "call ms", *STAGES, "machine")
+    body = []
+    for row in timed(rows):
+        for name, found in _details(row, "stages"):
+            whole = sum(found.values())
+            shares = [f"{found[stage] / whole:.1%}" for stage in STAGES]
+            body.append(
+                (name, str(row["batch"]), row["dtype"], f"{1e3 * whole:.1f}", *shares, setting(row))
+            )
+    return Table(header, _once(body))
+
+
+def phase_table(rows: Sequence[Row]) -> Table:
+    """Where an eager training step spends its time, as shares."""
+    header = ("model", "batch", "dtype", "step ms", "forward", "backward", "optimizer", "machine")
+    body = []
+    for row in timed(rows):
+        for name, found in _details(row, "phases"):
+            whole = sum(found.values())
+            shares = [f"{found[phase] / whole:.1%}" for phase in ("forward", "backward",
+                      "optimizer")]  # fmt: skip
+            body.append(
+                (name, str(row["batch"]), row["dtype"], f"{1e3 * whole:.1f}", *shares, setting(row))
+            )
+    return Table(header, _once(body))
+
+
+def _details(row: Row, what: str) -> list[tuple[str, Any]]:
+    """Each side's name and finding, where there is one."""
+    found = row.get(what) or {}
+    sides = ((row["reference"], "reference"), (row["candidate"], "candidate"))
+    return [(name, found[side]) for name, side in sides if found.get(side)]
+
+
+def _once(body: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The last line of each model and setting: a reference stands in many rows."""
+    found = {(*line[:3], line[-1]): line for line in body}
+    return list(found.values())
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
+    "throughput": throughput_table,
+    "latency": latency_table,
+    "stages": stage_table,
+    "phases": phase_table,
+    "break-even": break_even_table,
+}
+
+
+def figures(rows: Sequence[Row]) -> dict[str, Figure]:
+    """Every figure that the rows support, by name; a machine and mode each."""
+    found: dict[str, Figure] = {}
+    settings = list(dict.fromkeys(setting(row) for row in timed(rows)))
+    for number, where in enumerate(settings, 1):
+        here = [row for row in timed(rows) if setting(row) == where]
+        end = f"-{number}" if len(settings) > 1 else ""
+        for mode in dict.fromkeys(row["mode"] for row in here):
+            some = [row for row in here if row["mode"] == mode]
+            found |= {f"{name}-{mode}{end}": drawn for name, drawn in _drawn(some, where).items()}
+    return found
+
+
+def _drawn(rows: Sequence[Row], where: str) -> dict[str, Figure]:
+    mode = rows[0]["mode"]
+    drawn = {"throughput": visualize.rates(_by_batch(rows), title=f"{mode}: {where}")}
+    bars = [
+        visualize.Bar(_label(row), row["ratio"], row["ratio_low"], row["ratio_high"],
+                      row["noise_floor"])
+        for row in rows
+        if row["ratio_low"] is not None
+    ]  # fmt: skip
+    if bars:
+        reference = rows[0]["reference"]
+        drawn["ratios"] = visualize.ratios(
+            bars, title=f"{mode}: {where}", label=f"images/s over {reference}"
+        )
+    used = [(_label(row), row["utilisation"]["candidate"]) for row in rows
+            if row["utilisation"].get("candidate", {}).get("bytes")]  # fmt: skip
+    if used:
+        drawn["roofline"] = visualize.roofline(
+            [(label, found["flops"] / found["bytes"], found["flops"]) for label, found in used],
+            peak=max(found["peak_high"] for _, found in used),
+            bandwidth=max(found["bandwidth"] for _, found in used),
+            title=f"{mode}: {where}",
+        )
+    quantiles = {
+        f"{name}\n{row['dtype']}, compile {row['compile']}": found
+        for row in rows
+        for name, found in _details(row, "latency")
+    }
+    if quantiles:
+        drawn["latency"] = visualize.latencies(quantiles, title=where)
+    memory = {_label(row): row["peak_mib"]["candidate"] for row in rows
+              if row["peak_mib"].get("candidate") is not None}  # fmt: skip
+    if memory:
+        drawn["memory"] = visualize.amounts(memory, label="peak MiB of one process", title=where)
+    return drawn
+
+
+def _by_batch(rows: Sequence[Row]) -> dict[str, list[tuple[int, float, float, float]]]:
+    """For each model, dtype and compile mode: batch, rate and the ends of its interval."""
+    found: dict[str, list[tuple[int, float, float, float]]] = {}
+    for row in rows:
+        rate = row["images_per_s"]["candidate"]
+        ends = [rate.get(key, rate["median"]) for key in ("mean", "mean_low", "mean_high")]
+        name = f"{row['candidate']}, {row['dtype']}, compile {row['compile']}"
+        found.setdefault(name, []).append((row["batch"], *ends))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def _label(row: Row) -> str:
+    return f"{row['candidate']}\nbatch {row['batch']}, {row['dtype']}, compile {row['compile']}"
+
+
+def write(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Every table as markdown and CSV, every figure as SVG; the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, table in TABLES.items():
+        shown = table(rows)
+        if not shown.body:
+            continue
+        paths.append(folder / f"{name}.md")
+        paths[-1].write_text(shown.markdown() + "\n", encoding="utf8")
+        paths.append(folder / f"{name}.csv")
+        with paths[-1].open("w", encoding="utf8", newline="") as file:
+            csv.writer(file).writerows([shown.header, *shown.body])
+    for name, figure in figures(rows).items():
+        paths.append(visualize.save(figure, folder / f"{name}.svg"))
+    return paths

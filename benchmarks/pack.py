@@ -1,0 +1,77 @@
+"""Rows as one small file that a person can send: without names of hosts, people or folders."""
+
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import rows as rows_file
+from experiments.pages import Row
+
+FORMAT = "vitx rows, packed, 1"
+LIMIT = 200 * 2**10
+ENVIRONMENT = ("time", "commit", "code", "dirty", "python", "versions", "cuda", "cudnn", "gpu",
+               "cpu", "cores", "affinity", "threads", "matmul_precision", "system")  # fmt: skip
+"""What is kept of a row's environment."""
+LEFT_OUT = ("raw", "order", "rounds_used", "rounds_disturbed", "warm_up", "plan", "keep_memory")
+MAGIC = b"\x1f\x8b"
+"""How a gzip file starts."""
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Pack rows into a file. Raises ValueError if it is larger than LIMIT."""
+    kept = [_clean(row) for row in rows]
+    said = {"format": FORMAT, "sha256": _digest(kept), "rows": kept}
+    packed = gzip.compress(json.dumps(said).encode(), mtime=0)
+    if len(packed) > LIMIT:
+        raise ValueError(
+            f"{len(rows)} rows make a file of {len(packed) // 2**10} KiB, more than "
+            f"{LIMIT // 2**10}; pack fewer"
+        )
+    path.write_bytes(packed)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a packed file, or of a run's rows.jsonl. Raises ValueError naming the file."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file of rows")
+    content = path.read_bytes()
+    if not content.startswith(MAGIC):
+        return rows_file.read(path)
+    try:
+        said = json.loads(gzip.decompress(content))
+    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} can't be unpacked: {error}") from None
+    if not isinstance(said, dict) or said.get("format") != FORMAT:
+        raise ValueError(f"{path} is no file of packed rows")
+    rows = said.get("rows")
+    if not isinstance(rows, list) or said.get("sha256") != _digest(rows):
+        raise ValueError(f"{path} was changed after it was packed")
+    for number, row in enumerate(rows, 1):
+        rows_file.check(row, f"{path} row {number}")
+    return rows
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _clean(row: Row) -> Row:
+    kept = {name: value for name, value in row.items() if name not in (*LEFT_OUT, "environment")}
+    before = row["environment"]
+    environment = {name: before[name] for name in ENVIRONMENT if name in before}
+    return _without_places(kept | {"environment": environment})
+
+
+def _without_places(value: Any) -> Any:
+    """The value with every path in its texts cut to its last part."""
+    if isinstance(value, str):
+        return re.sub(r"(?:(?:^|(?<=[\s:='\"(]))~?/|[A-Za-z]:\\)[^\s:='\")]*[/\\]", "", value)
+    if isinstance(value, dict):
+        return {name: _without_places(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_places(each) for each in value]
+    return value

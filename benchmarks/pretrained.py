@@ -1,0 +1,136 @@
+"""Accuracy of a timm model's weights in timm and in vitx, on a folder of pictures.
+
+Pictures are read once, prepared as timm's configuration of the weights says, and given to both.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vitx.interop.timm import from_timm, live_model
+
+
+@dataclass
+class Count:
+    """What one side has got right so far, and how long it took."""
+
+    top1: int = 0
+    top5: int = 0
+    seconds: float = 0.0
+
+
+def load(name: str) -> nn.Module:
+    """A timm model with its weights: by timm's name, or from a folder or file of `save_pretrained`.
+
+    Such a folder holds config.json, which says what the weights are of. Raises ValueError.
+    """
+    path = Path(name)
+    folder = path if path.is_dir() else path.parent if path.is_file() else None
+    if folder is None:
+        return live_model(name, {"pretrained": True})
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} has no config.json beside the weights, as timm writes it")
+    import timm
+
+    try:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(f"timm can't read {name}: {error}") from error
+
+
+def measure(
+    name: str, folder: Path, *, batch: int, device: torch.device, workers: int = 0
+) -> dict[str, Any]:
+    """The fields of a row: top-1 and top-5 of both, how many predictions are identical, images/s.
+
+    `folder` holds a folder of pictures for each class, which sorted by name are the outputs in
+    order. Raises ValueError where that does not fit.
+    """
+    import timm.data
+    from torchvision.datasets import ImageFolder
+
+    model: Any = load(name).to(device).eval()
+    settings = timm.data.resolve_model_data_config(model)
+    if not folder.is_dir():
+        raise ValueError(f"data = {str(folder)!r} is no folder")
+    try:
+        pictures = ImageFolder(str(folder), timm.data.create_transform(**settings))
+    except FileNotFoundError as error:
+        raise ValueError(f"data = {str(folder)!r}: {error}") from None
+    if len(pictures.classes) != model.num_classes:
+        raise ValueError(
+            f"{folder} has {len(pictures.classes)} class folders, the model {model.num_classes} "
+            "outputs"
+        )
+    sides: dict[str, Callable[[Tensor], Tensor]] = {
+        "reference": model,
+        "candidate": from_timm(model),
+    }
+    counts, same, apart = {side: Count() for side in sides}, 0, 0.0
+    loader = DataLoader(pictures, batch_size=batch, num_workers=workers)
+    for image, target in tqdm(loader, unit="batch", leave=False):
+        found = {
+            side: _score(run, image.to(device), target.to(device), counts[side])
+            for side, run in sides.items()
+        }
+        one, other = found["reference"], found["candidate"]
+        same += int((one.argmax(dim=1) == other.argmax(dim=1)).sum())
+        apart = max(apart, float((one - other).abs().max() / one.abs().max()))
+    images = len(pictures)
+    return {
+        "reference": f"timm:{Path(name).name}",
+        "candidate": f"vitx:from_timm({Path(name).name})",
+        "data": folder.resolve().name,
+        "device": str(device),
+        "images": images,
+        "classes": len(pictures.classes),
+        "top1": {side: count.top1 / images for side, count in counts.items()},
+        "top5": {side: count.top5 / images for side, count in counts.items()},
+        "identical": same,
+        "logits_apart": apart,
+        "seconds": {side: count.seconds for side, count in counts.items()},
+        "images_per_s": {side: images / count.seconds for side, count in counts.items()},
+        "preprocessing": {
+            key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()
+        },
+    }
+
+
+def _score(run: Callable[[Tensor], Tensor], image: Tensor, target: Tensor, count: Count) -> Tensor:
+    """The logits of a batch, counted."""
+    start = _now(image.device)
+    with torch.inference_mode():
+        logits = run(image)
+    count.seconds += _now(image.device) - start
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = best == target[:, None]
+    count.top1 += int(hits[:, 0].sum())
+    count.top5 += int(hits.any(dim=1).sum())
+    return logits
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def text(row: dict[str, Any]) -> str:
+    """A row for people."""
+    lines = [f"predictions identical: {row['identical']:,} of {row['images']:,}"]
+    for side, label in (("reference", "timm"), ("candidate", "vitx")):
+        top1, images = row["top1"][side], row["images"]
+        error = (top1 * (1 - top1) / images) ** 0.5
+        lines.append(
+            f"{label}: top-1 {top1:.2%} ± {error:.2%} (standard error), top-5 "
+            f"{row['top5'][side]:.2%}; {row['seconds'][side]:.1f} s, "
+            f"{row['images_per_s'][side]:,.1f} images/s"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,404 @@
+"""The benchmark's matrix: what is refused, what fails without stopping the rest, what rows say."""
+
+import gzip
+import json
+import math
+import random
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import calibration, check, gate, matrix, pack, peers, pretrained, render, throughput
+from experiments.pages import ROOT
+from experiments.rows import Rows, read
+from vitx import breakdown, peak, stats, timing, tracking
+from vitx.compare import equality
+from vitx.config import ModelConfig, override
+from vitx.cost import forward_macs, step_macs
+from vitx.model import build
+
+PLANTED = ROOT / "tests" / "planted.py"
+CONFIG = ModelConfig(image=16, patch=4, width=24, depth=2, heads=3, classes=5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--models", "vitx"], "model = 'vitx' is not known; did you mean 'vitx:'"),
+        (["--models", "tim:vit_tiny_patch16_224"], "did you mean 'timm:'"),
+        (["--models", "timm:vit_tiny_patch16_22"], "timm has no model 'vit_tiny_patch16_22'"),
+        (["--models", "hf:T/16"], "model = 'hf:T/16': size = 'T/16' is not known"),
+        (["--models", "python:nowhere.py:f"], "there is no file 'nowhere.py'"),
+        (["--models", f"python:{PLANTED}:nothing"], "has no function 'nothing'"),
+        (["--batch", "0"], "batch = '0' must be a whole number, at least 1, or auto"),
+        (["--dtype", "float8"], "dtype = 'float8' is not known"),
+        (["--compile", "fast"], "compile = 'fast' is not known; choices: none, default"),
+        (["--mode", "trainig"], "mode = 'trainig' is not known"),
+        (["--reference", "vitx:Ti/16"], "models names no other model than the reference"),
+        (["--processes", "0"], "processes = 0 must be at least 1"),
+        (["--limit-gib", "-1"], "limit_gib = -1.0 must be 0 or positive"),
+        (["--resume"], "holds no run of these settings to resume"),
+    ],
+)
+def test_what_cant_be_timed_is_one_sentence(tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        throughput.main([*words, "--out", str(tmp_path)])
+    assert not list(tmp_path.rglob("rows.jsonl"))
+
+
+def run(out: Path, models: list[str], *more: str) -> list[dict]:
+    names = [f"python:{PLANTED}:{name}" for name in models]
+    throughput.main(
+        ["--models", *names, "--processes", "2", "--seconds", "0.1", "--batch", "1",
+         "--wandb", "disabled", "--out", str(out), *more]
+    )  # fmt: skip
+    (path,) = out.glob("throughput/*/rows.jsonl")
+    return read(path)
+
+
+def test_a_model_is_timed_beside_a_reference_and_a_wrong_one_is_not(tmp_path, capsys):
+    reference = f"python:{PLANTED}:small"
+    models = ["wrong", "others_names"]
+    rows = run(tmp_path, models, "--reference", reference)
+    wrong, other = rows
+    assert (wrong["kind"], wrong["verdict"]) == ("failure", "not equal")
+    assert "outputs differ by 1.0e-03" in wrong["reason"]
+    assert other["kind"] == "speed"
+    assert other["checked"].startswith("not checked: the state dicts do not match")
+    assert other["latency"]["candidate"]["p50"]["value"] > 0
+    assert other["stages"]["reference"]["attention"] > 0
+    assert other["stages"]["candidate"] is None
+    assert other["utilisation"]["reference"]["flops"] > 0
+    assert other["parameters"]["candidate"] == 3 * 16 * 16 * 5 + 5
+    rate = other["images_per_s"]["candidate"]
+    assert rate["mean_low"] < rate["mean"] < rate["mean_high"]
+    # Going on makes nothing again.
+    before = list(tmp_path.glob("throughput/*"))
+    assert run(tmp_path, models, "--reference", reference, "--resume") == rows
+    assert list(tmp_path.glob("throughput/*")) == before
+    said = capsys.readouterr().out
+    assert said.count("[1 of 2]") == 1
+
+
+@pytest.mark.campaign
+def test_four_that_fail_do_not_stop_the_other_four(tmp_path, record):
+    reference = f"python:{PLANTED}:small"
+    models = ["crash", "others_names", "hang", "hungry", "wrong"]
+    rows = run(tmp_path, models, "--reference", reference, "--limit-s", "40", "--limit-gib", "3")
+    rows += run(tmp_path / "alone", ["small"], "--mode", "inference", "training",
+                "--dtype", "float32", "bfloat16")  # fmt: skip
+    said = {row["candidate"].rpartition(":")[2]: row for row in rows}
+    reasons = {name: row.get("reason", "") for name, row in said.items()}
+    assert "the kernel is broken" in reasons["crash"]
+    assert "took longer than 40 s" in reasons["hang"]
+    assert "GiB of memory, more than 3" in reasons["hungry"]
+    assert said["wrong"]["verdict"] == "not equal"
+    good = [row for row in rows if row["kind"] == "speed"]
+    record("a matrix with a crash, a hang, too much memory, a wrong output", trials=9,
+           passed=4 + len(good))  # fmt: skip
+    assert len(good) == 5
+
+
+def test_the_best_batch_is_found_up_to_what_fits(tmp_path, monkeypatch):
+    rates = {1: 10.0, 2: 30.0, 4: 20.0}
+
+    def task(folder, plan, name, cache):
+        images = len(torch.load(folder / "example.pt"))
+        return {"images_per_s": rates[images]} if images in rates else {"failure": "out of memory"}
+
+    monkeypatch.setattr(timing, "run_task", task)
+    model = peers.make(f"python:{PLANTED}:small")
+    found = throughput.best_batch(model, timing.Plan(), tmp_path, torch.device("cpu"))
+    assert found == (2, {"1": 10.0, "2": 30.0, "4": 20.0})
+
+
+@pytest.mark.parametrize("name", ["torchvision:Ti/32", "hf:Ti/32", "vitx:Ti/32"])
+def test_a_peers_weights_are_made_from_timms(name):
+    reference = peers.make("timm:vit_tiny_patch16_224")
+    reference = peers.Model(
+        "timm", _small_timm(), (3, 64, 64), 2, None
+    )  # the names are those of every size
+    candidate = _shrunk(name)
+    keys = peers.conversion(reference, candidate)
+    found = equality(reference.module, candidate.module, torch.randn(2, 3, 64, 64), keys=keys)
+    assert found.passed, found.reason
+    assert found.parameters_reference == found.parameters_candidate
+
+
+def _small_timm() -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=64, patch_size=32, embed_dim=24, depth=2, num_heads=3, num_classes=5
+    )
+
+
+def _shrunk(name: str) -> peers.Model:
+    """A peer's model in a size for tests."""
+    small = ModelConfig(image=64, patch=32, width=24, depth=2, heads=3, classes=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peers, "size", lambda _: small)
+        patch.setattr(peers, "check", lambda _: None)
+        return peers.make(name)
+
+
+def test_stages_add_up_to_the_call_and_change_nothing():
+    vit = build(override(CONFIG, width=96, depth=4)).eval()
+    image = torch.randn(8, 3, 16, 16)
+    before = forward_macs(vit, image)
+    found = breakdown.stages(vit, image)
+    assert set(found) == set(breakdown.STAGES)
+    assert all(seconds > 0 for stage, seconds in found.items() if stage != "remainder")
+    assert found["mlp"] > found["head"]
+    assert not any(module._forward_hooks for module in vit.modules())
+    assert forward_macs(vit, image) == before
+    with pytest.raises(ValueError, match="has no module patch_embed"):
+        breakdown.stages(nn.Linear(3, 3), image)
+
+
+def test_phases_of_a_step_are_all_there():
+    config = timing.step_config(4, timing.Plan(mode="training"))
+    found = breakdown.phases(build(CONFIG), torch.randn(4, 3, 16, 16), config)
+    assert set(found) == {"forward", "backward", "optimizer"}
+    assert all(seconds > 0 for seconds in found.values())
+
+
+def test_intervals_of_quantiles_hold_them_95_times_in_100():
+    draws, held = random.Random(0), 0
+    for _ in range(400):
+        times = sorted(draws.random() for _ in range(300))
+        _, low, high = breakdown._quantile(times, 0.9)
+        held += low <= 0.9 <= high
+    assert 0.93 < held / 400 <= 1
+
+
+def test_latency_waits_for_every_call():
+    found = breakdown.latency(lambda: None, torch.device("cpu"), 0.01)
+    assert found["calls"] >= breakdown.LEAST_CALLS
+    assert found["p50"]["low"] <= found["p50"]["value"] <= found["p50"]["high"]
+    assert found["p50"]["value"] <= found["p99"]["value"]
+
+
+def test_a_models_products_and_bytes_are_counted():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    found = peak.work(model, torch.randn(10, 8))
+    assert found.products == [(10, 8, 16), (10, 16, 4)]
+    values = [10 * 8, 8 * 16, 16, 10 * 16, 10 * 16, 16 * 4, 4, 10 * 4]
+    assert found.bytes == 4 * sum(values)
+    assert step_macs(model, torch.randn(10, 8)) == 10 * (8 * 16 * 2 + 16 * 4 * 3)
+
+
+def test_utilisation_is_quoted_only_where_it_can_be():
+    low, high = peak.Peak(1e9, (1, 1, 1), 1e9), peak.Peak(1.1e9, (1, 1, 1), 2e9)
+    found = peak.utilisation(0.55e9, low, high)
+    assert found["mfu"] == pytest.approx(0.5)
+    assert found["bandwidth"] == 2e9
+    far = peak.Peak(2e9, (1, 1, 1), 1e9)
+    assert peak.utilisation(0.5e9, low, far)["why"] == "unsteady"
+    with pytest.raises(ValueError, match="something was counted wrongly"):
+        peak.utilisation(1.2e9, low, high)
+
+
+def test_peaks_are_those_of_this_machine():
+    found = peak.peak(torch.float32, torch.device("cpu"), [(64, 32, 64)])
+    assert found.flops > 1e8
+    assert found.bytes > 1e8
+    assert found.shape in {(side,) * 3 for side in peak.SQUARES} | {(64, 32, 64)}
+
+
+def row(model="vitx:S/16", batch=8, rate=100.0, threads=2, **more) -> dict:
+    side = {"median": rate, "low": rate * 0.9, "high": rate * 1.1, "mean": rate,
+            "mean_low": rate * 0.95, "mean_high": rate * 1.05}  # fmt: skip
+    quantile = {"value": 0.01, "low": 0.009, "high": 0.011}
+    return {
+        "schema": 1, "kind": "speed", "id": f"2026-11-22T00:00:00Z-{batch}", "what": "throughput",
+        "candidate": model, "reference": "timm:vit_small_patch16_224", "mode": "inference",
+        "batch": batch, "dtype": "float32", "compile": "none", "device": "cpu",
+        "images_per_s": {"reference": side, "candidate": side}, "ratio": 1.1, "ratio_low": 1.05,
+        "ratio_high": 1.15, "noise_floor": 0.02, "verdict": "faster", "checked": "checked",
+        "macs": {"candidate": 4.6e9}, "parameters": {"candidate": 22_000_000},
+        "peak_mib": {"candidate": 300.0}, "compile_s": {"candidate": None}, "reason": "",
+        "utilisation": {"candidate": {"flops": 9.2e9 * rate, "peak_low": 2e12, "peak_high": 2.1e12,
+                                      "bandwidth": 2e10, "bytes": 3e7 * rate, "mfu": 0.45,
+                                      "why": ""}},
+        "stages": {"candidate": dict.fromkeys(breakdown.STAGES, 0.01)},
+        "latency": {"candidate": {"calls": 300, "p50": quantile, "p90": quantile, "p99": quantile}},
+        "phases": {}, "raw": [[1, 2, 3]],
+        "environment": tracking.environment() | {"threads": threads, "dirty": False},
+    } | more  # fmt: skip
+
+
+def test_tables_and_figures_come_from_rows(tmp_path):
+    compiled = row(rate=150.0, compile="default",
+                   compile_s={"candidate": {"cold": 60.0, "warm": 20.0}})  # fmt: skip
+    failed = row(batch=64) | {"kind": "failure", "verdict": "failed", "reason": "no memory"}
+    paths = matrix.write([row(), row(batch=1), compiled, failed], tmp_path)
+    names = {path.name for path in paths}
+    assert {"throughput.md", "throughput.csv", "latency.md", "stages.csv"} <= names
+    assert {f"{name}-inference.svg" for name in
+            ("throughput", "ratios", "roofline", "latency", "memory")} <= names  # fmt: skip
+    table = (tmp_path / "throughput.md").read_text()
+    assert "100.0 (95.0 to 105.0)" in table
+    assert "failed: no memory" in table
+    (line,) = matrix.break_even_table([row(), compiled]).body
+    saved = 1 / 100 - 1 / 150
+    assert line[5:8] == (f"{1e3 * saved:+.2f}", f"{60 / saved:,.0f}", f"{20 / saved:,.0f}")
+
+
+def test_rows_of_other_settings_are_never_ranked_together():
+    rows = [row(), row(threads=1, rate=60.0)]
+    table = matrix.throughput_table(rows)
+    assert len(table.body) == 2
+    assert len({line[-1] for line in table.body}) == 2
+    figures = matrix.figures(rows)
+    assert {"throughput-inference-1", "throughput-inference-2"} <= set(figures)
+
+
+def test_a_pack_holds_rows_without_places(tmp_path):
+    path = tmp_path / "rows.pack"
+    placed = row(model="hf:/home/someone/weights", reason="no file /home/someone/x.pt here")
+    pack.write([placed], path)
+    assert path.stat().st_size < pack.LIMIT
+    (found,) = pack.read(path)
+    assert "someone" not in json.dumps(found)
+    assert found["candidate"] == "hf:weights"
+    assert "raw" not in found
+    assert "command" not in found["environment"]
+    assert matrix.throughput_table([found]).body[0][5] == "100.0 (95.0 to 105.0)"
+
+
+def test_a_pack_that_was_changed_is_refused(tmp_path):
+    path = tmp_path / "rows.pack"
+    pack.write([row()], path)
+    said = json.loads(gzip.decompress(path.read_bytes()))
+    said["rows"][0]["images_per_s"]["candidate"]["mean"] = 1e6
+    path.write_bytes(gzip.compress(json.dumps(said).encode()))
+    with pytest.raises(ValueError, match=r"rows\.pack was changed after it was packed"):
+        pack.read(path)
+    path.write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(ValueError, match=r"rows\.pack is no file of packed rows"):
+        pack.read(path)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"rows\.pack can't be unpacked"):
+        pack.read(path)
+    path.write_text('{"kind": "speed"}\n')
+    with pytest.raises(ValueError, match=r"rows\.pack line 1 is not a row of schema 1"):
+        render.main([str(path)])
+    with pytest.raises(ValueError, match="is no file of rows"):
+        render.main([str(tmp_path / "absent")])
+
+
+def test_too_many_rows_make_no_pack(tmp_path):
+    noise = random.Random(0)
+    rows = [row(reason=str(noise.random()) * 200) for _ in range(300)]
+    with pytest.raises(ValueError, match="more than 200; pack fewer"):
+        pack.write(rows, tmp_path / "rows.pack")
+
+
+def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
+    shares = calibration.trials()
+    assert {share: shares.count(share) for share in set(shares)} == {0.0: 60, 0.03: 30, 0.05: 30}
+    assert shares == calibration.trials()
+    plan = timing.Plan()
+    rows = Rows(tmp_path)
+    for number, verdict in ((3, "slower"), (7, "no difference seen")):
+        rows.add("plant", what="trial", trial=number, share=0.05, plan=vars(plan), device="cpu",
+                 verdict=verdict, seconds=100.0)  # fmt: skip
+    assert calibration.made([tmp_path], plan, "cpu") == {3, 7}
+    assert calibration.made([tmp_path], timing.Plan(processes=9), "cpu") == set()
+    (line,) = calibration.table(rows.kept).body
+    exact = stats.proportion(1, 2)
+    assert line[5] == f"found: 50% ({exact.low:.0%} to {exact.high:.0%})"
+
+
+def test_exact_intervals_of_proportions():
+    # Clopper and Pearson: none of n has the upper end 1 - 0.025^(1/n).
+    assert stats.proportion(0, 60).high == pytest.approx(1 - 0.025 ** (1 / 60))
+    assert stats.proportion(0, 60).low == 0
+    half = stats.proportion(15, 30)
+    assert half.low + half.high == pytest.approx(1)
+
+
+def test_the_device_check_passes_on_the_cpu_and_fails_for_a_wrong_device(monkeypatch):
+    found = check.run(torch.device("cpu"))
+    assert found["verdict"] == "within all bands", found
+    assert found["kernels"] == {"float32": "the CPU's"}
+    assert "band" in check.text(found)
+    monkeypatch.setattr(check, "logits_error", lambda device, dtype: 1e-3)
+    wrong = check.run(torch.device("cpu"))
+    assert wrong["verdict"] == "outside a band"
+    assert check.apart([1.0, 1.1], [1.0, 1.0]) == pytest.approx(0.1)
+
+
+def test_accuracy_of_a_saved_timm_model_in_both(tmp_path):
+    import timm
+    from PIL import Image
+    from timm.models import save_for_hf
+
+    arguments = {"img_size": 32, "num_classes": 3, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", **arguments)
+    nn.init.normal_(model.head.weight)
+    save_for_hf(model, tmp_path / "saved", model_args=arguments)
+    for number, name in enumerate("abc"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for picture in range(4):
+            pixels = torch.randint(0, 255, (40, 50, 3), dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "val" / name / f"{number}{picture}.png")
+    place = tmp_path / "saved" / "model.safetensors"
+    found = pretrained.measure(str(place), tmp_path / "val", batch=5, device=torch.device("cpu"))
+    assert found["identical"] == found["images"] == 12
+    assert found["top1"]["reference"] == found["top1"]["candidate"]
+    assert found["top5"]["candidate"] == 1
+    assert found["logits_apart"] < 1e-4
+    assert "predictions identical: 12 of 12" in pretrained.text(found)
+    (tmp_path / "val" / "d").mkdir()
+    with pytest.raises(ValueError, match="val'"):
+        pretrained.measure(str(place), tmp_path / "val", batch=5, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"no config\.json beside the weights"):
+        pretrained.load(str(tmp_path / "val" / "a" / "00.png"))
+
+
+def test_a_gate_passes_the_same_commit_and_names_what_it_cant_read(tmp_path):
+    words = ["--against", "HEAD", "--model", "Pico/16", "--mode", "inference", "--processes", "2",
+             "--seconds", "0.1", "--block-s", "0.01", "--threshold", "0.9", "--out",
+             str(tmp_path)]  # fmt: skip
+    gate.main(words)
+    (path,) = tmp_path.glob("gate/*/rows.jsonl")
+    (found,) = read(path)
+    assert found["outputs_apart"] == 0
+    assert not found["failed"]
+    assert found["reference"] == found["candidate"]
+    assert 0.3 < found["ratio"] < 3
+    with pytest.raises(ValueError, match="against = 'nowhere' is no commit"):
+        gate.main(["--against", "nowhere"])
+
+
+def test_a_gate_fails_only_with_the_whole_interval(monkeypatch):
+    settings = gate.Settings(against="HEAD")
+    logs = [math.log(0.94), math.log(0.95), math.log(0.96), math.log(0.95), math.log(0.95)]
+
+    def found(values, apart=0.0):
+        records = iter(
+            {"apart": apart, "log_ratio": v, "log_ratio_again": 0.001 * k, "rounds": []}
+            for k, v in enumerate(values)
+        )
+        monkeypatch.setattr(gate, "process", lambda *_: next(records))
+        return gate.compare(settings, "inference", {}, Path())
+
+    assert found(logs)["failed"]
+    wide = [math.log(0.90), math.log(0.99), *logs[2:]]
+    assert not found(wide)["failed"]
+    other = found(logs, apart=1e-3)
+    assert other["failed"]
+    assert other["verdict"] == "not equal"
+    assert "outputs differ by 1.0e-03: FAILED" in gate.line({"mode": "inference"} | other, 0.03)
+
+
+def test_the_reference_in_many_rows_is_one_line():
+    rows = [row(stages={"reference": dict.fromkeys(breakdown.STAGES, 0.02)}, model=name)
+            for name in ("vitx:S/16", "hf:S/16")]  # fmt: skip
+    assert len(matrix.stage_table(deepcopy(rows)).body) == 1

@@ -1,0 +1,195 @@
+"""Where the time of one call or step goes: by stage, by phase, and from call to call.
+
+Stages are those of models with timm's names of modules. Everything here waits for the device more
+often than a timed block does, so shares are shown, and rates are those of `vitx.timing`.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vitx import train
+from vitx.config import TrainConfig
+
+QUANTILES = (0.50, 0.90, 0.99)
+LEAST_CALLS = 300
+"""Calls that the quantiles are read from, at least: the interval of the highest needs them."""
+REPEATS = 20
+"""Calls or steps that shares are medians of."""
+STAGES = ("patchify", "qkv", "attention", "proj", "mlp", "norm", "residual", "head", "remainder")
+"""`residual` is what blocks do beside their parts; `remainder` all else of a call."""
+
+
+def latency(call: Callable[[], Any], device: torch.device, seconds: float) -> dict[str, Any]:
+    """Quantiles of the seconds of single calls, the device waited for after each.
+
+    Their 95 % intervals are those of order statistics, which hold for any law of the times as far
+    as calls are independent.
+    """
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < LEAST_CALLS:
+        start = _now(device)
+        call()
+        times.append(_now(device) - start)
+    times.sort()
+    return {"calls": len(times)} | {
+        f"p{100 * q:.0f}": dict(zip(("value", "low", "high"), _quantile(times, q), strict=True))
+        for q in QUANTILES
+    }
+
+
+def _quantile(times: Sequence[float], share: float) -> tuple[float, float, float]:
+    """A quantile of sorted values, and the order statistics around it that hold it 95 in 100."""
+    n = len(times)
+    low, high = (int(stats.binom.ppf(p, n, share)) for p in (0.025, 0.975))
+    return times[min(int(share * n), n - 1)], times[max(low - 1, 0)], times[min(high, n - 1)]
+
+
+def phases(model: nn.Module, example: Tensor, config: TrainConfig) -> dict[str, float]:
+    """Median seconds of a training step's forward pass with its loss, backward pass, and the rest:
+    clipping, optimizer and what watches for values that are not finite.
+    """
+    state, device = train.init(config, model=model, device=example.device), example.device
+    with torch.no_grad():
+        classes = model(example[:1]).shape[-1]
+    target = torch.randint(classes, (len(example),), device=device)
+    found: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
+    for _ in range(2 + REPEATS):
+        marks = [_now(device)]
+        loss, hits = train.forward(state, example, target, config)
+        marks.append(_now(device))
+        (loss * state.scale).backward()
+        marks.append(_now(device))
+        train.change(state, loss.detach(), hits / len(example), float(len(example)), config)
+        marks.append(_now(device))
+        for name, before, after in zip(found, marks, marks[1:], strict=False):
+            found[name].append(after - before)
+    return {name: statistics.median(times[2:]) for name, times in found.items()}
+
+
+def stages(model: nn.Module, image: Tensor) -> dict[str, float]:
+    """Median seconds of each of `STAGES` in an eager inference call; they add up to the call.
+
+    Raises ValueError for a model whose modules have other names than timm's.
+    """
+    for name in ("patch_embed", "blocks", "blocks.0.attn", "blocks.0.mlp", "head"):
+        try:
+            model.get_submodule(name)
+        except AttributeError:
+            raise ValueError(f"the model has no module {name}: its stages are not known") from None
+    model.eval()
+    found: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    for repeat in range(2 + REPEATS):
+        with torch.inference_mode(), _Stages(model, image.device) as watch:
+            start = _now(image.device)
+            model(image)
+            whole = _now(image.device) - start
+        if repeat >= 2:
+            for stage, seconds in watch.split(whole).items():
+                found[stage].append(seconds)
+    return {stage: statistics.median(times) for stage, times in found.items()}
+
+
+class _Stages:
+    """Adds up the time of modules, and of the linear maps and attention inside of attention.
+
+    Linear maps are seen as functions, not as modules: a model may call a part of one's weights.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        self.model, self.device = model, device
+        self.seconds: dict[str, float] = {}
+        self.within = False
+        self.mixed = False
+        self.stack = ExitStack()
+
+    def __enter__(self) -> "_Stages":
+        for name, module in self.model.named_modules():
+            if stage := _stage(name):
+                self._watch(module, stage)
+        self.stack.enter_context(_Functions(self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def _watch(self, module: nn.Module, stage: str) -> None:
+        started: list[float] = []
+
+        def before(*_: object) -> None:
+            if stage == "attn":
+                self.within, self.mixed = True, False
+            started.append(_now(self.device))
+
+        def after(*_: object) -> None:
+            self.add(stage, _now(self.device) - started.pop())
+            if stage == "attn":
+                self.within = False
+
+        for handle in (
+            module.register_forward_pre_hook(before),
+            module.register_forward_hook(after),
+        ):
+            self.stack.callback(handle.remove)
+
+    def add(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def split(self, whole: float) -> dict[str, float]:
+        """Seconds of each of `STAGES`."""
+        own = {stage: self.seconds.get(stage, 0.0) for stage in STAGES}
+        attn, block, inner = (self.seconds.get(k, 0.0) for k in ("attn", "block", "inner"))
+        # Within attention also reshaping, which the fused function's inputs need.
+        own["attention"] = attn - own["qkv"] - own["proj"]
+        own["norm"] += inner
+        own["residual"] = block - attn - own["mlp"] - inner
+        own["remainder"] = whole - sum(v for k, v in own.items() if k != "remainder")
+        return own
+
+
+class _Functions(TorchFunctionMode):
+    """Times linear maps inside of attention: before its mixing `qkv`, after it `proj`."""
+
+    def __init__(self, watch: _Stages):
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        watch = self.watch
+        if not watch.within or func not in (F.linear, F.scaled_dot_product_attention):
+            return func(*args, **(kwargs or {}))
+        start = _now(watch.device)
+        result = func(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention:
+            watch.mixed = True
+        else:
+            watch.add("proj" if watch.mixed else "qkv", _now(watch.device) - start)
+        return result
+
+
+def _stage(name: str) -> str:
+    """The stage of a module of that name, `inner` for a block's norms; empty for none."""
+    if name in ("patch_embed", "norm", "fc_norm", "head"):
+        return {"patch_embed": "patchify", "fc_norm": "norm"}.get(name, name)
+    blocks, _, rest = name.partition(".")
+    part = rest.partition(".")[2]
+    if blocks != "blocks" or not rest:
+        return ""
+    return {"": "block", "attn": "attn", "mlp": "mlp", "norm1": "inner", "norm2": "inner"}.get(
+        part, ""
+    )
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,146 @@
+"""The state of the machine around a timed block, and what a process has used of it."""
+
+import contextlib
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+FOREIGN_LIMIT = 0.10
+"""Share of the machine's time that others may use during a block."""
+STEAL_LIMIT = 0.05
+"""Share of the machine's time that the hypervisor may take during a block."""
+CLOCK_LIMIT = 0.90
+"""Lowest clock of a block, as a share of the highest that was read."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Readings around a block, as shares of the time of the cores that this process may use.
+
+    None where they can't be read. They say nothing of a GPU.
+    """
+
+    foreign: float | None
+    steal: float | None
+    clock_mhz: float | None
+    load: float | None
+
+    def disturbed(self, highest_clock_mhz: float) -> bool:
+        """Whether others used the machine; judged from these readings, never from a time."""
+        slow = self.clock_mhz is not None and self.clock_mhz < CLOCK_LIMIT * highest_clock_mhz
+        return slow or (self.foreign or 0) > FOREIGN_LIMIT or (self.steal or 0) > STEAL_LIMIT
+
+
+class Watch:
+    """Reads the machine's state over a stretch of time."""
+
+    def __init__(self):
+        self._cores = core_numbers()
+        self._start = (time.perf_counter(), _own_seconds(), cpu_seconds(self._cores))
+
+    def read(self) -> Machine:
+        wall, own, cpu = self._start
+        elapsed = (time.perf_counter() - wall) * (len(self._cores) or cores())
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        now = cpu_seconds(self._cores)
+        if cpu is None or now is None:
+            return Machine(None, None, _clock_mhz(), load)
+        foreign = (now["busy"] - cpu["busy"]) - (_own_seconds() - own)
+        steal = now["steal"] - cpu["steal"]
+        return Machine(max(foreign / elapsed, 0.0), steal / elapsed, _clock_mhz(), load)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(core_numbers()) or os.cpu_count() or 1
+
+
+def page_faults() -> int:
+    """Pages that the system has mapped for this process without reading a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def _own_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def core_numbers() -> set[int]:
+    """The cores that any thread of this process may use; empty where that can't be read."""
+    threads = Path("/proc/self/task")
+    if not (threads.exists() and hasattr(os, "sched_getaffinity")):
+        return set()
+    # OpenMP may bind the main thread to one core, and each of its others to another.
+    found: set[int] = set()
+    for thread in threads.iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            found |= os.sched_getaffinity(int(thread.name))
+    return found
+
+
+def cpu_seconds(numbers: set[int]) -> dict[str, float] | None:
+    """Seconds since boot that these cores were busy, and were stolen; Linux only.
+
+    None where the system does not list every one of them, as in some containers.
+    """
+    path = Path("/proc/stat")
+    if not path.exists():
+        return None
+    ours = {f"cpu{core}" for core in numbers}
+    lines = [words for line in path.read_text().splitlines() if (words := line.split())]
+    each = [[int(word) for word in words[1:9]] for words in lines if words[0] in ours]
+    if not ours or len(each) != len(ours):
+        return None
+    user, nice, system, _, _, irq, softirq, steal = map(sum, zip(*each, strict=True))
+    hertz = os.sysconf("SC_CLK_TCK")
+    return {"busy": (user + nice + system + irq + softirq) / hertz, "steal": steal / hertz}
+
+
+def _clock_mhz() -> float | None:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return None
+    clocks = [
+        float(line.split(":")[1])
+        for line in path.read_text().splitlines()
+        if line.startswith("cpu MHz")
+    ]
+    return sum(clocks) / len(clocks) if clocks else None
+
+
+def peak_mib() -> float:
+    """Highest resident memory of this process so far."""
+    path = Path("/proc/self/status")
+    if path.exists():
+        # getrusage's figure starts at the parent's memory on Linux; VmHWM is this process's own.
+        line = next(row for row in path.read_text().splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def tree_mib(process: int) -> float:
+    """Resident memory of a process and all that it started (Linux; elsewhere 0)."""
+    return sum(_resident_mib(number) for number in (process, *descendants(process)))
+
+
+def descendants(process: int) -> set[int]:
+    """All processes under one, on Linux."""
+    lists = Path(f"/proc/{process}/task").glob("*/children")
+    direct: set[int] = set()
+    for path in lists:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            direct |= {int(word) for word in path.read_text().split()}
+    return direct.union(*(descendants(child) for child in direct))
+
+
+def _resident_mib(process: int) -> float:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    found = [int(line.split()[1]) for line in lines if line.startswith("VmRSS")]
+    return found[0] / 2**10 if found else 0.0

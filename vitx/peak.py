@@ -1,0 +1,165 @@
+"""Peak rates of this machine, and what a model's rate is beside them.
+
+A model's utilisation (MFU) is its counted work a second over the fastest matrix product that was
+found here in the same dtype with the same threads, before and after the model was timed.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vitx.timing import time_block
+
+SQUARES = (512, 1024, 2048)
+"""Sides of the square products that are tried beside a model's own."""
+OWN = 4
+"""A model's own products that are tried: those with most work."""
+BLOCK_S = 0.05
+BLOCKS = 5
+UNSTEADY = 0.15
+"""Peaks before and after that differ by more say nothing of a model between them."""
+ABOVE = 1.05
+"""A rate higher than this times the peak was counted wrongly."""
+CACHES = 4
+"""Arrays that are copied for the bandwidth are so many times the last cache."""
+SHEETS = {
+    # FLOP/s without sparsity, by a word of the device's name; the makers' data sheets
+    "H200": {"float32": 67e12, "bfloat16": 989e12, "float16": 989e12},
+    "H100": {"float32": 67e12, "bfloat16": 989e12, "float16": 989e12},
+    "A100": {"float32": 19.5e12, "bfloat16": 312e12, "float16": 312e12},
+}
+
+Shape = tuple[int, int, int]
+"""Rows, inner size and columns of a matrix product."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The fastest matrix product and the fastest copy."""
+
+    flops: float
+    """Floating-point operations a second, a multiplication and an addition counted as two."""
+    shape: Shape
+    bytes: float
+    """Bytes read and written a second."""
+
+
+class _Work(TorchDispatchMode):
+    """Notes the sizes of matrix products, and the bytes of what operations read and write."""
+
+    def __init__(self):
+        super().__init__()
+        self.products: Counter[Shape] = Counter()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if name in ("aten::mm", "aten::addmm"):
+            left, right = args[-2:] if name == "aten::mm" else args[1:3]
+            self.products[left.shape[0], left.shape[1], right.shape[1]] += 1
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [value for value in tree_leaves((args, kwargs, result))
+                       if isinstance(value, Tensor)]  # fmt: skip
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return result
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call is made of."""
+
+    products: list[Shape]
+    """The matrix products that do most of its work."""
+    bytes: int
+    """What its operations read and write, each by itself: more than what fused ones do."""
+
+
+def work(model: nn.Module, image: Tensor) -> Work:
+    """The work of `model(image)` in inference, counted on `meta`."""
+    twin = deepcopy(model).to("meta").eval()
+    with _Work() as seen, torch.no_grad():
+        twin(image.to("meta"))
+    done = {(m, k, n): m * k * n * count for (m, k, n), count in seen.products.items()}
+    return Work(sorted(done, key=lambda shape: -done[shape])[:OWN], seen.bytes)
+
+
+def peak(dtype: torch.dtype, device: torch.device, own: Sequence[Shape] = ()) -> Peak:
+    """Both peaks now: the highest of the median rates of each product, and that of a copy."""
+    shapes = [*((side, side, side) for side in SQUARES), *own]
+    rates = {shape: _product_rate(shape, dtype, device) for shape in shapes}
+    best = max(rates, key=lambda shape: rates[shape])
+    return Peak(rates[best], best, _copy_rate(device))
+
+
+def _product_rate(shape: Shape, dtype: torch.dtype, device: torch.device) -> float:
+    m, k, n = shape
+    left, right = (torch.randn(*size, device=device).to(dtype) for size in ((m, k), (k, n)))
+    out = torch.empty(m, n, device=device, dtype=dtype)
+    return 2 * m * k * n / _seconds(lambda: torch.mm(left, right, out=out), device)
+
+
+def _copy_rate(device: torch.device) -> float:
+    size = max(CACHES * last_cache(device), 2**26)
+    source = torch.zeros(size // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / _seconds(lambda: target.copy_(source), device)
+
+
+def _seconds(act: Any, device: torch.device) -> float:
+    """Seconds of one call: the median over blocks, each long enough to be read."""
+    once = time_block(act, 1, device)
+    once = min(once, time_block(act, 1, device))
+    iterations = max(1, round(BLOCK_S / max(once, 1e-9)))
+    return statistics.median(
+        time_block(act, iterations, device) / iterations for _ in range(BLOCKS)
+    )
+
+
+def last_cache(device: torch.device) -> int:
+    """Bytes of the device's last cache; 32 MiB where that can't be read."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    sizes = [
+        int(text.removesuffix("K")) * 2**10
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+        if (text := path.read_text().strip()).endswith("K")
+    ]
+    return max(sizes, default=2**25)
+
+
+def data_sheet(device_name: str, dtype: str) -> float | None:
+    """The maker's peak for that dtype, where it is known here."""
+    return next((peaks.get(dtype) for word, peaks in SHEETS.items() if word in device_name), None)
+
+
+def utilisation(flops: float, before: Peak, after: Peak) -> dict[str, Any]:
+    """A rate in FLOP/s beside the peaks around it, as fields of a row.
+
+    Raises ValueError for a rate above the peak, which was counted wrongly.
+    """
+    low, high = sorted((before.flops, after.flops))
+    found: dict[str, Any] = {
+        "flops": flops,
+        "peak_low": low,
+        "peak_high": high,
+        "bandwidth": max(before.bytes, after.bytes),
+        "peaks": [asdict(before), asdict(after)],
+    }
+    if high > (1 + UNSTEADY) * low:
+        return found | {"mfu": None, "why": "unsteady"}
+    if flops > ABOVE * high:
+        raise ValueError(
+            f"{flops / 1e9:,.0f} GFLOP/s is more than the peak of {high / 1e9:,.0f}: something was "
+            "counted wrongly"
+        )
+    return found | {"mfu": flops / high, "why": ""}
