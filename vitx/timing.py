@@ -1,10 +1,10 @@
 """Paired timing in fresh processes: `python -m vitx.timing` does one task of a job.
 
 A job is a folder with `job.json` (a `Plan`) and pickles: candidate, example, and the reference if
-there is one. What is timed is a module, or a whole training step (`Training`). The tasks are `alone`
-(one of the two: peak memory, compile seconds, error in the timed dtype, details), `pair` (three arms
-in one process: reference, the same reference again, candidate; without a reference the candidate
-alone) and `probe` (the rate of a few calls).
+there is one. What is timed is a module, or a whole training step (`Training`). The tasks are
+`alone` (one of the two: peak memory, compile seconds, error in the timed dtype, details), `pair`
+(three arms in one process: reference, the same reference again, candidate; without a reference the
+candidate alone) and `probe` (the rate of a few calls).
 """
 
 import itertools
