@@ -86,9 +86,9 @@ class Work:
 
 def work(model: nn.Module, image: Tensor) -> Work:
     """The work of `model(image)` in inference, counted on `meta`."""
-    twin = deepcopy(model).to("meta").eval()
+    twin, image = deepcopy(model).to("meta").eval(), image.to("meta")
     with _Work() as seen, torch.no_grad():
-        twin(image.to("meta"))
+        twin(image)
     done = {(m, k, n): m * k * n * count for (m, k, n), count in seen.products.items()}
     return Work(sorted(done, key=lambda shape: -done[shape])[:OWN], seen.bytes)
 
