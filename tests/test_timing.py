@@ -291,3 +291,54 @@ def test_a_model_against_itself_is_no_different():
     plan = Plan(processes=5, pair_s=5.0)
     found = compare(a, a, torch.randn(8, 3, 64, 64), plan=plan)
     assert found.verdict in ("no difference seen", "inconclusive")
+
+
+def test_a_model_by_itself_has_a_rate_and_no_ratio():
+    found = timing.pair({"candidate": vitx.build(CONFIG)}, torch.randn(2, 3, 12, 12), QUICK, 0)
+    assert found["log_ratio"] is None
+    assert found["images"] == {"candidate": 2}
+    assert len(found["seconds"]["candidate"]) >= 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_inference_in_half_precision_and_training_under_autocast(dtype):
+    image = torch.randn(2, 3, 12, 12)
+    vit, half = timing.as_timed(vitx.build(CONFIG), image, replace(QUICK, dtype=dtype))
+    assert half.dtype == next(vit.parameters()).dtype == getattr(torch, dtype)
+    plan = replace(QUICK, dtype=dtype, mode="training")
+    vit, given = timing.as_timed(vitx.build(CONFIG), image, plan)
+    assert given.dtype == next(vit.parameters()).dtype == torch.float32
+    before = vit.head.weight.detach().clone()
+    step = timing.make_step(vit, None, given, plan)
+    for _ in range(20):  # float16 finds its scale first
+        metrics = step()
+    assert metrics["loss"].isfinite()
+    assert not torch.equal(before, vit.head.weight)
+
+
+def test_limits_of_time_and_memory_end_a_process_with_its_children(tmp_path):
+    mark = tmp_path / "alive"
+    child = f"import time; time.sleep(3); open({str(mark)!r}, 'w')"
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])"
+    slow = [sys.executable, "-c", f"{start}; import time; time.sleep(60)"]
+    code, words = timing.run_limited(slow, os.environ, limit_s=1.0, limit_gib=0.0)
+    assert (code, words) == (-1, "the process took longer than 1 s and was ended")
+    hungry = [sys.executable, "-c", "x = bytearray(2**29); import time; time.sleep(60)"]
+    code, words = timing.run_limited(hungry, os.environ, limit_s=60.0, limit_gib=0.3)
+    assert code == -1
+    assert "GiB of memory, more than 0.3, and was ended" in words
+    wrong = [sys.executable, "-c", "raise RuntimeError('so it goes')"]
+    assert timing.run_limited(wrong, os.environ, limit_s=60.0, limit_gib=1.0) == (
+        1, "RuntimeError: so it goes",
+    )  # fmt: skip
+    time.sleep(3)
+    assert not mark.exists()
+
+
+def test_the_step_of_a_module_is_the_trainers(monkeypatch):
+    """With clipping and the optimizer: the weights change as by `vitx.train`."""
+    vit = vitx.build(CONFIG)
+    before = vit.head.weight.detach().clone()
+    timing.make_step(vit, None, torch.randn(4, 3, 12, 12), replace(QUICK, mode="training"))()
+    assert 0 < (vit.head.weight - before).abs().max() < 1e-4
+    assert vit.training

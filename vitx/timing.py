@@ -462,18 +462,18 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
         _ = [load(each, "meta") for each in sides]
         before_mib = peak_mib()
         subject, image = as_timed(load(side), example, plan)
-        run = None if isinstance(subject, Training) else prepare(subject, plan)
+        run = prepare(subject, plan) if more == ["error"] else None
         step = make_step(subject, run, image, plan)
         found = measure_resources(step, image, before_mib)
         if plan.details:
             found |= _details(subject, step, image, plan)
-        if more == ["error"]:
+        if run is not None:
             found["timed_error"] = timed_error(
                 load("reference"),
                 subject,
                 image,
                 training=plan.mode == "training",
-                run=run or subject,
+                run=run,
                 keys=load("keys") if side == "candidate" else None,
             )
     result.write_text(json.dumps(found))
