@@ -27,7 +27,7 @@ from vitx import stats, tracking
 from vitx.config import size
 from vitx.equality import TOLERANCE
 from vitx.registry import choose
-from vitx.timing import ARMS, KEEP_MEMORY, MODES, orders
+from vitx.timing import ARMS, KEEP_MEMORY, MODES, iterations_of, orders
 
 PROG = "python -m benchmarks.gate"
 SIDE = ROOT / "benchmarks" / "gate_side.py"
@@ -156,13 +156,14 @@ def process(
         for side in sides.values():  # warm-up
             side.block(1)
         once = {arm: side.block(3) for arm, side in sides.items()}
-        iterations = max(1, math.ceil(settings.block_s / min(once.values())))
-        wanted = max(6, round(settings.seconds / (iterations * sum(once.values()))))
+        iterations = iterations_of(once, settings.block_s)
+        round_s = sum(count * once[arm] for arm, count in iterations.items())
+        wanted = max(6, round(settings.seconds / round_s))
         rounds = []
         for order in orders(rng, ARMS):
             if len(rounds) >= wanted and len(rounds) % 6 == 0:
                 break
-            rounds.append({arm: sides[arm].block(iterations) for arm in order})
+            rounds.append({arm: sides[arm].block(iterations[arm]) for arm in order})
     logs = [{arm: math.log(seconds) for arm, seconds in each.items()} for each in rounds]
     return {
         "apart": apart,

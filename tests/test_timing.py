@@ -75,9 +75,14 @@ def test_a_pair_finds_planted_times(monkeypatch, unchecked):
     wanted = [math.log(2.0), math.log(2.1)]
     assert found["log_ratio"] == pytest.approx(sum(wanted) / 2)
     assert found["log_ratio_again"] == pytest.approx(math.log(0.20 / 0.21))
-    assert found["iterations"] == 3
+    assert found["iterations"] == dict.fromkeys(seconds, 3)
     assert len(found["rounds"]) == 6
     assert found["warm_up"]["ended"] == "steady"
+
+
+def test_arms_of_unlike_speed_have_blocks_of_like_length():
+    found = timing.iterations_of({"reference": 0.05, "again": 0.04, "candidate": 0.001}, 0.1)
+    assert found == {"reference": 3, "again": 3, "candidate": 100}
 
 
 def test_disturbed_rounds_are_run_again_and_kept(monkeypatch, unchecked):

@@ -191,8 +191,8 @@ def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: 
         for timed, image in [as_timed(subject, example, plan)]
     }
     warm = warm_up(steps, plan, example.device)
-    iterations = max(1, math.ceil(plan.block_s / min(warm["seconds_each"].values())))
-    round_s = iterations * sum(warm["seconds_each"].values())
+    iterations = iterations_of(warm["seconds_each"], plan.block_s)
+    round_s = sum(count * warm["seconds_each"][arm] for arm, count in iterations.items())
     whole = math.factorial(len(steps))
     wanted = whole * max(1, round(plan.pair_s / round_s / whole))
     rounds: list[dict] = []
@@ -223,6 +223,18 @@ def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: 
     return found | _log_ratios(times, images)
 
 
+def iterations_of(seconds: Mapping[str, float], block_s: float) -> dict[str, int]:
+    """The fewest iterations a block: the same number for arms of like speed.
+
+    Arms of which one takes more than twice as long have numbers of their own.
+    """
+    found = {}
+    for arm, mine in seconds.items():
+        fastest = min(other for other in seconds.values() if mine / 2 <= other <= 2 * mine)
+        found[arm] = max(1, math.ceil(block_s / fastest))
+    return found
+
+
 def _log_ratios(
     times: Mapping[str, list[float]], images: Mapping[str, int]
 ) -> dict[str, float | None]:
@@ -239,13 +251,13 @@ def _log_ratios(
 def _round(
     steps: Mapping[str, Callable[[], Any]],
     order: tuple[str, ...],
-    iterations: int,
+    iterations: Mapping[str, int],
     device: torch.device,
     before: list[dict],
 ) -> dict:
     """One block of each arm; disturbed if one of them was."""
     clock = max((b["clock_mhz"] or 0.0 for e in before for b in e["blocks"].values()), default=0.0)
-    blocks = {arm: _watched(steps[arm], iterations, device, clock) for arm in order}
+    blocks = {arm: _watched(steps[arm], iterations[arm], device, clock) for arm in order}
     disturbed = any(block["disturbed"] for block in blocks.values())
     return {"order": order, "disturbed": disturbed, "blocks": blocks}
 
