@@ -289,8 +289,10 @@ def _connect(where: str, *, new: bool) -> BaseStorage:
         path = Path(where)
         if not new and not path.exists():
             raise FileNotFoundError("there is no such file")
-        if path.exists() and path.read_bytes()[:1] not in (b"", b"{"):
-            raise OSError("it is no journal; a database is written as a URL, such as sqlite:///x")
+        if path.exists():
+            with path.open("rb") as file:
+                if file.read(1) not in (b"", b"{"):
+                    raise OSError("it is no journal; a database is a URL, such as sqlite:///x")
         return JournalStorage(JournalFileBackend(where))
     url = make_url(where)
     if url.drivername == "postgresql":  # whose default driver changes with SQLAlchemy's version

@@ -14,10 +14,11 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, TypeGuard
+from typing import Any, TextIO, TypeGuard
 
 import tyro
 
@@ -38,6 +39,8 @@ from vitx.config import override
 from vitx.tracking import STEP
 
 PROG = "python -m experiments.sweep"
+ERRORS = "errors.log"
+"""What a trial's program has written to its stderr, in the trial's folder."""
 POLL_S = 0.5
 
 
@@ -101,38 +104,45 @@ def run(trials: Trials, claim: Claim, out: Path) -> str:
     """Run one trial as a W&B agent would, and watch its metric; a line on how it ended."""
     said = f"trial {claim.trial.number} {_words(claim.values)}"
     name = uuid.uuid4().hex[:8]
+    try:
+        with (
+            closing(claim.lock),
+            (claim.folder / "output.log").open("w") as output,
+            (claim.folder / ERRORS).open("w") as errors,
+        ):
+            return f"{said}: {_run(trials, claim, out, name, output, errors)}"
+    except optuna.exceptions.UpdateFinishedTrialError:
+        return f"{said}: taken over by another worker, as this one was silent"
+
+
+def _run(trials: Trials, claim: Claim, out: Path, name: str, output: TextIO, errors: TextIO) -> str:
+    """Run the program under a run's name, tell how it ended, and say it."""
     here = _environment() | {
         "WANDB_RUN_ID": name,
         "WANDB_RUN_GROUP": trials.sweep.name,
         "VITX_OUT": str(out.resolve()),
         "PYTHONUNBUFFERED": "1",
     }
-    errors = claim.folder / "errors.log"
+    command = trials.sweep.words(claim.values)
     try:
-        with (claim.folder / "output.log").open("w") as file, errors.open("w") as said_wrong:
-            program = subprocess.Popen(
-                trials.sweep.words(claim.values), env=here, stdout=file, stderr=said_wrong,
-                preexec_fn=workers.end_with_parent,
-            )  # fmt: skip
-            try:
-                readings, pruned = _watch(trials, claim, program, out, name)
-            except BaseException:
-                program.terminate()
-                program.wait()
-                raise
-        claim.trial.set_user_attr(STEPS, max((step for step, _ in readings), default=0))
-        claim.trial.set_user_attr(RUN, name)
-        if pruned:
-            trials.prune(claim)
-            return f"{said}: stopped early at {trials.sweep.metric} {readings[-1][1]:.4g}"
-        return f"{said}: {_end(trials, claim, program.returncode, out, name)}"
-    except FileNotFoundError as error:  # of the program
+        program = subprocess.Popen(
+            command, env=here, stdout=output, stderr=errors, preexec_fn=workers.end_with_parent
+        )
+    except FileNotFoundError as error:
         trials.fail(claim, str(error))
-        return f"{said}: failed, {error}"
-    except optuna.exceptions.UpdateFinishedTrialError:
-        return f"{said}: taken over by another worker, as this one was silent"
-    finally:
-        claim.lock.close()
+        return f"failed, {error}"
+    try:
+        readings, pruned = _watch(trials, claim, program, out, name)
+    except BaseException:
+        program.terminate()
+        program.wait()
+        raise
+    claim.trial.set_user_attr(STEPS, max((step for step, _ in readings), default=0))
+    claim.trial.set_user_attr(RUN, name)
+    if pruned:
+        trials.prune(claim)
+        return f"stopped early at {trials.sweep.metric} {readings[-1][1]:.4g}"
+    return _end(trials, claim, program.returncode, out, name)
 
 
 def _end(trials: Trials, claim: Claim, status: int, out: Path, name: str) -> str:
@@ -141,7 +151,7 @@ def _end(trials: Trials, claim: Claim, status: int, out: Path, name: str) -> str
     metric = trials.sweep.metric
     value = None if folder is None else tracking.read_json(folder / "summary.json").get(metric)
     if status:
-        why = f"exit {status}: {workers.last_words(claim.folder / 'errors.log')}"
+        why = f"exit {status}: {workers.last_words(claim.folder / ERRORS)}"
     elif folder is None:
         why = f"it left no run in {out / trials.sweep.name}"
     elif not _is_number(value) or not math.isfinite(value):
