@@ -60,6 +60,8 @@ class Settings:
     """A process that takes longer is ended, and its configuration is a failure."""
     limit_gib: float = 0.0
     """The same for memory; 0 for no limit."""
+    mean: bool = False
+    """Also read rates as timm's benchmark does: the mean of 40 calls of one process."""
     resume: bool = False
     """Go on with the newest run of the same settings."""
     out: Path = tracking.OUT
@@ -134,6 +136,7 @@ def configurations(settings: Settings) -> list[Configuration]:
         limit_s=settings.limit_s,
         limit_gib=settings.limit_gib,
         details=True,
+        mean=settings.mean,
     )
     names = [name for name in settings.models if name != settings.reference]
     if not names:

@@ -22,6 +22,8 @@ from vitx.config import TrainConfig
 QUANTILES = (0.50, 0.90, 0.99)
 LEAST_CALLS = 300
 """Calls that the quantiles are read from, at least: the interval of the highest needs them."""
+MEAN_WARM, MEAN_CALLS = 10, 40
+"""timm's number of calls before and while it measures."""
 REPEATS = 20
 """Calls or steps that shares are medians of."""
 STAGES = ("patchify", "qkv", "attention", "proj", "mlp", "norm", "residual", "head", "remainder")
@@ -52,6 +54,21 @@ def _quantile(times: Sequence[float], share: float) -> tuple[float, float, float
     n = len(times)
     low, high = (int(stats.binom.ppf(p, n, share)) for p in (0.025, 0.975))
     return times[min(int(share * n), n - 1)], times[max(low - 1, 0)], times[min(high, n - 1)]
+
+
+def mean_of_calls(call: Callable[[], Any], device: torch.device) -> float:
+    """Mean seconds of `MEAN_CALLS`, each waited for, after `MEAN_WARM`: one number of one process.
+
+    This is what timm's `benchmark.py` (1.0) reports, as images/s.
+    """
+    for _ in range(MEAN_WARM):
+        call()
+    times = []
+    for _ in range(MEAN_CALLS):
+        start = _now(device)
+        call()
+        times.append(_now(device) - start)
+    return statistics.mean(times)
 
 
 def phases(model: nn.Module, example: Tensor, config: TrainConfig) -> dict[str, float]:

@@ -88,7 +88,7 @@ class Comparison:
             "compile_s": {side: found.get("compile_s") for side, found in self.resources.items()},
             **{
                 detail: {side: found.get(detail) for side, found in self.resources.items()}
-                for detail in ("latency", "stages", "phases")
+                for detail in ("latency", "stages", "phases", "mean_images_per_s")
                 if self.plan.details
             },
             "equality": self.equality and asdict(self.equality) | {"timed_error": self.timed_error},

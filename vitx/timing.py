@@ -69,6 +69,8 @@ class Plan:
     """Pairs run under `KEEP_MEMORY`; otherwise as the allocator is set up."""
     details: bool = False
     """Also say where each side's time goes: latency of calls at batch 1, stages, phases."""
+    mean: bool = False
+    """Also read each side's rate as timm's benchmark does."""
     seed: int = 0
 
     def __post_init__(self):
@@ -477,6 +479,9 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
         run = prepare(subject, plan) if more == ["error"] else None
         step = make_step(subject, run, image, plan)
         found = measure_resources(step, image, before_mib)
+        if plan.mean:
+            seconds = breakdown.mean_of_calls(step, image.device)
+            found["mean_images_per_s"] = images_of(subject, image) / seconds
         if plan.details:
             found |= _details(subject, step, image, plan)
         if run is not None:
