@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import peers
+from benchmarks import matrix, peers
 from benchmarks.peers import Model
 from experiments import cli
+from experiments.pages import Row
 from experiments.rows import Rows
-from vitx import peak, timing, tracking
+from vitx import peak, timing, tracking, visualize
 from vitx.compare import Comparison, compare, equality, speed
 from vitx.cost import step_macs
 from vitx.equality import Equality
@@ -116,8 +117,18 @@ def main(args: list[str]) -> None:
             run.log({tracking.ROW: len(rows.kept), **_numbers(row)})
             print(f"  {line(row)}", flush=True)
         shutil.rmtree(run.folder / "work", ignore_errors=True)
+        show(rows.kept, run)
         run.summarise(_summary(rows.kept))
         print(f"rows: {rows.path}\n{run.where}")
+
+
+def show(rows: Sequence[Row], run: tracking.Run) -> None:
+    """Tables and figures of the rows into the run's folder and W&B."""
+    matrix.write(rows, run.figures)
+    shown = matrix.throughput_table(rows)
+    run.table("throughput", shown.header, shown.body)
+    for name, figure in matrix.figures(rows).items():
+        run.figure(name, visualize.save(figure, run.figures / f"{name}.png"))
 
 
 def configurations(settings: Settings) -> list[Configuration]:
