@@ -228,15 +228,14 @@ def calibrate(settings: Settings) -> None:
     if settings.calibrate < 1:
         raise ValueError(f"calibrate = {settings.calibrate} must be at least 1")
     device, plan = tracking.device(settings.device), QUICK.plan
-    before = [render.RESULTS, *settings.out.glob("*-calibration")]
-    done = calibration.made(before, plan, str(device))
+    kept = [*render.RESULTS.glob("*.jsonl"), *settings.out.glob("*-calibration/rows.jsonl")]
+    before = calibration.made(kept, plan, str(device))
+    done = {row["trial"] for row in before}
     left = [number for number in range(len(calibration.trials())) if number not in done]
     with _one(settings, "calibration", flat(plan)) as (run, rows):
         job = Job(QUICK, device, rows, run)
         calibration.run(left[: settings.calibrate], plan, device, run.folder, job.add, job.say)
-        kept = [row for folder in before for path in folder.glob("*.jsonl")
-                for row in rows_file.read(path)]  # fmt: skip
-        print(f"{calibration.table([*kept, *rows.kept]).markdown()}\nrows: {rows.path}")
+        print(f"{calibration.table([*before, *rows.kept]).markdown()}\nrows: {rows.path}")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import speed
 from experiments import rows as rows_file
-from experiments.pages import Row, Table, machine
+from experiments.pages import MACHINE, Row, Table, machine
 from vitx import stats
 from vitx.timing import Plan
 
@@ -32,19 +32,11 @@ def trials() -> list[float]:
     return shares
 
 
-def made(folders: Sequence[Path], plan: Plan, device: str) -> set[int]:
-    """The numbers of the trials that stand in these folders of rows, with this plan and device."""
-    found = set()
-    for folder in folders:
-        for path in sorted(folder.glob("*.jsonl")):
-            for row in rows_file.read(path):
-                if (
-                    row.get("what") == WHAT
-                    and row["device"] == device
-                    and row["plan"] == vars(plan)
-                ):
-                    found.add(row["trial"])
-    return found
+def made(paths: Sequence[Path], plan: Plan, device: str) -> list[Row]:
+    """The trials in these files of rows with this plan and device, each once."""
+    rows = [row for path in paths for row in rows_file.read(path)]
+    wanted = [row for row in rows if row.get("what") == WHAT and row["device"] == device]
+    return rows_file.latest([row for row in wanted if row["plan"] == vars(plan)], "trial")
 
 
 def trial(number: int, plan: Plan, device: torch.device, **how: Any) -> tuple[str, dict[str, Any]]:
@@ -63,7 +55,8 @@ def table(rows: Sequence[Row]) -> Table:
     """How many of each kind were claimed to differ, with exact intervals."""
     header = ("planted", "trials", "said slower", "said faster", "inconclusive",
               "rate (95 %, exact)", "seconds a trial", "machine")  # fmt: skip
-    wanted = [row for row in rows if row.get("what") == WHAT]
+    wanted = rows_file.latest([row for row in rows if row.get("what") == WHAT], "trial", "plan",
+                              "device", *MACHINE)  # fmt: skip
     body = []
     for where in dict.fromkeys(machine(row) for row in wanted):
         for share in COUNTS:

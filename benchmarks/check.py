@@ -1,7 +1,8 @@
 """Whether a device computes what the CPU does, in about a minute: `python -m benchmarks --check`.
 
 Facts of the device, the attention kernel at the timed shapes, logits beside a float64 run on the
-CPU, and a short training beside one that was made on a CPU and is kept with the results.
+CPU, and a short training beside one that was made on a CPU and is kept with the results:
+`python -m benchmarks.check` makes it anew.
 """
 
 import json
@@ -11,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from experiments import cli
 from experiments.recipes import DIGITS
 from vitx import data
 from vitx.config import override, size
 from vitx.equality import randomise
 from vitx.model import build
+from vitx.tracking import environment
 from vitx.train import batches, init, step
 
 STEPS = 50
@@ -50,38 +52,27 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def kernel(device: torch.device, dtype: torch.dtype) -> str:
-    """Which fused attention is chosen at the shapes that are timed."""
-    if device.type != "cuda":
-        return "the CPU's"
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    """Which fused attention PyTorch chooses at the shapes that are timed."""
+    from torch.nn.attention import SDPBackend
 
     config = size(MODEL)
     tokens = config.grid[0] * config.grid[1] + config.prefix
-    q = torch.randn(
-        BATCH, config.heads, tokens, config.width // config.heads, device=device, dtype=dtype
-    )
-    for backend in (
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-    ):
-        try:
-            with sdpa_kernel([backend]):
-                F.scaled_dot_product_attention(q, q, q)
-        except RuntimeError:  # it does not take these shapes, or this device
-            continue
-        return backend.name.lower()
-    return "math"
+    shape = (BATCH, config.heads, tokens, config.width // config.heads)
+    q = torch.randn(shape, device=device, dtype=dtype)
+    return SDPBackend(torch._fused_sdp_choice(q, q, q)).name.lower()
 
 
 def logits_error(device: torch.device, dtype: torch.dtype) -> float:
-    """Relative root-mean-square error of a randomised model's logits to float64 on the CPU."""
+    """Relative root-mean-square error of a randomised model's logits to float64 on the CPU.
+
+    Without TF32, which is off in products by default and on in convolutions.
+    """
     torch.manual_seed(0)
     exact = build(size(MODEL)).double().eval()
     randomise(exact)
     image = torch.randn(BATCH, 3, *exact.config.size, dtype=torch.float64)
     there = deepcopy(exact).to(device=device, dtype=dtype)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
         wanted = exact(image)
         found = there(image.to(device=device, dtype=dtype)).cpu().double()
     return ((found - wanted).square().mean() / wanted.square().mean()).sqrt().item()
@@ -130,6 +121,14 @@ def run(device: torch.device) -> dict[str, Any]:
     }
 
 
+def main(_: list[str]) -> None:
+    """Make the kept training anew, on this CPU."""
+    losses = trajectory(torch.device("cpu"))
+    kept = {"steps": STEPS, "losses": losses, "environment": environment()}
+    TRAJECTORY.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf8")
+    print(TRAJECTORY)
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -147,3 +146,7 @@ def text(row: dict[str, Any]) -> str:
         f"{BAND:.0e}"
     )
     return "\n".join([*lines, row["verdict"]])
+
+
+if __name__ == "__main__":
+    cli.run(main)

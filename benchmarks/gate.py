@@ -2,7 +2,8 @@
 
 Both are checked out into folders of their own. Every round asks three processes for a block each,
 in random order: the other commit, the other commit again, this one. Exit status 1 says that this
-one is slower by more than the threshold, with its whole interval, or computes something else.
+one is slower by more than the threshold, with its whole interval, or that its outputs or gradients
+are others.
 """
 
 import json
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,8 @@ def main(args: list[str]) -> None:
     """Time every mode; print a line each, keep rows, and say by the exit status how it went."""
     settings = cli.parse(Settings, args, prog=PROG)
     check(settings)
+    if tracking.environment()["dirty"]:
+        print("what is not committed is left out: HEAD is timed")
     failed = False
     rows = Rows(settings.out / "gate" / time.strftime("%Y%m%d-%H%M%S-gate"))
     with tempfile.TemporaryDirectory(prefix="vitx-gate-") as folder, ExitStack() as stack:
@@ -147,12 +150,8 @@ def process(
             )
             for arm in made
         }
-        logits = {arm: side.hello["logits"] for arm, side in sides.items()}
-        scale = max(map(abs, logits["reference"]))
-        apart = max(
-            abs(a - b) / scale
-            for a, b in zip(*(logits[a] for a in ("reference", "candidate")), strict=True)
-        )
+        before, after = (sides[arm].hello["values"] for arm in ("reference", "candidate"))
+        apart = largest_error(before, after)
         for side in sides.values():  # warm-up
             side.block(1)
         once = {arm: side.block(3) for arm, side in sides.items()}
@@ -171,6 +170,14 @@ def process(
         "log_ratio": median((e["reference"] + e["again"]) / 2 - e["candidate"] for e in logs),
         "log_ratio_again": median(e["reference"] - e["again"] for e in logs),
     }
+
+
+def largest_error(before: Sequence[float], after: Sequence[float]) -> float:
+    """Largest relative difference of outputs and gradients' norms; infinite if their number is."""
+    if len(before) != len(after):
+        return math.inf
+    scale = max(map(abs, before))
+    return max(abs(a - b) / max(abs(a), 1e-5 * scale) for a, b in zip(before, after, strict=True))
 
 
 class Side:

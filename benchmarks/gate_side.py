@@ -1,7 +1,7 @@
 """One side of a gate: times the model of the vitx that it imports, a block whenever it is asked.
 
-It is started by `benchmarks.gate` with the path of one checkout or another, and reads a JSON line a
-request: first what to build, then `{"block": iterations}`.
+It is started by `benchmarks.gate` with the path of one checkout or another, and takes nothing else
+from either. It reads a JSON line a request: first what to build, then `{"block": iterations}`.
 """
 
 import json
@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 import vitx
-from vitx.config import size
+from vitx.config import DataConfig, OptimConfig, TrainConfig, size
 from vitx.model import build
+from vitx.train import init, step
 
 
 def answer(value: dict) -> None:
@@ -28,15 +28,10 @@ def main() -> None:
     image = torch.randn(asked["batch"], 3, *model.config.size)
     weights = Path(asked["weights"])
     if not weights.exists():
-        torch.save(model.state_dict(), weights)
+        torch.save({name: randomised(name, p) for name, p in model.named_parameters()}, weights)
     model.load_state_dict(torch.load(weights, weights_only=True))
     image = image.to(asked["device"])
-    exact = torch.device("cpu") if image.device.type == "mps" else image.device
-    with torch.no_grad():
-        twin = build(size(asked["model"]), device=exact, dtype=torch.float64).eval()
-        twin.load_state_dict(model.state_dict())
-        logits = twin(image[:2].to(exact).double())
-    answer({"file": vitx.__file__, "logits": logits.flatten().tolist()})
+    answer({"file": vitx.__file__, "values": values(model, image[:2])})
     step = training(model, image) if asked["mode"] == "training" else inference(model, image)
     for line in sys.stdin:
         iterations = json.loads(line)["block"]
@@ -59,21 +54,37 @@ def inference(model, image):
 
 
 def training(model, image):
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    """The step of the checkout's own trainer."""
+    config = TrainConfig(
+        model=model.config, data=DataConfig(name="fake"), batch=len(image), steps=2**40,
+        optim=OptimConfig(lr=1e-5, clip=1.0),
+    )  # fmt: skip
+    state = init(config, model=model, device=image.device)
     target = torch.zeros(len(image), dtype=torch.long, device=image.device)
+    return lambda: step(state, (image, target), config)
 
-    def step() -> None:
-        F.cross_entropy(model(image), target).backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
-    return step
+def randomised(name, parameter):
+    """Values with which every parameter matters: initial ones hide what zeros and ones do."""
+    noise = torch.randn_like(parameter)
+    if parameter.ndim > 1 and name.endswith("weight"):
+        return noise / parameter[0].numel() ** 0.5
+    return 0.3 * noise + float(name.endswith("weight"))
+
+
+def values(model, image):
+    """Logits in float64, and the norm of every parameter's gradient."""
+    exact = torch.device("cpu") if image.device.type == "mps" else image.device
+    twin = build(model.config, device=exact, dtype=torch.float64).eval()
+    twin.load_state_dict(model.state_dict())
+    logits = twin(image.to(exact).double())
+    gradients = torch.autograd.grad(logits.square().sum(), list(twin.parameters()))
+    return logits.flatten().tolist() + [gradient.norm().item() for gradient in gradients]
 
 
 def wait(image) -> None:
     if image.device.type != "cpu":
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(image.device)
 
 
 if __name__ == "__main__":

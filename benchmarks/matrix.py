@@ -11,21 +11,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments import rows as rows_file
 from experiments.pages import Row, Table, machine
 from vitx import visualize
 from vitx.breakdown import STAGES
 
-SETTING = ("environment.threads", "environment.versions.torch", "environment.matmul_precision")
-"""Settings of a process by which rows of one machine are told apart too."""
 CELL = ("candidate", "reference", "mode", "batch", "dtype", "compile", "device")
-MACHINE = ("environment.cpu", "environment.gpu", "environment.cores", *SETTING)
 
 
 def cells(rows: Sequence[Row]) -> list[Row]:
     """The latest row of each configuration on each machine and setting."""
     wanted = [row for row in rows if row.get("what") == "throughput"]
-    return rows_file.latest(wanted, *CELL, *MACHINE)
+    return list({(*(row[key] for key in CELL), setting(row)): row for row in wanted}.values())
 
 
 def timed(rows: Sequence[Row]) -> list[Row]:
@@ -33,29 +29,35 @@ def timed(rows: Sequence[Row]) -> list[Row]:
 
 
 def setting(row: Row) -> str:
-    """The machine and the settings that rows must share to be compared."""
+    """The machine and the settings of the process that rows must share to be compared."""
     environment = row["environment"]
+    host = ""
+    if not row["device"].startswith("cpu"):
+        cpu, cores = environment["cpu"], environment["cores"]
+        host = f" (CUDA {environment['cuda']}, host {cpu}, {cores} cores)"
     return (
-        f"{machine(row)}, {environment['threads']} threads, torch "
+        f"{machine(row)}{host}, {environment['threads']} threads, torch "
         f"{environment['versions']['torch']}, float32 products {environment['matmul_precision']}"
     )
 
 
 def throughput_table(rows: Sequence[Row]) -> Table:
     """Every configuration: rate with its interval, ratio to the reference, cost; failures too."""
-    header = ("model", "mode", "batch", "dtype", "compile", "images/s (95 %)",
-              "ratio to the reference (95 %)", "floor", "verdict", "outputs", "GMAC", "parameters",
-              "peak MiB", "compile s", "MFU", "machine")  # fmt: skip
+    header = ("model", "mode", "batch", "dtype", "compile", "images/s (95 %)", "reference",
+              "its images/s (95 %)", "ratio (95 %)", "floor", "verdict", "outputs", "GMAC",
+              "parameters", "peak MiB", "compile s", "MFU", "machine")  # fmt: skip
     body = []
     for row in cells(rows):
         start = (row["candidate"], row["mode"], str(row["batch"] or "auto"), row["dtype"],
                  row["compile"])  # fmt: skip
         if row["kind"] == "failure":
             said = f"{row['verdict']}: {row['reason']}"
-            body.append((*start, "–", "–", "–", said, *["–"] * 6, setting(row)))
+            name = row["reference"] or "–"
+            body.append((*start, "–", name, *["–"] * 3, said, *["–"] * 6, setting(row)))
             continue
         body.append(
-            (*start, _rate(row), _ratio(row), _percent(row["noise_floor"], "±"), row["verdict"],
+            (*start, _rate(row, "candidate"), row["reference"] or "–", _rate(row, "reference"),
+             _ratio(row), _percent(row["noise_floor"], "±"), row["verdict"],
              row["checked"].partition(":")[0], *_cost(row), setting(row))
         )  # fmt: skip
     return Table(header, body)
@@ -74,8 +76,10 @@ def _cost(row: Row) -> tuple[str, ...]:
     )
 
 
-def _rate(row: Row) -> str:
-    rate = row["images_per_s"]["candidate"]
+def _rate(row: Row, side: str) -> str:
+    rate = row["images_per_s"].get(side)
+    if rate is None:
+        return "–"
     return _interval(rate) if "mean" in rate else f"{rate['median']:,.1f} (one process)"
 
 
@@ -169,7 +173,7 @@ def phase_table(rows: Sequence[Row]) -> Table:
 
 def mean_table(rows: Sequence[Row]) -> Table:
     """Rates by this protocol, and as timm's benchmark reports them: a mean of one process."""
-    header = ("model", "mode", "batch", "compile", "images/s, over processes (95 %)",
+    header = ("model", "mode", "batch", "dtype", "compile", "images/s, over processes (95 %)",
               "images/s, mean of 40 calls", "apart", "machine")  # fmt: skip
     body = []
     for row in timed(rows):
@@ -178,10 +182,11 @@ def mean_table(rows: Sequence[Row]) -> Table:
             rate = row["images_per_s"][side]
             if "mean" in rate:
                 body.append(
-                    (name, row["mode"], str(row["batch"]), row["compile"], _interval(rate),
-                     f"{found:,.1f}", f"{found / rate['mean'] - 1:+.1%}", setting(row))
+                    (name, row["mode"], str(row["batch"]), row["dtype"], row["compile"],
+                     _interval(rate), f"{found:,.1f}", f"{found / rate['mean'] - 1:+.1%}",
+                     setting(row))
                 )  # fmt: skip
-    return Table(header, _once(body, 4))
+    return Table(header, _once(body, 5))
 
 
 def _details(row: Row, what: str) -> list[tuple[str, Any]]:
@@ -210,32 +215,31 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
 
 
 def figures(rows: Sequence[Row]) -> dict[str, Figure]:
-    """Every figure that the rows support, by name; a machine and mode each."""
+    """Every figure that the rows support, by name; one for each machine, mode and dtype."""
     found: dict[str, Figure] = {}
-    settings = list(dict.fromkeys(setting(row) for row in timed(rows)))
-    for number, where in enumerate(settings, 1):
+    places = list(dict.fromkeys(setting(row) for row in timed(rows)))
+    for number, where in enumerate(places, 1):
         here = [row for row in timed(rows) if setting(row) == where]
-        end = f"-{number}" if len(settings) > 1 else ""
-        for mode in dict.fromkeys(row["mode"] for row in here):
-            some = [row for row in here if row["mode"] == mode]
-            found |= {f"{name}-{mode}{end}": drawn for name, drawn in _drawn(some, where).items()}
+        end = f"-{number}" if len(places) > 1 else ""
+        for mode, dtype in dict.fromkeys((row["mode"], row["dtype"]) for row in here):
+            some = [row for row in here if (row["mode"], row["dtype"]) == (mode, dtype)]
+            title = f"{mode}, {dtype}: {where}"
+            for name, drawn in _drawn(some, title).items():
+                found[f"{name}-{mode}-{dtype}{end}"] = drawn
     return found
 
 
-def _drawn(rows: Sequence[Row], where: str) -> dict[str, Figure]:
-    mode = rows[0]["mode"]
-    drawn = {"throughput": visualize.rates(_by_batch(rows), title=f"{mode}: {where}")}
+def _drawn(rows: Sequence[Row], title: str) -> dict[str, Figure]:
+    drawn = {"throughput": visualize.rates(_by_batch(rows), title=title)}
     bars = [
-        visualize.Bar(_label(row), row["ratio"], row["ratio_low"], row["ratio_high"],
-                      row["noise_floor"])
+        visualize.Bar(f"{_label(row)}\nover {row['reference']}", row["ratio"], row["ratio_low"],
+                      row["ratio_high"], row["noise_floor"])
         for row in rows
         if row["ratio_low"] is not None
     ]  # fmt: skip
     if bars:
-        reference = rows[0]["reference"]
-        drawn["ratios"] = visualize.ratios(
-            bars, title=f"{mode}: {where}", label=f"images/s over {reference}"
-        )
+        label = "images/s over the reference's"
+        drawn["ratios"] = visualize.ratios(bars, title=title, label=label)
     used = [(_label(row), row["utilisation"]["candidate"]) for row in rows
             if row["utilisation"].get("candidate", {}).get("bytes")]  # fmt: skip
     if used:
@@ -243,39 +247,39 @@ def _drawn(rows: Sequence[Row], where: str) -> dict[str, Figure]:
             [(label, found["flops"] / found["bytes"], found["flops"]) for label, found in used],
             peak=max(found["peak_high"] for _, found in used),
             bandwidth=max(found["bandwidth"] for _, found in used),
-            title=f"{mode}: {where}",
+            title=title,
         )
     quantiles = {
-        f"{name}\n{row['dtype']}, compile {row['compile']}": found
+        f"{name}\ncompile {row['compile']}": found
         for row in rows
         for name, found in _details(row, "latency")
     }
     if quantiles:
-        drawn["latency"] = visualize.latencies(quantiles, title=where)
+        drawn["latency"] = visualize.latencies(quantiles, title=title)
     memory = {_label(row): row["peak_mib"]["candidate"] for row in rows
               if row["peak_mib"].get("candidate") is not None}  # fmt: skip
     if memory:
-        drawn["memory"] = visualize.amounts(memory, label="peak MiB of one process", title=where)
+        drawn["memory"] = visualize.amounts(memory, label="peak MiB of one process", title=title)
     return drawn
 
 
 def _by_batch(rows: Sequence[Row]) -> dict[str, list[tuple[int, float, float, float]]]:
-    """For each model, dtype and compile mode: batch, rate and the ends of its interval."""
-    found: dict[str, list[tuple[int, float, float, float]]] = {}
+    """For each model and compile mode: batch, rate and the ends of its interval."""
+    found: dict[str, dict[int, tuple[int, float, float, float]]] = {}
     for row in rows:
-        rate = row["images_per_s"]["candidate"]
-        ends = [rate.get(key, rate["median"]) for key in ("mean", "mean_low", "mean_high")]
-        name = f"{row['candidate']}, {row['dtype']}, compile {row['compile']}"
-        found.setdefault(name, []).append((row["batch"], *ends))
-    return {name: sorted(points) for name, points in found.items()}
+        for side, rate in row["images_per_s"].items():
+            ends = [rate.get(key, rate["median"]) for key in ("mean", "mean_low", "mean_high")]
+            name = f"{row[side]}, compile {row['compile']}"
+            found.setdefault(name, {})[row["batch"]] = (row["batch"], *ends)
+    return {name: [points[batch] for batch in sorted(points)] for name, points in found.items()}
 
 
 def _label(row: Row) -> str:
-    return f"{row['candidate']}\nbatch {row['batch']}, {row['dtype']}, compile {row['compile']}"
+    return f"{row['candidate']}\nbatch {row['batch']}, compile {row['compile']}"
 
 
-def write(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Every table as markdown and CSV, every figure as SVG; the paths."""
+def write(rows: Sequence[Row], folder: Path, *, pictures: str = ".svg") -> list[Path]:
+    """Every table as markdown and CSV, every figure as SVG or PNG; the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, table in TABLES.items():
@@ -288,5 +292,5 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
         with paths[-1].open("w", encoding="utf8", newline="") as file:
             csv.writer(file).writerows([shown.header, *shown.body])
     for name, figure in figures(rows).items():
-        paths.append(visualize.save(figure, folder / f"{name}.svg"))
+        paths.append(visualize.save(figure, folder / f"{name}{pictures}"))
     return paths

@@ -1,9 +1,15 @@
-"""Rows as one small file that a person can send: without names of hosts, people or folders."""
+"""Rows as one small file that can be sent: without its host's and its user's name, or folders.
 
+A checksum says whether it is still what was packed; it does not say who packed it.
+"""
+
+import getpass
 import gzip
 import hashlib
 import json
 import re
+import socket
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,13 +49,13 @@ def read(path: Path) -> list[Row]:
         return rows_file.read(path)
     try:
         said = json.loads(gzip.decompress(content))
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} can't be unpacked: {error}") from None
     if not isinstance(said, dict) or said.get("format") != FORMAT:
         raise ValueError(f"{path} is no file of packed rows")
     rows = said.get("rows")
     if not isinstance(rows, list) or said.get("sha256") != _digest(rows):
-        raise ValueError(f"{path} was changed after it was packed")
+        raise ValueError(f"{path} does not fit its checksum: it was changed after it was packed")
     for number, row in enumerate(rows, 1):
         rows_file.check(row, f"{path} row {number}")
     return rows
@@ -67,9 +73,15 @@ def _clean(row: Row) -> Row:
 
 
 def _without_places(value: Any) -> Any:
-    """The value with every path in its texts cut to its last part."""
+    """The value with every path in its texts cut to its last part, and without this person's name.
+
+    A size such as S/16 is no path.
+    """
     if isinstance(value, str):
-        return re.sub(r"(?:(?:^|(?<=[\s:='\"(]))~?/|[A-Za-z]:\\)[^\s:='\")]*[/\\]", "", value)
+        for secret in (str(Path.cwd()), str(Path.home()), socket.gethostname(), getpass.getuser()):
+            if len(secret) > 2:
+                value = value.replace(secret, "…")
+        return re.sub(r"[^\s:='\"()]*[/\\](?!\d+\b)(?=[^\s/\\]*)", "", value)
     if isinstance(value, dict):
         return {name: _without_places(each) for name, each in value.items()}
     if isinstance(value, list):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vitx.config import ModelConfig, size
+from vitx.equality import Unmatched
 from vitx.interop import names
 from vitx.interop.names import Format
 from vitx.interop.timm import from_timm, live_model
@@ -89,10 +90,13 @@ def convert(
 ) -> dict[str, Tensor]:
     """Weights under one project's names as another's, through timm's.
 
-    Raises ValueError naming a tensor that has no place.
+    Raises Unmatched naming a tensor that has no place.
     """
-    ours = dict(state) if before is None else names.to_ours(state, before, depth, {})
-    return ours if after is None else names.to_theirs(ours, after, depth)
+    try:
+        ours = dict(state) if before is None else names.to_ours(state, before, depth, {})
+        return ours if after is None else names.to_theirs(ours, after, depth)
+    except ValueError as error:
+        raise Unmatched(str(error)) from None
 
 
 def _vitx(name: str, rest: str) -> Model:
@@ -138,7 +142,9 @@ def _hf(name: str, rest: str) -> Model:
     from transformers import ViTConfig, ViTForImageClassification
 
     if Path(rest).is_dir():
-        model = ViTForImageClassification.from_pretrained(rest, local_files_only=True)
+        model = ViTForImageClassification.from_pretrained(
+            rest, local_files_only=True, dtype=torch.float32
+        )
         said = model.config
         image = (said.num_channels, said.image_size, said.image_size)
         form = names.TRANSFORMERS
@@ -194,7 +200,15 @@ def _function(name: str, rest: str) -> Callable[[], Any]:
         os.environ["PYTHONPATH"] = os.pathsep.join(
             filter(None, (folder, os.environ.get("PYTHONPATH")))
         )
-    module = importlib.import_module(Path(path).stem)
+    try:
+        module = importlib.import_module(Path(path).stem)
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        raise ValueError(f"model = {name!r}: {path} can't be read: {kind}: {error}") from error
+    if Path(str(module.__file__)).resolve() != Path(path).resolve():
+        raise ValueError(
+            f"model = {name!r}: another module is named {Path(path).stem}; rename the file"
+        )
     if not callable(getattr(module, function, None)):
         raise ValueError(f"model = {name!r}: {path} has no function {function!r}")
     return getattr(module, function)

@@ -20,7 +20,7 @@ from benchmarks import calibration, matrix, pack
 from benchmarks.mutants import Score
 from experiments import cli, pages
 from experiments import rows as rows_file
-from experiments.pages import Row, Table, machine
+from experiments.pages import MACHINE, Row, Table, machine
 from experiments.recipes import DIGITS
 from vitx.stats import mean_interval
 from vitx.visualize import Bar, ratios, save
@@ -31,8 +31,6 @@ FIGURE = RESULTS / "speed.svg"
 READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 NOT_MEASURED = "not measured: run `python -m benchmarks --device cuda`"
 PLANTED_BUGS = "bugs of one word, planted in the source, that this check catches"
-MACHINE = ("environment.cpu", "environment.gpu", "environment.cores")
-"""Rows that differ in one of these are never in one cell."""
 
 
 def model_name(row: Row) -> str:
@@ -486,7 +484,8 @@ def main(args: list[str]) -> None:
     if settings.files and settings.keep:
         raise ValueError("--keep goes with no files; choose one")
     if settings.files:
-        given = [row for path in settings.files for row in pack.read(path)]
+        given = sorted((row for path in settings.files for row in pack.read(path)),
+                       key=rows_file.when)  # fmt: skip
         if settings.pack:
             pack.write(given, Path(settings.pack))
             print(settings.pack)

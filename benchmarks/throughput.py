@@ -10,10 +10,11 @@ weights of one can become those of the other.
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,18 @@ from benchmarks.peers import Model
 from experiments import cli
 from experiments.pages import Row
 from experiments.rows import Rows
-from vitx import peak, timing, tracking, visualize
+from vitx import machine, peak, timing, tracking
 from vitx.compare import Comparison, compare, equality, speed
 from vitx.cost import step_macs
-from vitx.equality import Equality
+from vitx.equality import Equality, Unmatched
 from vitx.registry import choose
 from vitx.timing import Plan
 
 AUTO = "auto"
 AUTO_MOST = 4096
 """Largest batch that --batch auto tries."""
+MOST_MEMORY = 0.8
+"""Share of the machine's memory that it may take."""
 NOT_CHECKED = "not checked"
 PROG = "python -m benchmarks.throughput"
 
@@ -60,11 +63,11 @@ class Settings:
     limit_s: float = 900.0
     """A process that takes longer is ended, and its configuration is a failure."""
     limit_gib: float = 0.0
-    """The same for memory; 0 for no limit."""
+    """Memory that a configuration may take with all its processes; 0 for no limit."""
     mean: bool = False
     """Also read rates as timm's benchmark does: the mean of 40 calls of one process."""
     resume: bool = False
-    """Go on with the newest run of the same settings."""
+    """Go on with the newest run of the same settings; what has a row, failed or not, is left."""
     out: Path = tracking.OUT
     """Folder of run folders."""
     wandb: str = ""
@@ -117,18 +120,18 @@ def main(args: list[str]) -> None:
             run.log({tracking.ROW: len(rows.kept), **_numbers(row)})
             print(f"  {line(row)}", flush=True)
         shutil.rmtree(run.folder / "work", ignore_errors=True)
-        show(rows.kept, run)
         run.summarise(_summary(rows.kept))
+        show(rows.kept, run)
         print(f"rows: {rows.path}\n{run.where}")
 
 
 def show(rows: Sequence[Row], run: tracking.Run) -> None:
     """Tables and figures of the rows into the run's folder and W&B."""
-    matrix.write(rows, run.figures)
     shown = matrix.throughput_table(rows)
     run.table("throughput", shown.header, shown.body)
-    for name, figure in matrix.figures(rows).items():
-        run.figure(name, visualize.save(figure, run.figures / f"{name}.png"))
+    for path in matrix.write(rows, run.figures, pictures=".png"):
+        if path.suffix == ".png":
+            run.figure(path.stem, path)
 
 
 def configurations(settings: Settings) -> list[Configuration]:
@@ -149,10 +152,13 @@ def configurations(settings: Settings) -> list[Configuration]:
         details=True,
         mean=settings.mean,
     )
-    names = [name for name in settings.models if name != settings.reference]
+    if not settings.seconds > 0:
+        raise ValueError(f"seconds = {settings.seconds} must be positive")
+    names = [name for name in dict.fromkeys(settings.models) if name != settings.reference]
     if not names:
         raise ValueError("models names no other model than the reference")
-    product = itertools.product(names, settings.mode, batches, settings.dtype, settings.compile)
+    each = (settings.mode, batches, settings.dtype, settings.compile)
+    product = itertools.product(names, *(dict.fromkeys(values) for values in each))
     return [
         Configuration(name, settings.reference, batch,
                       replace(plan, mode=mode, dtype=dtype, compile=compiled), str(device))
@@ -169,8 +175,8 @@ def _batch(word: str) -> int:
 
 
 def _check_dtype(dtype: str, device: torch.device) -> None:
-    slow = device.type == "cuda" and dtype == "bfloat16"
-    if slow and not torch.cuda.is_bf16_supported(including_emulation=False):
+    asked = device.type == "cuda" and dtype == "bfloat16"
+    if asked and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(f"dtype = {dtype!r}: {torch.cuda.get_device_name(device)} has no bfloat16")
 
 
@@ -183,7 +189,8 @@ def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, An
     command = [sys.executable, "-m", "benchmarks.throughput", "--child", str(folder)]
     plan = configuration.plan
     # Its own processes have the limit each.
-    whole_s = plan.limit_s * (plan.processes + 4)
+    tasks = plan.processes + 8 + (0 if configuration.batch else int(math.log2(AUTO_MOST)) + 1)
+    whole_s = plan.limit_s * tasks
     code, words = timing.run_limited(command, os.environ, limit_s=whole_s, limit_gib=plan.limit_gib)
     labels = {
         "what": "throughput",
@@ -215,13 +222,13 @@ def measure(configuration: Configuration, folder: Path) -> dict[str, Any]:
     device, plan = torch.device(configuration.device), configuration.plan
     candidate = peers.make(configuration.model, device)
     reference = peers.make(configuration.reference, device) if configuration.reference else None
+    sides = {"candidate": candidate} | ({"reference": reference} if reference else {})
     if reference and reference.image != candidate.image:
         raise ValueError(
             f"{candidate.name} takes images of {candidate.image}, {reference.name} of "
             f"{reference.image}"
         )
-    tried: dict[str, float] = {}
-    batch = configuration.batch
+    batch, tried = configuration.batch, {}
     if not batch:
         batch, tried = best_batch(candidate, plan, folder, device)
     example = _images(candidate, batch, device)
@@ -229,35 +236,44 @@ def measure(configuration: Configuration, folder: Path) -> dict[str, Any]:
     if checked and not checked.passed:
         return {"kind": "failure", "verdict": "not equal", "reason": checked.reason, "batch": batch,
                 "equality": vars(checked)}  # fmt: skip
-    dtype, products = getattr(torch, plan.dtype), peak.work(candidate.module, example).products
+    dtype = getattr(torch, plan.dtype)
+    works = {side: _work(model, example, dtype) for side, model in sides.items()}
+    products = works["candidate"].products if works["candidate"] else []
     before = peak.peak(dtype, device, products)
-    places = {"folder": folder, "cache": folder / "cache"}
-    if reference and checked:
-        keys = peers.conversion(reference, candidate)
-        found = compare(
-            reference.module, candidate.module, example, plan=plan, checked=checked, keys=keys,
-            **places,
-        )  # fmt: skip
-    else:
-        module = reference.module if reference else None
-        found = speed(module, candidate.module, example, plan=plan, **places)
+    found = _compared(reference, candidate, example, plan, checked, folder)
     after = peak.peak(dtype, device, products)
-    sides = {"candidate": candidate} | ({"reference": reference} if reference else {})
-    fields = found.fields() | {
+    return found.fields() | {
         "kind": "failure" if found.verdict in ("failed", "not timed") else "speed",
         "batch": batch,
         "batches_tried": tried,
         "checked": "checked" if checked else f"{NOT_CHECKED}: {why}",
         "image": list(candidate.image),
         "parameters": {side: _parameters(model) for side, model in sides.items()},
-        "utilisation": _utilisation(found, sides, example, before, after),
+        "utilisation": _utilisation(found, sides, works, example, before, after),
         "raw": [{k: record[k] for k in ("rounds", "warm_up")} for record in found.processes],
     }
-    return _without_weights(fields, folder)
+
+
+def _compared(
+    reference: Model | None,
+    candidate: Model,
+    example: Tensor,
+    plan: Plan,
+    checked: Equality | None,
+    folder: Path,
+) -> Comparison:
+    places = {"folder": folder, "cache": folder / "cache"}
+    if reference is None or checked is None:
+        module = reference.module if reference else None
+        return speed(module, candidate.module, example, plan=plan, **places)
+    keys = peers.conversion(reference, candidate)
+    return compare(
+        reference.module, candidate.module, example, plan=plan, checked=checked, keys=keys, **places
+    )
 
 
 def check(reference: Model | None, candidate: Model, image: Tensor) -> tuple[Equality | None, str]:
-    """Whether both compute the same, or why that is not known."""
+    """Whether both compute the same, or why that can't be known. Raises what `equality` does."""
     if reference is None:
         return None, "no reference"
     keys = peers.conversion(reference, candidate)
@@ -265,31 +281,36 @@ def check(reference: Model | None, candidate: Model, image: Tensor) -> tuple[Equ
         return None, "the weights of one can't become those of the other"
     try:
         return equality(reference.module, candidate.module, image, keys=keys), ""
-    except ValueError as error:
+    except Unmatched as error:
         return None, str(error)
 
 
 def best_batch(
     candidate: Model, plan: Plan, folder: Path, device: torch.device
-) -> tuple[int, dict[str, float]]:
-    """The batch with most images/s, and the rates of all that were tried, up to what fits.
+) -> tuple[int, dict[str, float | str]]:
+    """The batch with most images/s; the rates of all that were tried, and why no more were.
 
-    Chosen by a few calls; the configuration is timed afterwards in fresh processes. Raises
-    ValueError if not even one image fits.
+    Chosen by a few calls, up to what fits into `plan.limit_gib`, or on a CPU without such a limit
+    into most of the machine's memory; the configuration is timed afterwards in fresh processes.
+    Raises ValueError if not even one image fits.
     """
-    tried: dict[str, float] = {}
+    if device.type == "cpu" and not plan.limit_gib:
+        plan = replace(plan, limit_gib=MOST_MEMORY * machine.memory_gib())
+    tried: dict[str, float | str] = {}
+    rates: dict[int, float] = {}
     batch = 1
     while batch <= AUTO_MOST:
         example = _images(candidate, batch, device)
         timing.write_job(folder / "probe", plan, None, candidate.module, example, None)
         found = timing.run_task(folder / "probe", plan, "probe", cache=folder / "cache")
+        tried[str(batch)] = found.get("images_per_s", found.get("failure", ""))
         if "failure" in found:
-            if not tried:
-                raise ValueError(f"not one image fits: {found['failure']}")
             break
-        tried[str(batch)] = found["images_per_s"]
+        rates[batch] = found["images_per_s"]
         batch *= 2
-    return int(max(tried, key=lambda each: tried[each])), tried
+    if not rates:
+        raise ValueError(f"not one image can be timed: {tried['1']}")
+    return max(rates, key=lambda each: rates[each]), tried
 
 
 def _images(model: Model, batch: int, device: torch.device) -> Tensor:
@@ -301,29 +322,35 @@ def _parameters(model: Model) -> int:
     return sum(parameter.numel() for parameter in model.module.parameters())
 
 
+def _work(model: Model, example: Tensor, dtype: torch.dtype) -> peak.Work | None:
+    """What a call is made of; None for a module that needs values, which `meta` has not."""
+    try:
+        return peak.work(model.module, example, dtype)
+    except RuntimeError:
+        return None
+
+
 def _utilisation(
-    found: Comparison, sides: dict[str, Model], example: Tensor, before: peak.Peak, after: peak.Peak
+    found: Comparison,
+    sides: Mapping[str, Model],
+    works: Mapping[str, peak.Work | None],
+    example: Tensor,
+    before: peak.Peak,
+    after: peak.Peak,
 ) -> dict[str, Any]:
     """Each side's work a second beside the machine's peak; in inference also what it reads and
     writes a second, if every operation does by itself."""
     said = {}
     for side, rate in found.images_per_s.items():
-        module, macs = sides[side].module, found.macs.get(side)
-        if not macs:
+        macs, work = found.macs.get(side), works[side]
+        if not macs or work is None:
             continue
         training = found.plan.mode == "training"
-        macs = step_macs(module, example[:1]) if training else macs
+        macs = step_macs(sides[side].module, example[:1]) if training else macs
         said[side] = peak.utilisation(2 * macs * rate["median"], before, after)
         if not training:
-            moved = peak.work(module, example).bytes / len(example)
-            said[side]["bytes"] = moved * rate["median"]
+            said[side]["bytes"] = work.bytes / len(example) * rate["median"]
     return said
-
-
-def _without_weights(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
-    for path in folder.rglob("*.pt"):
-        path.unlink()
-    return fields
 
 
 def line(row: dict[str, Any]) -> str:

@@ -37,6 +37,10 @@ class Table:
         return "\n".join("| " + " | ".join(line) + " |" for line in (self.header, rule, *cells))
 
 
+MACHINE = ("environment.cpu", "environment.gpu", "environment.cores")
+"""Rows that differ in one of these are never in one cell."""
+
+
 def machine(row: Row) -> str:
     """What a row was measured on: the GPU, or the CPU with its cores."""
     environment, device = row["environment"], row.get("device", "cpu")

@@ -32,13 +32,16 @@ RAW = ("raw",)
 class Rows:
     """The rows of one run, `folder/rows.jsonl`; each is on disk when `add` returns.
 
-    Those that a run in this folder has left are kept.
+    Those that a run in this folder has left are kept; a line that a kill has cut off is not.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / "rows.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         self.environment = environment()
+        if self.path.exists():
+            text = self.path.read_text(encoding="utf8")
+            self.path.write_text(text[: text.rfind("\n") + 1], encoding="utf8")
         self.kept: list[dict] = read(self.path) if self.path.exists() else []
 
     def add(self, kind: str, **fields: Any) -> dict:

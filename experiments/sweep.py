@@ -34,7 +34,7 @@ from experiments.pages import Table
 from experiments.runs import Job
 from experiments.study import RUN, SEEN_S, STEPS, Claim, Trials, error_of
 from experiments.sweepfile import Sweep, read
-from vitx import stats, tracking
+from vitx import machine, stats, tracking
 from vitx.config import override
 from vitx.tracking import STEP
 
@@ -126,7 +126,7 @@ def _run(trials: Trials, claim: Claim, out: Path, name: str, output: TextIO, err
     command = trials.sweep.words(claim.values)
     try:
         program = subprocess.Popen(
-            command, env=here, stdout=output, stderr=errors, preexec_fn=workers.end_with_parent
+            command, env=here, stdout=output, stderr=errors, preexec_fn=machine.end_with_parent
         )
     except FileNotFoundError as error:
         trials.fail(claim, str(error))

@@ -1,7 +1,6 @@
 """Processes that make runs side by side, and the settings of the programs that start them."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -83,7 +82,7 @@ def spread(module: str, flags: Sequence[str], *, workers: int, folder: Path) -> 
     for log in logs:
         with log.open("w") as file:
             program = subprocess.Popen(
-                command, env=share, stdout=file, stderr=file, preexec_fn=end_with_parent
+                command, env=share, stdout=file, stderr=file, preexec_fn=machine.end_with_parent
             )
         started.append(program)
     print(
@@ -112,11 +111,3 @@ def last_words(log: Path) -> str:
         return lines[1][:300]  # after the box's title
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it said nothing"])[-1][:300]
-
-
-def end_with_parent() -> None:
-    """Have the kernel end this process when the one that started it dies (Linux only)."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG

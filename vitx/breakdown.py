@@ -18,14 +18,19 @@ from torch.overrides import TorchFunctionMode
 
 from vitx import train
 from vitx.config import TrainConfig
+from vitx.machine import now
 
 QUANTILES = (0.50, 0.90, 0.99)
-LEAST_CALLS = 300
-"""Calls that the quantiles are read from, at least: the interval of the highest needs them."""
+LEAST_CALLS = 400
+"""Calls that the quantiles are read from, at least. With fewer than 368 even the slowest call is
+below the highest quantile more often than its interval allows: 0.99³⁶⁸ < 0.025."""
 MEAN_WARM, MEAN_CALLS = 10, 40
 """timm's number of calls before and while it measures."""
 REPEATS = 20
 """Calls or steps that shares are medians of."""
+MIXING = (F.scaled_dot_product_attention, F.softmax, torch.softmax, torch.sigmoid, Tensor.softmax,
+          torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.einsum)  # fmt: skip
+"""Functions by which attention mixes tokens: the linear map after one of them is `proj`."""
 STAGES = ("patchify", "qkv", "attention", "proj", "mlp", "norm", "residual", "head", "remainder")
 """`residual` is what blocks do beside their parts; `remainder` all else of a call."""
 
@@ -39,9 +44,9 @@ def latency(call: Callable[[], Any], device: torch.device, seconds: float) -> di
     times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < LEAST_CALLS:
-        start = _now(device)
+        start = now(device)
         call()
-        times.append(_now(device) - start)
+        times.append(now(device) - start)
     times.sort()
     return {"calls": len(times)} | {
         f"p{100 * q:.0f}": dict(zip(("value", "low", "high"), _quantile(times, q), strict=True))
@@ -65,9 +70,9 @@ def mean_of_calls(call: Callable[[], Any], device: torch.device) -> float:
         call()
     times = []
     for _ in range(MEAN_CALLS):
-        start = _now(device)
+        start = now(device)
         call()
-        times.append(_now(device) - start)
+        times.append(now(device) - start)
     return statistics.mean(times)
 
 
@@ -81,39 +86,43 @@ def phases(model: nn.Module, example: Tensor, config: TrainConfig) -> dict[str, 
     target = torch.randint(classes, (len(example),), device=device)
     found: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
     for _ in range(2 + REPEATS):
-        marks = [_now(device)]
+        marks = [now(device)]
         loss, hits = train.forward(state, example, target, config)
-        marks.append(_now(device))
+        marks.append(now(device))
         (loss * state.scale).backward()
-        marks.append(_now(device))
+        marks.append(now(device))
         train.change(state, loss.detach(), hits / len(example), float(len(example)), config)
-        marks.append(_now(device))
+        marks.append(now(device))
         for name, before, after in zip(found, marks, marks[1:], strict=False):
             found[name].append(after - before)
     return {name: statistics.median(times[2:]) for name, times in found.items()}
 
 
 def stages(model: nn.Module, image: Tensor) -> dict[str, float]:
-    """Median seconds of each of `STAGES` in an eager inference call; they add up to the call.
+    """Median seconds of each of `STAGES` in an eager inference call; in each call they add up.
 
-    Raises ValueError for a model whose modules have other names than timm's.
+    Raises Unknown for a model whose modules have other names than timm's.
     """
     for name in ("patch_embed", "blocks", "blocks.0.attn", "blocks.0.mlp", "head"):
         try:
             model.get_submodule(name)
         except AttributeError:
-            raise ValueError(f"the model has no module {name}: its stages are not known") from None
+            raise Unknown(f"the model has no module {name}: its stages are not known") from None
     model.eval()
     found: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for repeat in range(2 + REPEATS):
         with torch.inference_mode(), _Stages(model, image.device) as watch:
-            start = _now(image.device)
+            start = now(image.device)
             model(image)
-            whole = _now(image.device) - start
+            whole = now(image.device) - start
         if repeat >= 2:
             for stage, seconds in watch.split(whole).items():
                 found[stage].append(seconds)
     return {stage: statistics.median(times) for stage, times in found.items()}
+
+
+class Unknown(ValueError):
+    """A model whose stages can't be told apart."""
 
 
 class _Stages:
@@ -145,10 +154,10 @@ class _Stages:
         def before(*_: object) -> None:
             if stage == "attn":
                 self.within, self.mixed = True, False
-            started.append(_now(self.device))
+            started.append(now(self.device))
 
         def after(*_: object) -> None:
-            self.add(stage, _now(self.device) - started.pop())
+            self.add(stage, now(self.device) - started.pop())
             if stage == "attn":
                 self.within = False
 
@@ -182,14 +191,12 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         watch = self.watch
-        if not watch.within or func not in (F.linear, F.scaled_dot_product_attention):
+        watch.mixed |= func in MIXING
+        if not watch.within or func is not F.linear:
             return func(*args, **(kwargs or {}))
-        start = _now(watch.device)
+        start = now(watch.device)
         result = func(*args, **(kwargs or {}))
-        if func is F.scaled_dot_product_attention:
-            watch.mixed = True
-        else:
-            watch.add("proj" if watch.mixed else "qkv", _now(watch.device) - start)
+        watch.add("proj" if watch.mixed else "qkv", now(watch.device) - start)
         return result
 
 
@@ -204,9 +211,3 @@ def _stage(name: str) -> str:
     return {"": "block", "attn": "attn", "mlp": "mlp", "norm1": "inner", "norm2": "inner"}.get(
         part, ""
     )
-
-
-def _now(device: torch.device) -> float:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()

@@ -28,7 +28,7 @@ __all__ = ["Comparison", "Plan", "compare", "equality", "randomise", "speed"]
 
 Say = Callable[[str], None]
 
-ONE_PROCESS = "one process, no verdict"
+ONE_PROCESS, ALONE = "one process, no verdict", "timed alone"
 
 
 @dataclass(frozen=True)
@@ -242,6 +242,11 @@ def _in_processes(
             if not resources[side].get("rebuilt", True):
                 raise _CantRebuild(resources[side]["failure"])
             return replace(base, verdict="failed", reason=resources[side]["failure"])
+        if plan.details:
+            details = timing.run_task(job, plan, "details", side, cache=cache)
+            if "failure" in details:
+                return replace(base, verdict="failed", reason=details["failure"])
+            resources[side] |= details
     checked = replace(base, resources=resources)
     if base.equality is not None:
         errors = {side: found["timed_error"] for side, found in resources.items()}
@@ -284,8 +289,11 @@ def summarise(found: Comparison) -> Comparison:
         side: statistics.median(_all(found, "page_faults", arms)) for side, arms in sides.items()
     }
     found = replace(found, images_per_s=rates, page_faults=faults)
+    quiet = all(record["quiet"] for record in found.processes)
+    disturbed = "" if quiet else "others used the machine in more than half the rounds of a process"
     if not paired:
-        return replace(found, verdict="timed alone")
+        verdict = ALONE if quiet else stats.INCONCLUSIVE
+        return replace(found, verdict=verdict, reason=disturbed)
     logs = [record["log_ratio"] for record in found.processes]
     again = [record["log_ratio_again"] for record in found.processes]
     if len(logs) < 2:
@@ -293,11 +301,8 @@ def summarise(found: Comparison) -> Comparison:
         ratio = stats.Interval(value, value, value)
         return replace(found, verdict=ONE_PROCESS, ratio=ratio)
     ratio, floor = stats.paired_ratio(logs), stats.noise_floor(again)
-    verdict, reason = stats.speed_verdict(ratio, floor), ""
-    if not all(record["quiet"] for record in found.processes):
-        verdict = stats.INCONCLUSIVE
-        reason = "others used the machine in more than half the rounds of a process"
-    return replace(found, verdict=verdict, reason=reason, ratio=ratio, floor=floor)
+    verdict = stats.speed_verdict(ratio, floor) if quiet else stats.INCONCLUSIVE
+    return replace(found, verdict=verdict, reason=disturbed, ratio=ratio, floor=floor)
 
 
 def _alone(job: Path, plan: Plan, side: str, cache: Path, *, checked: bool) -> dict:

@@ -47,6 +47,10 @@ _FUSED_QKV = re.compile(r"(^|[._])(qkv|in_proj)([._]|$)")
 _QUERY_KEY = re.compile(r"(^|[._])(q|k|query|key|w_q|w_k|q_proj|k_proj)([._]|$)")
 
 
+class Unmatched(ValueError):
+    """The weights of one module can't be put into the other."""
+
+
 @dataclass(frozen=True)
 class Equality:
     """What was compared, the errors, and whether they lie within the tolerance."""
@@ -88,7 +92,7 @@ def equality(
     reference to the candidate's where they differ, or converts one state dict into the other. The
     error of a tensor is
     max|Δ| / max(max|ref|, SMALLEST · the largest max|ref| among all gradients), and an output's
-    is max|Δ| / max|ref|. Raises ValueError when the state dicts can't be matched.
+    is max|Δ| / max|ref|. Raises Unmatched when the state dicts can't be matched.
     """
     device = exact_device(example)
     a, b = (
@@ -165,7 +169,7 @@ def _rename(keys: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, T
 def copy_weights(reference: nn.Module, candidate: nn.Module, keys: Keys | None) -> None:
     """Load the reference's state dict into the candidate, strictly.
 
-    Raises ValueError naming what does not match.
+    Raises Unmatched naming what does not match.
     """
     before, after = reference.state_dict(), candidate.state_dict()
     if isinstance(keys, Mapping):
@@ -180,10 +184,10 @@ def copy_weights(reference: nn.Module, candidate: nn.Module, keys: Keys | None) 
         if found
     ]
     if said:
-        raise ValueError(f"the state dicts do not match: {'; '.join(said)}")
+        raise Unmatched(f"the state dicts do not match: {'; '.join(said)}")
     for name, value in state.items():
         if value.shape != after[name].shape:
-            raise ValueError(
+            raise Unmatched(
                 f"the state dicts do not match: {name} is {tuple(value.shape)} in the reference, "
                 f"{tuple(after[name].shape)} in the candidate"
             )
@@ -208,7 +212,7 @@ def _refuse_other_parameters(a: nn.Module, b: nn.Module, convert: Convert) -> No
     ours = convert({name: value.detach() for name, value in a.named_parameters()})
     odd = sorted(ours.keys() ^ dict(b.named_parameters()).keys())
     if odd:
-        raise ValueError(
+        raise Unmatched(
             f"{odd[0]} is a parameter of one module and a buffer, or tied to another, in the other"
         )
 

@@ -1,12 +1,15 @@
-"""The state of the machine around a timed block, and what a process has used of it."""
+"""The state of the machine around a timed block, and what processes have used of it."""
 
 import contextlib
 import os
 import resource
+import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 FOREIGN_LIMIT = 0.10
 """Share of the machine's time that others may use during a block."""
@@ -53,9 +56,26 @@ class Watch:
         return Machine(max(foreign / elapsed, 0.0), steal / elapsed, _clock_mhz(), load)
 
 
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done all that it was given."""
+    synchronise(device)
+    return time.perf_counter()
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(core_numbers()) or os.cpu_count() or 1
+
+
+def memory_gib() -> float:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def page_faults() -> int:
@@ -120,6 +140,21 @@ def peak_mib() -> float:
         return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def end_with_parent() -> None:
+    """In a new process: have the kernel end it when the one that started it dies (Linux only)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+
+
+def kill_tree(process: int) -> None:
+    """Kill a process and all that it started, whatever their sessions are."""
+    for number in (process, *descendants(process)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
 
 
 def tree_mib(process: int) -> float:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from vitx.timing import time_block
 
-SQUARES = (512, 1024, 2048)
+SQUARES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
 """Sides of the square products that are tried beside a model's own."""
 OWN = 4
 """A model's own products that are tried: those with most work."""
@@ -31,13 +31,6 @@ ABOVE = 1.05
 """A rate higher than this times the peak was counted wrongly."""
 CACHES = 4
 """Arrays that are copied for the bandwidth are so many times the last cache."""
-SHEETS = {
-    # FLOP/s without sparsity, by a word of the device's name; the makers' data sheets
-    "H200": {"float32": 67e12, "bfloat16": 989e12, "float16": 989e12},
-    "H100": {"float32": 67e12, "bfloat16": 989e12, "float16": 989e12},
-    "A100": {"float32": 19.5e12, "bfloat16": 312e12, "float16": 312e12},
-}
-
 Shape = tuple[int, int, int]
 """Rows, inner size and columns of a matrix product."""
 
@@ -84,9 +77,10 @@ class Work:
     """What its operations read and write, each by itself: more than what fused ones do."""
 
 
-def work(model: nn.Module, image: Tensor) -> Work:
-    """The work of `model(image)` in inference, counted on `meta`."""
-    twin, image = deepcopy(model).to("meta").eval(), image.to("meta")
+def work(model: nn.Module, image: Tensor, dtype: torch.dtype) -> Work:
+    """The work of `model(image)` in inference in that dtype, counted on `meta`."""
+    twin = deepcopy(model).to(device="meta", dtype=dtype).eval()
+    image = image.to(device="meta", dtype=dtype)
     with _Work() as seen, torch.no_grad():
         twin(image)
     done = {(m, k, n): m * k * n * count for (m, k, n), count in seen.products.items()}
@@ -95,7 +89,8 @@ def work(model: nn.Module, image: Tensor) -> Work:
 
 def peak(dtype: torch.dtype, device: torch.device, own: Sequence[Shape] = ()) -> Peak:
     """Both peaks now: the highest of the median rates of each product, and that of a copy."""
-    shapes = [*((side, side, side) for side in SQUARES), *own]
+    sides = SQUARES.get(device.type, SQUARES["cuda"])
+    shapes = [*((side, side, side) for side in sides), *own]
     rates = {shape: _product_rate(shape, dtype, device) for shape in shapes}
     best = max(rates, key=lambda shape: rates[shape])
     return Peak(rates[best], best, _copy_rate(device))
@@ -137,11 +132,6 @@ def last_cache(device: torch.device) -> int:
     return max(sizes, default=2**25)
 
 
-def data_sheet(device_name: str, dtype: str) -> float | None:
-    """The maker's peak for that dtype, where it is known here."""
-    return next((peaks.get(dtype) for word, peaks in SHEETS.items() if word in device_name), None)
-
-
 def utilisation(flops: float, before: Peak, after: Peak) -> dict[str, Any]:
     """A rate in FLOP/s beside the peaks around it, as fields of a row.
 
@@ -155,11 +145,11 @@ def utilisation(flops: float, before: Peak, after: Peak) -> dict[str, Any]:
         "bandwidth": max(before.bytes, after.bytes),
         "peaks": [asdict(before), asdict(after)],
     }
-    if high > (1 + UNSTEADY) * low:
-        return found | {"mfu": None, "why": "unsteady"}
     if flops > ABOVE * high:
         raise ValueError(
             f"{flops / 1e9:,.0f} GFLOP/s is more than the peak of {high / 1e9:,.0f}: something was "
             "counted wrongly"
         )
+    if high > (1 + UNSTEADY) * low:
+        return found | {"mfu": None, "why": "unsteady"}
     return found | {"mfu": flops / high, "why": ""}

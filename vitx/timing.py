@@ -12,13 +12,13 @@ import json
 import math
 import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,15 @@ from vitx import train as trainer
 from vitx.compiler import needs_compiler
 from vitx.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, override
 from vitx.equality import Keys, timed_error
-from vitx.machine import Watch, page_faults, peak_mib, tree_mib
+from vitx.machine import (
+    Watch,
+    end_with_parent,
+    kill_tree,
+    page_faults,
+    peak_mib,
+    synchronise,
+    tree_mib,
+)
 
 MODES = ("inference", "training")
 COMPILES = ("none", "default", "max-autotune")
@@ -68,9 +76,9 @@ class Plan:
     keep_memory: bool = True
     """Pairs run under `KEEP_MEMORY`; otherwise as the allocator is set up."""
     details: bool = False
-    """Also say where each side's time goes: latency of calls at batch 1, stages, phases."""
+    """Also say where each module's time goes: latency of calls at batch 1, stages, phases."""
     mean: bool = False
-    """Also read each side's rate as timm's benchmark does."""
+    """With details, also read its rate as timm's benchmark does."""
     seed: int = 0
 
     def __post_init__(self):
@@ -231,6 +239,9 @@ def iterations_of(seconds: Mapping[str, float], block_s: float) -> dict[str, int
     Arms of which one takes more than twice as long have numbers of their own.
     """
     found = {}
+    if "again" in seconds:  # the same module twice
+        both = min(seconds["reference"], seconds["again"])
+        seconds = {**seconds, "reference": both, "again": both}
     for arm, mine in seconds.items():
         fastest = min(other for other in seconds.values() if mine / 2 <= other <= 2 * mine)
         found[arm] = max(1, math.ceil(block_s / fastest))
@@ -312,7 +323,7 @@ def run_task(folder: Path, plan: Plan, task: str, *args: str, cache: Path) -> di
     result = folder / f"result-{task}-{'-'.join(args) or 'all'}.json"
     result.unlink(missing_ok=True)
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache.resolve())}
-    if task == "pair" and plan.keep_memory:
+    if task in ("pair", "details") and plan.keep_memory:
         environment |= KEEP_MEMORY
     command = [sys.executable, "-m", "vitx.timing", str(folder), str(result), task, *args]
     code, words = run_limited(command, environment, limit_s=plan.limit_s, limit_gib=plan.limit_gib)
@@ -330,7 +341,7 @@ def run_limited(
     """
     child = subprocess.Popen(
         command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
+        text=True, preexec_fn=end_with_parent,
     )  # fmt: skip
     end = time.monotonic() + limit_s
     errors = ""
@@ -349,7 +360,7 @@ def run_limited(
                 )
     finally:
         if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
+            kill_tree(child.pid)
             child.communicate()
     return child.returncode, _last_words(errors, child.returncode)
 
@@ -417,17 +428,12 @@ def _watched(
 
 def time_block(step: Callable[[], Any], iterations: int, device: torch.device) -> float:
     """Seconds of so many iterations; the device is waited for at both ends, not between."""
-    _synchronise(device)
+    synchronise(device)
     start = time.perf_counter()
     for _ in range(iterations):
         step()
-    _synchronise(device)
+    synchronise(device)
     return time.perf_counter() - start
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def _last_words(errors: str, code: int) -> str:
@@ -465,6 +471,8 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
         order = random.Random(int(args[0])).sample(arms, len(arms))
         subjects = {arm: load("candidate" if arm == "candidate" else "reference") for arm in order}
         found = pair(subjects, example, plan, int(args[0]))
+    elif task == "details":
+        found = _details(*as_timed(load(args[0]), example, plan), plan)
     elif task == "probe":
         subject, image = as_timed(load("candidate"), example, plan)
         step = make_step(subject, None, image, plan)
@@ -479,42 +487,44 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
         run = prepare(subject, plan) if more == ["error"] else None
         step = make_step(subject, run, image, plan)
         found = measure_resources(step, image, before_mib)
-        if plan.mean:
-            seconds = breakdown.mean_of_calls(step, image.device)
-            found["mean_images_per_s"] = images_of(subject, image) / seconds
-        if plan.details:
-            found |= _details(subject, step, image, plan)
         if run is not None:
             found["timed_error"] = timed_error(
                 load("reference"),
                 subject,
                 image,
                 training=plan.mode == "training",
-                run=run,
+                run=partial(_as_stepped, run, plan),
                 keys=load("keys") if side == "candidate" else None,
             )
     result.write_text(json.dumps(found))
 
 
-def _details(
-    subject: Subject, step: Callable[[], Any], example: Tensor, plan: Plan
-) -> dict[str, Any]:
-    """Where the time goes, as far as it can be told for this plan."""
-    if isinstance(subject, Training):
-        return {}
-    if plan.mode == "training":
-        if plan.compile != "none":  # whose passes are one
-            return {}
-        return {"phases": breakdown.phases(subject, example, step_config(len(example), plan))}
+def _as_stepped(run: Callable[[Tensor], Any], plan: Plan, image: Tensor) -> Any:
+    """A module's output as the timed call or step computes it."""
+    if plan.mode == "inference" or plan.dtype == "as given":
+        return run(image)
+    with trainer.autocast(image.device, plan.dtype):
+        return run(image)
+
+
+def _details(subject: Any, example: Tensor, plan: Plan) -> dict[str, Any]:
+    """Where a module's time goes, as far as it can be told for this plan."""
+    step = make_step(subject, None, example, plan)
     found: dict[str, Any] = {}
-    if len(example) == 1:
+    if plan.mean:
+        seconds = breakdown.mean_of_calls(step, example.device)
+        found["mean_images_per_s"] = len(example) / seconds
+    if plan.mode == "inference" and len(example) == 1:
         found["latency"] = breakdown.latency(step, example.device, plan.pair_s)
-    if plan.compile == "none":
-        try:
-            found["stages"] = breakdown.stages(subject, example)
-        except ValueError as error:
-            found["no_stages"] = str(error)
-    return found
+    if plan.compile != "none":  # whose parts are one
+        return found
+    if plan.mode == "training":
+        config = step_config(len(example), plan)
+        return found | {"phases": breakdown.phases(subject, example, config)}
+    try:
+        return found | {"stages": breakdown.stages(subject, example)}
+    except breakdown.Unknown:
+        return found
 
 
 if __name__ == "__main__":

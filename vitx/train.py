@@ -181,7 +181,7 @@ def forward(
     state: State, image: Tensor, target: Tensor, config: TrainConfig
 ) -> tuple[Tensor, Tensor]:
     """Mean loss of a part of a batch, and how many of its images are right."""
-    with _autocast(image.device, config.precision):
+    with autocast(image.device, config.precision):
         logits = state.run(image)
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     loss = cross_entropy(logits, target, label_smoothing=config.optim.label_smoothing)
@@ -643,7 +643,8 @@ def check_or_save(state: State, save: Callable[[], None], *, due: bool = False) 
         save()
 
 
-def _autocast(device: torch.device, precision: str) -> Any:
+def autocast(device: torch.device, precision: str) -> Any:
+    """The context in which a forward pass has this precision."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, getattr(torch, precision))
