@@ -358,7 +358,7 @@ def line(row: dict[str, Any]) -> str:
     if row["kind"] == "failure":
         return f"{row['verdict']}: {row['reason']}"
     rate = row["images_per_s"]["candidate"]
-    said = f"{rate['median']:,.1f} images/s"
+    said = f"{_value(rate):,.1f} images/s"
     if "mean" in rate:
         said += f" ({rate['mean_low']:,.1f} to {rate['mean_high']:,.1f})"
     if row["ratio_low"] is not None:
@@ -375,7 +375,7 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
     if row["kind"] == "failure":
         return {}
     name = "/".join(str(row[key]) for key in ("candidate", "mode", "batch", "dtype", "compile"))
-    found = {f"{name}/{tracking.IMAGES_PER_S}": row["images_per_s"]["candidate"]["median"]}
+    found = {f"{name}/{tracking.IMAGES_PER_S}": _value(row["images_per_s"]["candidate"])}
     if row["ratio"] is not None:
         found[f"{name}/ratio"] = row["ratio"]
     return found
@@ -387,9 +387,14 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     timed_rows = [row for row in rows if row["kind"] == "speed"]
     if len(rows) == len(timed_rows) == 1:
         rate = rows[0]["images_per_s"]["candidate"]
-        said |= {tracking.IMAGES_PER_S: rate["median"]}
-        said |= {f"{tracking.IMAGES_PER_S}_{k}": v for k, v in rate.items() if k != "median"}
+        said |= {tracking.IMAGES_PER_S: _value(rate)}
+        said |= {f"{tracking.IMAGES_PER_S}_{name}": value for name, value in rate.items()}
     return said
+
+
+def _value(rate: Mapping[str, float]) -> float:
+    """The rate over processes; of one process its median."""
+    return rate.get("mean", rate["median"])
 
 
 def _label(settings: Settings) -> str:
