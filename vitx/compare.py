@@ -46,9 +46,9 @@ class Comparison:
     """From one process the value stands at both ends, and there is no floor."""
     floor: float | None = None
     images_per_s: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Of each side: median, 10 % and 90 % quantile over all blocks (`low`, `high`), and the geometric
-    mean of the processes' medians with its 95 % interval (`mean`, `mean_low`, `mean_high`), which one
-    process has not."""
+    """Of each side: median, 10 % and 90 % quantile over all blocks (`low`, `high`); and the
+    geometric mean of the processes' medians with its 95 % interval (`mean`, `mean_low`,
+    `mean_high`), which one process has not."""
     page_faults: dict[str, float] = field(default_factory=dict)
     """Median of each side over all blocks, of one iteration."""
     timed_error: dict[str, float] = field(default_factory=dict)
