@@ -81,7 +81,9 @@ def _without_places(value: Any) -> Any:
         for secret in (str(Path.cwd()), str(Path.home()), socket.gethostname(), getpass.getuser()):
             if len(secret) > 2:
                 value = value.replace(secret, "…")
-        return re.sub(r"[^\s:='\"()]*[/\\](?!\d+\b)(?=[^\s/\\]*)", "", value)
+        # From the start of a word on, or the search would take quadratic time in long ones.
+        word = r"(?:^|(?<=[\s:='\"()]))"
+        return re.sub(word + r"[^\s:='\"()]*[/\\](?!\d+\b)(?=[^\s/\\]*)", "", value)
     if isinstance(value, dict):
         return {name: _without_places(each) for name, each in value.items()}
     if isinstance(value, list):

@@ -95,7 +95,7 @@ PROGRAMS = {
             "data.root = '/nowhere' is not a folder",
         ),
         (["benchmarks", "--smok"], "Perhaps you meant: --smoke"),
-        (["benchmarks", "--smoke", "--full"], "--smoke and --full exclude each other"),
+        (["benchmarks", "--smoke", "--full"], "--smoke, --full, --check"),
         (["benchmarks", "--device", "cud"], "device = 'cud' is not on this machine; choices: cpu"),
         (["experiments.train", "digits", "--device", "cpu:x"], "device = 'cpu:x' is not on this"),
         (

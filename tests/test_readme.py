@@ -100,7 +100,8 @@ def test_committed_rows_hold_no_folder_of_a_machine():
 
 def test_a_foreign_row_file_is_refused_by_line(tmp_path):
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"schema": 1, "kind": "speed"}\nnot json\n')
+    row = '{"schema": 1, "kind": "speed", "id": "x-0", "environment": {}}'
+    file.write_text(f"{row}\nnot json\n")
     with pytest.raises(ValueError, match=r"rows\.jsonl line 2 is not JSON"):
         rows.read(file)
     file.write_text('{"schema": 99, "kind": "speed"}\n')
