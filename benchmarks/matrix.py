@@ -231,20 +231,22 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
 
 def _drawn(rows: Sequence[Row], title: str) -> dict[str, Figure]:
     drawn = {"throughput": visualize.rates(_by_batch(rows), title=title)}
-    bars = [
-        visualize.Bar(f"{_label(row)}\nover {row['reference']}", row["ratio"], row["ratio_low"],
-                      row["ratio_high"], row["noise_floor"])
-        for row in rows
-        if row["ratio_low"] is not None
-    ]  # fmt: skip
-    if bars:
-        label = "images/s over the reference's"
-        drawn["ratios"] = visualize.ratios(bars, title=title, label=label)
-    used = [(_label(row), row["utilisation"]["candidate"]) for row in rows
+    paired = [row for row in rows if row["ratio_low"] is not None]
+    for reference in dict.fromkeys(row["reference"] for row in paired):
+        bars = [
+            visualize.Bar(_label(row), row["ratio"], row["ratio_low"], row["ratio_high"],
+                          row["noise_floor"])
+            for row in paired
+            if row["reference"] == reference
+        ]  # fmt: skip
+        name = "ratios" if reference == paired[0]["reference"] else f"ratios-{len(drawn)}"
+        label = f"images/s over {reference}"
+        drawn[name] = visualize.ratios(bars, title=title, label=label)
+    used = [(row["candidate"], row["utilisation"]["candidate"]) for row in rows
             if row["utilisation"].get("candidate", {}).get("bytes")]  # fmt: skip
     if used:
         drawn["roofline"] = visualize.roofline(
-            [(label, found["flops"] / found["bytes"], found["flops"]) for label, found in used],
+            [(name, found["flops"] / found["bytes"], found["flops"]) for name, found in used],
             peak=max(found["peak_high"] for _, found in used),
             bandwidth=max(found["bandwidth"] for _, found in used),
             title=title,

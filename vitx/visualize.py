@@ -5,6 +5,7 @@ is drawn with open, the candidate with filled marks.
 """
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def ratios(
     axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.margins(x=0.18)
     axes.set_xlabel(f"{label}\n95 % interval; grey: noise floor")
-    axes.set_title(title, loc="left", fontsize=9)
+    axes.set_title(textwrap.fill(title, 48), loc="left", fontsize=9)
     return figure
 
 
@@ -85,7 +86,7 @@ def rates(models: Mapping[str, Sequence[tuple[int, float, float, float]]], *, ti
 
     Points are (batch, rate, low, high).
     """
-    figure, axes = canvas(6.4, 3.6)
+    figure, axes = canvas(6.4, 3.0 + 0.08 * len(models))
     for number, (name, points) in enumerate(models.items()):
         batch, value, low, high = zip(*points, strict=True)
         colour = CYCLE[number % len(CYCLE)]
@@ -97,8 +98,8 @@ def rates(models: Mapping[str, Sequence[tuple[int, float, float, float]]], *, ti
     axes.set_ylim(bottom=0)
     axes.set_xlabel("images a batch; band: 95 % interval")
     axes.set_ylabel("images/s")
-    axes.set_title(title, loc="left", fontsize=8)
-    axes.legend(frameon=False, fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+    _above(figure, title)
+    figure.legend(frameon=False, fontsize=7, ncols=2, loc="outside lower left")
     return figure
 
 
@@ -107,23 +108,24 @@ def roofline(
 ) -> Figure:
     """FLOP/s against FLOP a byte, under what the machine's memory and products allow.
 
-    Points are (label, FLOP a byte, FLOP/s).
+    Points are (name, FLOP a byte, FLOP/s); those of a name look alike.
     """
     figure, axes = canvas(6.4, 3.6)
     ridge = peak / bandwidth
     ends = [min(ridge, *(x for _, x, _ in points)) / 4, max(ridge, *(x for _, x, _ in points)) * 4]
     axes.plot([ends[0], ridge, ends[1]], [ends[0] * bandwidth / 1e9, peak / 1e9, peak / 1e9],
               color=GREY, lw=1)  # fmt: skip
-    for number, (label, intensity, flops) in enumerate(points):
-        axes.plot(intensity, flops / 1e9, MARKS[number % len(MARKS)], ms=5,
-                  color=CYCLE[number % len(CYCLE)], label=label.replace("\n", ", "))  # fmt: skip
+    names = list(dict.fromkeys(name for name, _, _ in points))
+    for number, wanted in enumerate(names):
+        own = [(intensity, flops / 1e9) for name, intensity, flops in points if name == wanted]
+        axes.plot(*zip(*own, strict=True), MARKS[number % len(MARKS)], ms=5, alpha=0.8,
+                  color=CYCLE[number % len(CYCLE)], label=wanted)  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("FLOP a byte, each operation reading and writing by itself")
+    axes.set_xlabel("FLOP a byte that operations read and write")
     axes.set_ylabel("GFLOP/s")
-    axes.set_title(f"{title}\n{peak / 1e9:,.0f} GFLOP/s, {bandwidth / 1e9:,.0f} GB/s", loc="left",
-                   fontsize=8)  # fmt: skip
-    axes.legend(frameon=False, fontsize=6, bbox_to_anchor=(1.01, 1), loc="upper left")
+    _above(figure, f"{title}; peaks {peak / 1e9:,.0f} GFLOP/s, {bandwidth / 1e9:,.0f} GB/s")
+    figure.legend(frameon=False, fontsize=7, ncols=3, loc="outside lower left")
     return figure
 
 
@@ -141,8 +143,8 @@ def latencies(models: Mapping[str, Mapping[str, Any]], *, title: str) -> Figure:
     axes.set_yticks(list(rows), list(models), fontsize=7)
     axes.set_xlim(left=0)
     axes.set_xlabel("ms of a call with one image; 95 % interval")
-    axes.set_title(title, loc="left", fontsize=8)
-    axes.legend(frameon=False, fontsize=8)
+    _above(figure, title)
+    figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower left")
     return figure
 
 
@@ -157,7 +159,7 @@ def amounts(values: Mapping[str, float], *, label: str, title: str) -> Figure:
     axes.set_yticks(list(rows), list(values), fontsize=7)
     axes.margins(x=0.15)
     axes.set_xlabel(label)
-    axes.set_title(title, loc="left", fontsize=8)
+    _above(figure, title)
     return figure
 
 
@@ -453,6 +455,12 @@ def _show(axes: Any, picture: Tensor) -> None:
         axes.imshow(rearrange(picture, "c h w -> h w c").cpu().numpy())
     else:
         axes.imshow(picture[0].float().cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
+
+
+def _above(figure: Figure, title: str) -> None:
+    """A title over the whole figure, in as many lines as it needs."""
+    width = int(figure.get_figwidth() * 16)
+    figure.suptitle(textwrap.fill(title, width), x=0.01, ha="left", fontsize=8)
 
 
 def canvas(width: float, height: float, *, columns: int = 1) -> tuple[Figure, Any]:
