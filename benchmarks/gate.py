@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from experiments import cli
@@ -28,7 +27,7 @@ from vitx import stats, tracking
 from vitx.config import size
 from vitx.equality import TOLERANCE
 from vitx.registry import choose
-from vitx.timing import ARMS, KEEP_MEMORY, MODES, iterations_of, orders
+from vitx.timing import ARMS, KEEP_MEMORY, MODES, iterations_of, log_ratios, orders
 
 PROG = "python -m benchmarks.gate"
 SIDE = ROOT / "benchmarks" / "gate_side.py"
@@ -163,13 +162,9 @@ def process(
             if len(rounds) >= wanted and len(rounds) % 6 == 0:
                 break
             rounds.append({arm: sides[arm].block(iterations[arm]) for arm in order})
-    logs = [{arm: math.log(seconds) for arm, seconds in each.items()} for each in rounds]
-    return {
-        "apart": apart,
-        "rounds": rounds,
-        "log_ratio": median((e["reference"] + e["again"]) / 2 - e["candidate"] for e in logs),
-        "log_ratio_again": median(e["reference"] - e["again"] for e in logs),
-    }
+    times = {arm: [each[arm] for each in rounds] for arm in ARMS}
+    found = log_ratios(times, dict.fromkeys(ARMS, asked["batch"]))
+    return {"apart": apart, "rounds": rounds, **found}
 
 
 def largest_error(before: Sequence[float], after: Sequence[float]) -> float:

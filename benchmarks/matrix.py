@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.pages import Row, Table, machine
+from experiments.pages import Row, Table, floor_text, machine, ratio_text
 from vitx import visualize
 from vitx.breakdown import STAGES
 
@@ -57,7 +57,7 @@ def throughput_table(rows: Sequence[Row]) -> Table:
             continue
         body.append(
             (*start, _rate(row, "candidate"), row["reference"] or "–", _rate(row, "reference"),
-             _ratio(row), _percent(row["noise_floor"], "±"), row["verdict"],
+             "–" if row["ratio_low"] is None else ratio_text(row), floor_text(row), row["verdict"],
              row["checked"].partition(":")[0], *_cost(row), setting(row))
         )  # fmt: skip
     return Table(header, body)
@@ -85,16 +85,6 @@ def _rate(row: Row, side: str) -> str:
 
 def _interval(rate: Mapping[str, float]) -> str:
     return f"{rate['mean']:,.1f} ({rate['mean_low']:,.1f} to {rate['mean_high']:,.1f})"
-
-
-def _ratio(row: Row) -> str:
-    if row["ratio_low"] is None:
-        return "–"
-    return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
-
-
-def _percent(value: float | None, sign: str = "") -> str:
-    return "–" if value is None else f"{sign}{value:.1%}"
 
 
 def break_even_table(rows: Sequence[Row]) -> Table:

@@ -83,7 +83,7 @@ def _without_places(value: Any) -> Any:
                 value = value.replace(secret, "…")
         # From the start of a word on, or the search would take quadratic time in long ones.
         word = r"(?:^|(?<=[\s:='\"()]))"
-        return re.sub(word + r"[^\s:='\"()]*[/\\](?!\d+\b)(?=[^\s/\\]*)", "", value)
+        return re.sub(word + r"[^\s:='\"()]*[/\\](?!\d+\b)", "", value)
     if isinstance(value, dict):
         return {name: _without_places(each) for name, each in value.items()}
     if isinstance(value, list):

@@ -6,7 +6,6 @@ gives a module, which may have an attribute `image` (channels, height, width). A
 batch of images.
 """
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments import cli
 from vitx.config import ModelConfig, size
 from vitx.equality import Unmatched
 from vitx.interop import names
@@ -200,11 +200,7 @@ def _function(name: str, rest: str) -> Callable[[], Any]:
         os.environ["PYTHONPATH"] = os.pathsep.join(
             filter(None, (folder, os.environ.get("PYTHONPATH")))
         )
-    try:
-        module = importlib.import_module(Path(path).stem)
-    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
-        kind = type(error).__name__
-        raise ValueError(f"model = {name!r}: {path} can't be read: {kind}: {error}") from error
+    module = cli.module(Path(path).stem, f"model = {name!r}: {path}")
     if Path(str(module.__file__)).resolve() != Path(path).resolve():
         raise ValueError(
             f"model = {name!r}: another module is named {Path(path).stem}; rename the file"

@@ -20,7 +20,7 @@ from benchmarks import calibration, matrix, pack
 from benchmarks.mutants import Score
 from experiments import cli, pages
 from experiments import rows as rows_file
-from experiments.pages import MACHINE, Row, Table, machine
+from experiments.pages import MACHINE, Row, Table, floor_text, machine, ratio_text
 from experiments.recipes import DIGITS
 from vitx.stats import mean_interval
 from vitx.visualize import Bar, ratios, save
@@ -58,20 +58,6 @@ def speed_rows(rows: Sequence[Row]) -> list[Row]:
 def claimed(rows: Sequence[Row]) -> list[Row]:
     """Of `speed_rows` those that stand for their configuration: timed with freed memory kept."""
     return [row for row in speed_rows(rows) if row["keep_memory"]]
-
-
-def ratio_text(row: Row) -> str:
-    """The ratio with its interval, or why there is none."""
-    if row["ratio"] is None:
-        return f"{row['verdict']}: {row['reason']}"
-    if row["ratio_low"] is None:
-        return f"{row['ratio']:.3f} (one process, no interval)"
-    return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
-
-
-def floor_text(row: Row) -> str:
-    """The noise floor as ± per cent, or a dash."""
-    return "–" if row["noise_floor"] is None else f"±{row['noise_floor']:.1%}"
 
 
 def speed_table(rows: Sequence[Row]) -> Table:

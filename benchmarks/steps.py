@@ -38,7 +38,7 @@ from vitx.interop.timm import from_timm
 from vitx.machine import Watch, descendants
 from vitx.model import build
 from vitx.sources import FACTS
-from vitx.timing import ARMS, KEEP_MEMORY
+from vitx.timing import ARMS, KEEP_MEMORY, log_ratios
 from vitx.train import batches, init, step
 
 CONFIG = RECIPES["scratch-cifar10"]
@@ -360,11 +360,10 @@ def child(name: str, number: int, steps: int, path: Path) -> None:
         for arm in order:
             seconds[arm] = blocks[arm](steps)
         rounds.append({"order": order, "seconds": seconds, **vars(watch.read())})
-    logs = [{arm: math.log(entry["seconds"][arm]) for arm in ARMS} for entry in rounds]
+    times = {arm: [entry["seconds"][arm] for entry in rounds] for arm in ARMS}
     record = {
         "rounds": rounds,
-        "log_ratio": median((e["reference"] + e["again"]) / 2 - e["candidate"] for e in logs),
-        "log_ratio_again": median(e["reference"] - e["again"] for e in logs),
+        **log_ratios(times, dict.fromkeys(ARMS, 1)),  # seconds are those of an image already
         "threads": torch.get_num_threads(),
     }
     if name == "timm":

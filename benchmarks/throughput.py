@@ -142,6 +142,8 @@ def configurations(settings: Settings) -> list[Configuration]:
     for dtype in settings.dtype:
         choose("dtype", dtype, timing.DTYPES[1:])
         _check_dtype(dtype, device)
+    if not settings.seconds > 0:
+        raise ValueError(f"seconds = {settings.seconds} must be positive")
     batches = [_batch(word) for word in settings.batch]
     plan = Plan(
         processes=settings.processes,
@@ -152,8 +154,6 @@ def configurations(settings: Settings) -> list[Configuration]:
         details=True,
         mean=settings.mean,
     )
-    if not settings.seconds > 0:
-        raise ValueError(f"seconds = {settings.seconds} must be positive")
     names = [name for name in dict.fromkeys(settings.models) if name != settings.reference]
     if not names:
         raise ValueError("models names no other model than the reference")

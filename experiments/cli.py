@@ -1,7 +1,9 @@
 """The command line that the programs share: settings as flags, mistakes as one plain sentence."""
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import TypeVar
 
 import tyro
@@ -26,6 +28,14 @@ def _slot(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         is_instance=lambda value: isinstance(value, str) or callable(value),
         str_from_instance=lambda value: [str(value)],
     )
+
+
+def module(name: str, file: str) -> ModuleType:
+    """Import a module that a person wrote. Raises ValueError naming its file for what is wrong."""
+    try:
+        return importlib.import_module(name)
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} can't be read: {type(error).__name__}: {error}") from error
 
 
 def parse(kind: type[Settings], args: Sequence[str], *, prog: str) -> Settings:

@@ -49,6 +49,20 @@ def machine(row: Row) -> str:
     return str(environment["gpu"] or device)
 
 
+def ratio_text(row: Row) -> str:
+    """The ratio with its interval, or why there is none."""
+    if row["ratio"] is None:
+        return f"{row['verdict']}: {row['reason']}"
+    if row["ratio_low"] is None:
+        return f"{row['ratio']:.3f} (one process, no interval)"
+    return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
+
+
+def floor_text(row: Row) -> str:
+    """The noise floor as ± per cent, or a dash."""
+    return "–" if row["noise_floor"] is None else f"±{row['noise_floor']:.1%}"
+
+
 def fill(
     text: str, tables: Mapping[str, Callable[[Sequence[Row]], Table]], rows: Sequence[Row]
 ) -> str:

@@ -12,7 +12,6 @@ It may also set SEEDS, METRIC (val/loss if not set; images_per_s to time without
 it has the baseline's).
 """
 
-import importlib
 import importlib.util
 import inspect
 import itertools
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
+from experiments import cli
 from experiments.pages import ROOT
 from experiments.runs import Ended, Job
 from vitx import stats, tracking
@@ -149,11 +149,7 @@ def read(name: str, *, data_root: str = "") -> Question:
     word = name.replace("-", "_")
     if not word.isidentifier() or importlib.util.find_spec(f"experiments.{word}") is None:
         raise ValueError(f"question = {name!r} is not known; {nearest(word, names())}")
-    try:
-        module = importlib.import_module(f"experiments.{word}")
-    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
-        kind = type(error).__name__
-        raise ValueError(f"experiments/{word}.py can't be read: {kind}: {error}") from error
+    module = cli.module(f"experiments.{word}", f"experiments/{word}.py")
     return question(module, data_root=data_root)
 
 

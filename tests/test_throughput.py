@@ -40,6 +40,7 @@ CONFIG = ModelConfig(image=16, patch=4, width=24, depth=2, heads=3, classes=5)
         (["--mode", "trainig"], "mode = 'trainig' is not known"),
         (["--reference", "vitx:Ti/16"], "models names no other model than the reference"),
         (["--processes", "0"], "processes = 0 must be at least 1"),
+        (["--seconds", "0"], "^seconds = 0.0 must be positive"),
         (["--limit-gib", "-1"], "limit_gib = -1.0 must be 0 or positive"),
         (["--resume"], "holds no run of these settings to resume"),
     ],
@@ -148,7 +149,7 @@ def _shrunk(name: str) -> peers.Model:
         return peers.make(name)
 
 
-def test_stages_add_up_to_the_call_and_change_nothing():
+def test_every_stage_of_a_call_is_seen_and_the_model_stays_as_it_is():
     vit = build(override(CONFIG, width=96, depth=4)).eval()
     image = torch.randn(8, 3, 16, 16)
     before = forward_macs(vit, image)

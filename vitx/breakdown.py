@@ -4,6 +4,7 @@ Stages are those of models with timm's names of modules. Everything here waits f
 often than a timed block does, so shares are shown, and rates are those of `vitx.timing`.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -93,8 +94,8 @@ def phases(model: nn.Module, example: Tensor, config: TrainConfig) -> dict[str, 
         marks.append(now(device))
         train.change(state, loss.detach(), hits / len(example), float(len(example)), config)
         marks.append(now(device))
-        for name, before, after in zip(found, marks, marks[1:], strict=False):
-            found[name].append(after - before)
+        for times, (before, after) in zip(found.values(), itertools.pairwise(marks), strict=True):
+            times.append(after - before)
     return {name: statistics.median(times[2:]) for name, times in found.items()}
 
 

@@ -230,7 +230,7 @@ def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: 
         "threads": torch.get_num_threads(),
         "warm_up": warm,
     }
-    return found | _log_ratios(times, images)
+    return found | log_ratios(times, images)
 
 
 def iterations_of(seconds: Mapping[str, float], block_s: float) -> dict[str, int]:
@@ -248,9 +248,13 @@ def iterations_of(seconds: Mapping[str, float], block_s: float) -> dict[str, int
     return found
 
 
-def _log_ratios(
+def log_ratios(
     times: Mapping[str, list[float]], images: Mapping[str, int]
 ) -> dict[str, float | None]:
+    """Medians over rounds of the log ratios of seconds an image; None without all of `ARMS`.
+
+    The reference (geometric mean of its two arms) over the candidate, and over itself.
+    """
     if set(times) != set(ARMS):
         return {"log_ratio": None, "log_ratio_again": None}
     logs = {arm: [math.log(seconds / images[arm]) for seconds in times[arm]] for arm in ARMS}
