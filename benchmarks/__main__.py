@@ -211,8 +211,7 @@ def check_device(settings: Settings) -> None:
 
 def read(settings: Settings) -> None:
     """Print the accuracy of weights in timm and in vitx."""
-    if settings.batch < 1:
-        raise ValueError(f"batch = {settings.batch} must be at least 1")
+    cli.at_least(settings, batch=1)
     device = tracking.device(settings.device)
     values = {"model": settings.accuracy, "device": str(device)}
     fields = pretrained.measure(
@@ -225,8 +224,7 @@ def read(settings: Settings) -> None:
 
 def calibrate(settings: Settings) -> None:
     """Make the next trials of the calibration, and print what all of them say so far."""
-    if settings.calibrate < 1:
-        raise ValueError(f"calibrate = {settings.calibrate} must be at least 1")
+    cli.at_least(settings, calibrate=1)
     device, plan = tracking.device(settings.device), QUICK.plan
     kept = [*render.RESULTS.glob("*.jsonl"), *settings.out.glob("*-calibration/rows.jsonl")]
     before = calibration.made(kept, plan, str(device))

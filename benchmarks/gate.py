@@ -79,9 +79,7 @@ def main(args: list[str]) -> None:
 
 def check(settings: Settings) -> None:
     """ValueError for a setting that can't be."""
-    for name, least in (("batch", 1), ("processes", 2)):
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name} = {getattr(settings, name)} must be at least {least}")
+    cli.at_least(settings, batch=1, processes=2)
     for name in ("threshold", "seconds", "block_s"):
         if not getattr(settings, name) > 0:
             raise ValueError(f"{name} = {getattr(settings, name)} must be positive")

@@ -45,6 +45,13 @@ def parse(kind: type[Settings], args: Sequence[str], *, prog: str) -> Settings:
     )
 
 
+def at_least(settings: object, **least: int) -> None:
+    """ValueError naming the first of these settings that is too small."""
+    for name, smallest in least.items():
+        if (value := getattr(settings, name)) < smallest:
+            raise ValueError(f"{name} = {value} must be at least {smallest}")
+
+
 def run(program: Callable[[list[str]], None], args: list[str] | None = None) -> None:
     """Run a program: exit 2 with one sentence on a bad value or missing file, 130 on Ctrl-C.
 

@@ -1,11 +1,13 @@
 """Evaluate a finished run: `python -m experiments.evaluate RUN [--split val]`."""
 
+import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
+import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
@@ -22,6 +24,7 @@ from vitx.sources import Images
 
 PROG = "python -m experiments.evaluate"
 RESULT = "evaluation.json"
+CONFUSION = "confusion.csv"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Settings:
 def main(args: list[str]) -> None:
     """Print the table, write it as evaluation.json, draw the pictures."""
     settings = cli.parse(Settings, args, prog=PROG)
+    cli.at_least(settings, probe_images=0)
     config = read_config(settings.run)
     if settings.root:
         config = override(config, **{"data.root": settings.root})
@@ -65,6 +69,8 @@ def main(args: list[str]) -> None:
     found = measure(vit, dataset, split, logits, target, settings.probe_images)
     found = {"run": settings.run.name, "split": settings.split} | found
     (settings.run / RESULT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")
+    with (settings.run / CONFUSION).open("w", encoding="utf8", newline="") as file:
+        write_confusion(file, evaluate.confusion(logits, target, len(dataset.classes)), dataset)
     print(table(found))
     for name, figure in figures(vit, dataset, split, logits, target, settings.run):
         print(visualize.save(figure, settings.run / "figures" / f"{name}.png"))
@@ -91,6 +97,15 @@ def measure(
         "classes": evaluate.by_class(logits, target, dataset.classes),
         "skipped": dataset.skipped,
     }
+
+
+def write_confusion(file: TextIO, counts: np.ndarray, dataset: Dataset) -> None:
+    """Images by true class (rows) and predicted class (columns)."""
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(["true class", *dataset.classes])
+    lines.writerows(
+        [name, *row] for name, row in zip(dataset.classes, counts.tolist(), strict=True)
+    )
 
 
 def table(found: dict[str, Any]) -> str:
@@ -126,9 +141,8 @@ def figures(
     events = (run / "metrics.jsonl").read_text(encoding="utf8").splitlines()
     an_epoch = steps_an_epoch(len(dataset.train), config.batch, drop_last=config.data.drop_last)
     yield "curves", visualize.history([json.loads(e) for e in events], steps_an_epoch=an_epoch)
-    if len(names) <= MOST_CLASSES:
-        counts = evaluate.confusion(logits, target, len(names))
-        yield "confusion", visualize.confusion(counts, names, title=f"{len(target):,} images")
+    counts = evaluate.confusion(logits, target, len(names))
+    yield "confusion", visualize.confusion(counts, names, title=f"{len(target):,} images")
     found = evaluate.calibration(logits, target)
     some = found.images > 0
     kept = [value[some].tolist() for value in (found.confidence, found.accuracy, found.images)]
@@ -139,7 +153,7 @@ def figures(
 
 
 MOST_CLASSES = 40
-"""A confusion matrix or a row of samples a class is drawn up to this many classes."""
+"""Samples are drawn of so many classes."""
 SHOWN = 8
 
 

@@ -37,6 +37,7 @@ class Settings:
 def main(args: list[str]) -> None:
     """One line a picture: its path, then classes with probabilities."""
     settings = cli.parse(Settings, args, prog=PROG)
+    cli.at_least(settings, top=1, batch=1, max_pixels=1)
     about = weights.describe(settings.run)
     if about.preprocessing is None:
         raise ValueError(f"{settings.run} does not say how pictures are prepared for it")

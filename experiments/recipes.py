@@ -113,8 +113,8 @@ SCRATCH_PLACES365 = TrainConfig(
     # Expect: nothing is published. Recipe ready; not run on the real images here (no data).
     # Cost: not measured; 1,145 steps of a ViT of B/16's size.
     # Run: python -m experiments.train scratch-places365 --data.root DIR
-    # Departures: attention weights are dropped out as the notebook meant to, the loss is read now
-    # and then instead of at every step, and the test split, which it never used, is read once.
+    # Departures: attention weights are dropped out as the notebook meant to, and the test split,
+    # which it never used, is read once. The training loss is its mean over each epoch, as there.
     model=ModelConfig(
         image=224,
         patch=16,
@@ -147,7 +147,7 @@ SCRATCH_PLACES365 = TrainConfig(
     steps=5 * 229,
     batch=16,
     eval_every=229,
-    log_every=50,
+    log_every=229,
     save_every=229,
 )
 

@@ -70,9 +70,7 @@ def main(args: list[str]) -> None:
     """Check the file, then do what is asked."""
     settings = cli.parse(Settings, args, prog=PROG)
     sweep = read(settings.file)
-    for name, least in (("workers", 1), ("confirm", 0), ("seeds", 2)):
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name} = {getattr(settings, name)} must be at least {least}")
+    cli.at_least(settings, workers=1, confirm=0, seeds=2)
     if settings.show + settings.wandb + bool(settings.confirm) > 1:
         raise ValueError("--show, --confirm and --wandb exclude each other; choose one")
     if settings.wandb:

@@ -11,6 +11,7 @@ import tyro
 from experiments import cli
 from experiments.recipes import RECIPES
 from vitx import tracking
+from vitx.checkpoint import BEFORE, LAST
 from vitx.config import FREE, TrainConfig, delta, flat
 from vitx.cost import cost
 from vitx.data import steps_an_epoch
@@ -29,7 +30,8 @@ class Switches:
     dry_run: bool = False
     """Print configuration, parameters, MACs and steps; train nothing."""
     resume: bool = False
-    """Go on with the last run of the same recipe and settings, or the one in --folder."""
+    """Go on with the last run of the same recipe and settings. With --folder, go on with the run
+    in that folder, or start one in it if it holds no checkpoint yet."""
     out: Path = tracking.OUT
     """Folder of run folders; by default VITX_OUT, or runs."""
     folder: Path | None = None
@@ -84,15 +86,17 @@ def describe(name: str, config: TrainConfig) -> None:
 
 def train(name: str, config: TrainConfig, switches: Switches) -> None:
     """Train, in one process or as one of torchrun's; the first one writes and talks."""
-    from vitx.parallel import gathered, processes
-    from vitx.train import Stopped, prepare, train
+    from vitx.parallel import gathered, processes, wait
+    from vitx.train import Diverged, Stopped, prepare, train
 
     label = name_run(config, RECIPES[name])
     folder = switches.folder or (_last(switches.out / name, label) if switches.resume else None)
     if folder and not switches.resume and (folder / "run.json").exists():
         raise ValueError(f"{folder} holds a run; add --resume to go on with it, or choose another")
+    resume = folder if switches.resume and folder and _checkpoints(folder) else None
     with processes(tracking.device(switches.device)) as (part, device):
-        resume = folder if switches.resume else None
+        if switches.resume and not resume and part.first:
+            print(f"{folder} holds no checkpoint yet: the run starts at its first step")
         ready = prepare(config, device=device, part=part, resume=resume)
         try:
             if part.first:
@@ -104,9 +108,10 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
                     record(config, ready, run)
             else:
                 train(config, ready=ready, folder=gathered(None, part)[0])
-        except Stopped as stopped:
-            if part.first:
-                print(f"{stopped}; go on with: --resume --folder {run.folder}", file=sys.stderr)
+        except (Diverged, Stopped) as ended:  # raised in all processes after the same step
+            if part.first and isinstance(ended, Stopped):
+                print(f"{ended}; go on with: --resume --folder {run.folder}", file=sys.stderr)
+            wait(part)
             raise
 
 
@@ -140,10 +145,20 @@ def name_run(config: TrainConfig, recipe: TrainConfig) -> str:
 
 def _last(group: Path, label: str) -> Path:
     """The newest run folder of that label that holds a checkpoint."""
-    found = [path.parent for path in group.glob("*/*.ckpt") if path.parent.name[:-9] == label]
+    found = [
+        path
+        for folder in group.glob("*")
+        if tracking.read_json(folder / "run.json").get("name") == label
+        for path in _checkpoints(folder)
+    ]
     if not found:
         raise ValueError(f"{group} holds no run named {label} with a checkpoint to resume")
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The files to resume from in a run folder."""
+    return [folder / name for name in (LAST, BEFORE) if (folder / name).exists()]
 
 
 if __name__ == "__main__":

@@ -48,9 +48,7 @@ def main(args: list[str]) -> None:
         raise SystemExit(0 if args else 2)
     name, *flags = args
     settings = cli.parse(Settings, flags, prog=f"{PROG} {name}")
-    for switch, least in (("levels", 2), ("held_out", 0)):
-        if getattr(settings, switch) < least:
-            raise ValueError(f"{switch} = {getattr(settings, switch)} must be at least {least}")
+    cli.at_least(settings, levels=2, held_out=0)
     base = _base(name, settings.data_root)
     crossed, held_out = jobs(name, base, settings)
     left = runs.missing([*crossed, *held_out], runs.ended(settings.out))

@@ -1,5 +1,6 @@
 """What is said of a finished run: numbers against hand counts and scikit-learn, pictures, pages."""
 
+import csv
 import json
 import math
 
@@ -102,6 +103,9 @@ def test_a_run_is_evaluated_from_its_folder(finished, capsys):
     cli.run(program.main, [str(finished), "--probe-images=300"])
     said = capsys.readouterr().out
     found = json.loads((finished / program.RESULT).read_text())
+    lines = list(csv.reader((finished / program.CONFUSION).open()))
+    assert sum(int(word) for line in lines[1:] for word in line[1:]) == found["images"]
+    assert lines[0][1:] == [line[0] for line in lines[1:]] == list(found["classes"])
     summary = json.loads((finished / "summary.json").read_text())
     assert found["top1"] == pytest.approx(summary["test/accuracy"])
     assert found["loss"] == pytest.approx(summary["test/loss"], rel=1e-5)

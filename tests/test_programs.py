@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, rows
+from experiments import cli, rows, train
 from experiments.recipes import RECIPES
 from experiments.train import name_run
 from vitx.config import override
@@ -41,9 +41,14 @@ PROGRAMS = {
     "benchmarks.equality": "benchmarks.equality",
     "benchmarks.throughput": "benchmarks.throughput",
     "experiments.train": "experiments.train",
+    "experiments.evaluate": "experiments.evaluate",
+    "experiments.predict": "experiments.predict",
     "experiments.ablate": "experiments.ablate",
     "experiments.variance": "experiments.variance",
 }
+
+
+WITHOUT_OUT = ("benchmarks.equality", "experiments.evaluate", "experiments.predict")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +74,11 @@ PROGRAMS = {
         (["experiments.train", "digits", "--optim.freeze", "*"], "leaves no parameter to train"),
         (["experiments.train", "digits", "--optim.schedule=cosine(end=-3)"], "between 0 and 1"),
         (["experiments.train", "digits", "--data.randaugment=rand-zz9"], "must be timm's words"),
+        (["experiments.train", "digits", "--data.randaugment=rand-m9.5"], "must be timm's words"),
+        (["experiments.train", "digits", "--data.randaugment=rand-m9-w0"], "must be timm's words"),
+        (["experiments.predict", "RUN", "a.png", "--batch=-1"], "batch = -1 must be at least 1"),
+        (["experiments.predict", "RUN", "a.png", "--top=-1"], "top = -1 must be at least 1"),
+        (["experiments.evaluate", "RUN", "--probe-images=-5"], "probe_images = -5 must be at"),
         (["experiments.train", "digits", "--data.val=1700"], "leave no image"),
         (["experiments.train", "digits", "--seed=5000000000"], "must be less than 2**31"),
         (["experiments.train", "digits", "--data.name=digit"], "did you mean 'digits'"),
@@ -126,7 +136,7 @@ def test_a_mistake_is_one_plain_sentence_and_exit_code_2(
 ):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     program, *args = words
-    out = ["--out", str(tmp_path)] if program != "benchmarks.equality" else []
+    out = [] if program in WITHOUT_OUT else ["--out", str(tmp_path)]
     main = importlib.import_module(PROGRAMS[program]).main
     with pytest.raises(SystemExit) as stopped:
         cli.run(main, [*args, *out])
@@ -195,6 +205,21 @@ def test_training_leaves_a_run_folder_named_by_what_was_changed(tmp_path):
     assert 0 <= summary["test/accuracy"] <= 1
     assert "test accuracy" in found.stdout
     assert f"wandb sync {folder}" in found.stdout
+
+
+def test_a_run_is_found_again_by_its_settings_and_a_folder_without_one_starts_it(tmp_path, capsys):
+    def trained(*words):
+        how = ["digits", "--steps=2", "--wandb=disabled", "--device=cpu", "--out", str(tmp_path)]
+        train.main([*how, "--optim.freeze", "blocks.0.*", "--optim.lr=0.002", *words])
+        return capsys.readouterr().out
+
+    first = re.search(r"run: (.*)", trained())[1]
+    trained("--save-every=1")
+    os.utime(Path(first) / "last.ckpt")  # the last to be saved is gone on with
+    assert f"run: {first}\n" in trained("--resume")
+    folder = tmp_path / "mine"
+    assert f"{folder} holds no checkpoint yet" in trained("--resume", "--folder", str(folder))
+    assert "holds no checkpoint" not in trained("--resume", "--folder", str(folder))
 
 
 @pytest.fixture(scope="module")

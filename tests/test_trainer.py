@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_data import folders
 
-from vitx import data, tracking
+from vitx import checkpoint, data, optim, tracking
 from vitx import train as trainer
+from vitx import weights as files
 from vitx.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, override
+from vitx.images import Preprocessing
 from vitx.train import Diverged, init, pack, step, train, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,11 +51,31 @@ def weights(state):
         {"accumulate": 4, "optim.name": "muon"},
         {"precision": "bfloat16", "optim.name": "sgd", "model.drop_path": 0.2},
         {"optim.name": "lamb", "model.patch_drop": 0.5},
+        {
+            "precision": "float16",
+            "optim.schedule": "wsd",
+            "data.mixup": 0.0,
+            "data.cutmix": 1.0,
+            "data.erase": 0.5,
+        },
+        {
+            "data.name": "imagefolder",
+            "data.workers": 2,
+            "model.image": 16,
+            "model.classes": 3,
+            "data.val": 12,
+            "data.test": 12,
+            "data.normalise": "half",
+            "batch": 8,
+        },
     ],
     ids=str,
 )
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, changes):
     config = override(CONFIG, **changes)
+    if config.data.name == "imagefolder":
+        folders(tmp_path / "pictures", splits=("train",), each=16)
+        config = override(config, **{"data.root": str(tmp_path / "pictures")})
 
     def run(folder, *, resume=False):
         with tracking.Run(tmp_path, "g", "n", {}, mode="disabled", folder=tmp_path / folder) as it:
@@ -78,12 +101,13 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, c
     assert found.test == wanted.test
     assert torch.equal(found.test_logits, wanted.test_logits)
 
-    def events(log):
-        return [{k: v for k, v in json.loads(line).items() if k != tracking.IMAGES_PER_S}
-                for line in log.splitlines()]  # fmt: skip
-
-    assert events(found_log) == events(wanted_log)
+    assert _events(found_log) == _events(wanted_log)
     assert found.curve == wanted.curve
+
+
+def _events(log):
+    return [{k: v for k, v in json.loads(line).items() if k != tracking.IMAGES_PER_S}
+            for line in log.splitlines()]  # fmt: skip
 
 
 def _same(a, b):
@@ -191,8 +215,6 @@ def test_a_diverged_run_stops_at_the_next_reading_with_its_last_good_weights(tmp
     with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
         with pytest.raises(Diverged, match="the weights are those before it"):
             train(config, run, folder=run.folder)
-        from vitx import checkpoint
-
         kept = checkpoint.load(run.folder)["state"]
     assert all(value.isfinite().all() for value in kept["model"].values())
     assert kept["bad_step"] >= 0
@@ -245,6 +267,20 @@ def test_frozen_parameters_stay_and_a_pattern_without_a_match_is_refused():
     assert still == {n for n in before if n.startswith("blocks.0.") or n == "pos_embed"}
     with pytest.raises(ValueError, match=r"optim\.freeze = 'block\.\*' matches no parameter"):
         init(override(CONFIG, **{"optim.freeze": ("block.*",)}))
+
+
+def test_freezing_does_not_change_the_rates_of_what_is_trained():
+    config = override(CONFIG, **{"optim.layer_decay": 0.5})
+
+    def shares(freeze):
+        state = init(override(config, **{"optim.freeze": freeze}))
+        names = {id(p): name for name, p in state.model.named_parameters()}
+        groups = state.optimizers[0].param_groups
+        return {names[id(p)]: group["share"] for group in groups for p in group["params"]}
+
+    all_of_them, some = shares(()), shares(("blocks.*",))
+    assert 0 < len(some) < len(all_of_them)
+    assert some == {name: all_of_them[name] for name in some}
 
 
 def test_layer_decay_lowers_the_rate_block_by_block():
@@ -371,9 +407,9 @@ def test_a_signal_saves_and_leaves_with_its_status(tmp_path, number, status):
 def test_torchruns_processes_train_one_run_and_resume_it(tmp_path):
     def torchrun(*words):
         return subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-             "-m", "experiments.train", "digits", "--steps=12", "--batch=64", "--eval-every=6",
-             "--save-every=6", "--wandb=disabled", "--device=cpu", *words],
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3",
+             "-m", "experiments.train", "digits", "--steps=12", "--batch=66", "--eval-every=6",
+             "--save-every=6", "--log-every=4", "--wandb=disabled", "--device=cpu", *words],
             cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
@@ -383,9 +419,13 @@ def test_torchruns_processes_train_one_run_and_resume_it(tmp_path):
     (folder,) = tmp_path.glob("digits/*")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test/images"] == 360
+    wanted = _events((folder / "metrics.jsonl").read_text())
+    whole = checkpoint.load(folder)["state"]
     os.replace(folder / "before.ckpt", folder / "last.ckpt")
     again = torchrun("--resume", "--folder", str(folder))
     assert again.returncode == 0, again.stderr[-2000:]
+    assert _events((folder / "metrics.jsonl").read_text()) == wanted
+    assert _same(checkpoint.load(folder)["state"], whole)
     for name in ("test/loss", "test/accuracy", "val/loss"):
         assert json.loads((folder / "summary.json").read_text())[name] == summary[name]
 
@@ -406,12 +446,60 @@ def test_other_images_are_no_resumption(tmp_path):
         train(CONFIG, run, folder=run.folder)
         other = override(CONFIG, **{"data.root": "elsewhere"})
         train(other, run, folder=run.folder, resume=run.folder)
-        from vitx import checkpoint
-
         kept = checkpoint.load(run.folder)
         checkpoint.save(run.folder, kept | {"data": "0" * 32})
         with pytest.raises(ValueError, match="the data are not those of the run"):
             train(CONFIG, run, folder=run.folder, resume=run.folder)
+
+
+def test_weights_that_expect_other_pixels_are_told_of(tmp_path, capsys):
+    config = override(CONFIG, steps=1, weights=str(tmp_path / "w.safetensors"))
+    mine = data.load(config.data).preprocessing
+    for other, said in ((mine, ""), (Preprocessing("squash", (0.0,), (1.0,)), "mean 0.000 and")):
+        about = files.Description(config.model, preprocessing=other)
+        files.save(trainer.build(config.model), tmp_path / "w.safetensors", about)
+        trainer.prepare(config)
+        found = capsys.readouterr().err
+        assert said in found
+        assert bool(found) == bool(said)
+
+
+def test_a_diverged_run_keeps_no_weights_under_the_bad_steps_name(tmp_path, monkeypatch):
+    config = override(CONFIG, steps=6, log_every=6, keep_every=3, **{"optim.clip": 0.0})
+    with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
+        monkeypatch.setattr(trainer, "step", _bad_at(4, trainer.step))
+        with pytest.raises(Diverged):
+            train(config, run, folder=run.folder)
+        assert [p.name for p in run.folder.glob("model*")] == ["model-3.safetensors"]
+
+
+def _bad_at(step_number, real):
+    def made(state, batch, config):
+        image, target = batch
+        return real(state, (image * float("nan") if state.steps_done == step_number else image,
+                            target), config)  # fmt: skip
+
+    return made
+
+
+class Lists(torch.optim.Optimizer):
+    """Keeps its state of a parameter in a list, as timm's kron does."""
+
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            state["Q"] = [q + p.grad for q in state.get("Q", [torch.zeros_like(p)])]
+            p.data -= state["Q"][0]
+
+
+def test_state_in_lists_is_put_back_too():
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = Lists([p], {})
+    for grad, bad in ((1.0, 0.0), (float("nan"), 1.0)):
+        p.grad = torch.full_like(p, grad)
+        optim.update([optimizer], torch.tensor(bad))
+    assert optimizer.state[p]["Q"][0].tolist() == [1.0] * 3
+    assert p.tolist() == [0.0] * 3
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon"])

@@ -18,7 +18,7 @@ from weakref import WeakSet
 import torch
 
 LAST, BEFORE, DAMAGED = "last.ckpt", "before.ckpt", "damaged.ckpt"
-FORMAT = "vitx-checkpoint-1"
+FORMAT = "vitx-checkpoint-2"
 HEADER = 256
 """Largest length of the first line in bytes."""
 
@@ -44,28 +44,13 @@ class Damaged(ValueError):
 
 
 def save(folder: Path, state: dict[str, Any]) -> Path:
-    """Write `last.ckpt`; the one before becomes `before.ckpt`.
-
-    The new file is complete on the disk before it takes the name, so that a kill or a full disk at
-    any moment leaves a good one. Raises OSError naming the file that could not be written.
-    """
+    """Write `last.ckpt`; the one before becomes `before.ckpt`. Raises OSError as `write_whole`."""
     payload = io.BytesIO()
     torch.save(state, payload)
     body = payload.getbuffer()
     header = f"{FORMAT} {len(body)} {hashlib.sha256(body).hexdigest()}\n".encode()
-    last, new = folder / LAST, folder / f"{LAST}.new"
-    try:
-        write_through(new, header, body)
-        if last.exists():
-            os.replace(last, folder / BEFORE)
-        os.replace(new, last)
-        _sync_folder(folder)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise OSError(
-            error.errno, f"{error.strerror}; what was saved before is whole", str(last)
-        ) from None
-    return last
+    write_whole(folder / LAST, header, body, before=folder / BEFORE)
+    return folder / LAST
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -129,6 +114,26 @@ def plain(source: Path | io.BytesIO, path: Path) -> Any:
         reason = (str(error).splitlines() or [""])[0]
         raise Damaged(
             f"{path} is no file of plain tensors: {type(error).__name__}: {reason}"
+        ) from None
+
+
+def write_whole(path: Path, *parts: bytes | memoryview, before: Path | None = None) -> None:
+    """Write a file; the one that has its name becomes `before`, if that is given.
+
+    The new file is complete on the disk before it takes the name, so that a kill or a full disk at
+    any moment leaves a good one. Raises OSError naming the file that could not be written.
+    """
+    new = path.with_name(f"{path.name}.new")
+    try:
+        write_through(new, *parts)
+        if before is not None and path.exists():
+            os.replace(path, before)
+        os.replace(new, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f"{error.strerror}; what was saved before is whole", str(path)
         ) from None
 
 

@@ -548,8 +548,10 @@ def _check_number(name: str, value: object) -> None:
 
 
 def _check_randaugment(words: str) -> None:
-    # By its form: to ask timm itself would import it for every configuration.
-    if not re.fullmatch(r"rand(-(m|n|p|w|t|inc|mmax|mstd)(\d+(\.\d+)?|inf))*", words):
+    # By its form: to ask timm itself would import it for every configuration, and timm passes over
+    # what it does not know. n0 would pick no operation.
+    number = r"(m|mmax)\d+|n[1-9]\d*|inc[01]|(mstd|p)\d+(\.\d+)?|t(weights|3aw|3a)"
+    if not re.fullmatch(rf"rand(-({number}))*", words):
         raise ValueError(
             f"data.randaugment = {words!r} must be timm's words, such as rand-m9-mstd0.5"
         )

@@ -1,7 +1,8 @@
 """Data sets as training sees them: three splits, order and draws by seed, batches on a device.
 
 Images in memory are varied in batches on the device; pictures in files are read, cropped and
-flipped by workers. Both ways draw from tables that depend on (seed, epoch) alone.
+flipped by workers. Both ways draw from tables that depend on (seed, epoch) alone; the shares of
+mixed images are drawn by (seed, step).
 """
 
 import hashlib

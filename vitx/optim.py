@@ -5,7 +5,7 @@ A bad step changes nothing: `update` takes a flag on the device, and no step wai
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     """Parameters by weight decay and layer: matrices and kernels decay; biases, gains, tokens and
     positions do not. `share` is the group's part of the learning rate."""
     wanted = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    depth = 1 + max((_layer(name, 0) for name, _ in wanted), default=0)
+    depth = 1 + max(_layer(name, 0) for name, _ in model.named_parameters())
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in wanted:
         matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in UNDECAYED
@@ -129,11 +129,10 @@ def _step_or_restore(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     fresh = any(p not in optimizer.state for p in held if p.grad is not None)
 
     def values() -> list[Tensor]:
-        state = [v for p in held for v in optimizer.state.get(p, {}).values()]
+        state = (v for p in held for v in _tensors(optimizer.state.get(p, {})))
         # Step counts lie on the CPU; to put them back would wait for the device. No step follows
         # a bad one, but for overflows of float16, which count as steps there.
-        there = (v for v in state if isinstance(v, Tensor) and v.device == bad.device)
-        return [*held, *there]
+        return [*held, *(v for v in state if v.device == bad.device)]
 
     if fresh:
         # The state comes into being with the first step; from zero gradients it starts at zero.
@@ -151,6 +150,15 @@ def _step_or_restore(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     optimizer.step()
     for value, old in zip(values(), before, strict=True):
         value.copy_(torch.where(bad.bool(), old, value))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in an optimizer's state of a parameter, also those in lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
 
 
 def _fused(name: str, groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:

@@ -101,8 +101,10 @@ def hf(*, root: str, max_pixels: int, image: str = "", label: str = "") -> Sourc
     The columns of pictures and of class labels are found by their type; name them if there is
     more than one.
     """
-    import datasets
-
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ValueError("data.name = 'hf' needs datasets: pip install -e '.[hf]'") from error
     if not root:
         raise ValueError("data.root is empty; hf needs a name on the hub or a folder")
     saved = Path(root, "dataset_dict.json").exists() or Path(root, "state.json").exists()

@@ -95,7 +95,8 @@ class Result:
     seconds: float
     """From the start of reading the data, readings included, over all resumptions."""
     cpu_seconds: float
-    """Of all threads and worker processes; of several trainers those of the first."""
+    """Of all threads and of the workers that have ended, those of a start that was stopped left
+    out; of several trainers those of the first."""
 
 
 class Clock:
@@ -283,8 +284,8 @@ def pack(state: State) -> dict[str, Any]:
         "bad_tensor": state.bad_tensor,
         "scale": state.scale,
         "steady": state.steady,
-        "sums": state.sums,
         "steps_done": state.steps_done,
+        "sums": parallel.gathered(state.sums.cpu(), state.part),
         "random": parallel.gathered(random, state.part),
     }
 
@@ -296,13 +297,14 @@ def unpack(state: State, kept: dict[str, Any]) -> None:
         optimizer.load_state_dict(values)
     if state.average is not None:
         state.average.load_state_dict(kept["average"])
-    for name in ("bad_step", "bad_tensor", "scale", "steady", "sums"):
+    for name in ("bad_step", "bad_tensor", "scale", "steady"):
         getattr(state, name).copy_(kept[name])
     state.steps_done = kept["steps_done"]
     if len(kept["random"]) != state.part.ranks:
         raise ValueError(
             f"the checkpoint is of {len(kept['random'])} processes, not {state.part.ranks}"
         )
+    state.sums.copy_(kept["sums"][state.part.rank])
     device, random = state.bad_step.device, kept["random"][state.part.rank]
     made_on = list(random)[-1]
     if made_on != device.type:
@@ -349,6 +351,8 @@ def prepare(
     dataset = dataset.to(device)
     check_data(config, dataset, part)
     state = init(config, model=model, device=device, part=part)
+    if config.weights and part.first:
+        _compare_preprocessing(config, dataset)
     if resume is not None:
         kept = checkpoint.load(resume)
         refuse_changes(config, kept["config"])
@@ -357,11 +361,31 @@ def prepare(
                 f"the data are not those of the run in {resume}: other images, or others in the "
                 "splits; start a new run"
             )
+        _settle(state, config)
         unpack(state, kept["state"])
         check(state)
         dataset.skipped[:] = _union([dataset.skipped, kept["skipped"]])
         clock.before = tuple(kept["seconds"])
     return Ready(dataset, state, clock)
+
+
+def _settle(state: State, config: TrainConfig) -> None:
+    """One pass of several processes, which changes nothing once `unpack` has been there.
+
+    PyTorch sorts its buckets of gradients anew after the first pass of every start, and three or
+    more processes then add in another order: this way a resumed run adds in that of one that went
+    on.
+    """
+    if state.part.alone:
+        return
+    count = max(config.batch // state.part.ranks // config.accumulate, 1)
+    device, model = state.bad_step.device, config.model
+    image = torch.zeros(count, model.channels, *model.size, device=device)
+    target = torch.zeros(count, dtype=torch.long, device=device)
+    loss, _ = forward(state, image, target, config)
+    loss.backward()
+    for optimizer in state.optimizers:
+        optimizer.zero_grad()
 
 
 def train(
@@ -394,10 +418,12 @@ def train(
         kept = {"state": pack(state), "config": flat(config), "data": fingerprint,
                 "skipped": list(dataset.skipped), "seconds": list(clock.read())}  # fmt: skip
         if part.first:
-            checkpoint.save(folder, kept)
-            if config.keep_every and state.steps_done % config.keep_every == 0:
+            # Weights of a step that is to be kept come first: a run goes on after its checkpoint.
+            due = config.keep_every and state.steps_done % config.keep_every == 0
+            if due and kept["state"]["bad_step"] < 0:
                 path = folder / f"model-{state.steps_done}.safetensors"
                 weights.save(state.result, path, about)
+            checkpoint.save(folder, kept)
 
     stream = batches(config, dataset, state)
     curve = [] if run is None else run.events(tracking.VAL_ACCURACY, tracking.TEST_ACCURACY)
@@ -437,6 +463,7 @@ def final(state: State, dataset: data.Dataset, curve: list[dict[str, Any]], cloc
     logits, target, _ = evaluate.predict(state.result, dataset, dataset.val, part=state.part)
     val = evaluate.score(logits, target)
     logits, target, _ = evaluate.predict(state.result, dataset, dataset.test, part=state.part)
+    dataset.skipped[:] = _union(parallel.gathered(dataset.skipped, state.part))
     return Result(val, evaluate.score(logits, target), logits, target, curve, *clock.read())
 
 
@@ -476,6 +503,28 @@ def check_data(config: TrainConfig, dataset: data.Dataset, part: Part = ALONE) -
             f"curve = {config.curve!r}, but the data have no such split; set data.{config.curve}, "
             "the number of images to hold out, or choose the other split"
         )
+
+
+def _compare_preprocessing(config: TrainConfig, dataset: data.Dataset) -> None:
+    """Say so if the weights to start from were trained on otherwise normalised images."""
+    theirs = weights.describe(config.weights, heads=config.model.heads).preprocessing
+    ours = dataset.preprocessing
+    if theirs is None or all(
+        torch.allclose(torch.tensor(a), torch.tensor(b), atol=1e-3)
+        for a, b in ((theirs.mean, ours.mean), (theirs.std, ours.std))
+    ):
+        return
+    print(
+        f"warning: {config.weights} was trained on images normalised by mean {_short(theirs.mean)} "
+        f"and deviation {_short(theirs.std)}; data.normalise = {config.data.normalise!r} takes "
+        f"{_short(ours.mean)} and {_short(ours.std)}",
+        file=sys.stderr,
+    )
+
+
+def _short(values: Sequence[float]) -> str:
+    """Numbers of the channels, for people."""
+    return ", ".join(f"{value:.3f}" for value in values)
 
 
 def refuse_changes(config: TrainConfig, before: dict[str, Any]) -> None:

@@ -262,24 +262,35 @@ def tradeoff(points: Sequence[Point], *, metric: str, title: str) -> Figure:
     return figure
 
 
+MOST_NAMED = 20
+"""Classes up to which a confusion matrix has their names and its counts in words."""
+
+
 def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str) -> Figure:
-    """Counts of true (rows) against predicted (columns) classes; the diagonal is left pale."""
+    """Counts of true (rows) against predicted (columns) classes; the diagonal is left pale.
+
+    Of many classes the numbers are left out and classes are counted from 0.
+    """
     figure, axes = canvas(4.4, 4.2)
     wrong = counts.astype(float).copy()
     np.fill_diagonal(wrong, 0)
-    axes.imshow(wrong, cmap="Blues", vmin=0, vmax=max(float(wrong.max()), 1.0))
+    shown = axes.imshow(wrong, cmap="Blues", vmin=0, vmax=max(float(wrong.max()), 1.0))
+    named = len(classes) <= MOST_NAMED
     for row, column in np.ndindex(counts.shape):
-        if counts[row, column]:
+        if counts[row, column] and named:
             dark = wrong[row, column] > 0.6 * max(wrong.max(), 1)
             colour = "white" if dark else "black"
             axes.text(
                 column, row, str(counts[row, column]), ha="center", va="center", color=colour,
                 fontsize=8,
             )  # fmt: skip
-    axes.set_xticks(range(len(classes)), classes)
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    if named:
+        axes.set_xticks(range(len(classes)), classes)
+        axes.set_yticks(range(len(classes)), classes)
+    else:
+        figure.colorbar(shown, ax=axes, shrink=0.8, label="images of a wrong class")
+    axes.set_xlabel("predicted" if named else "predicted class, by its number")
+    axes.set_ylabel("true" if named else "true class, by its number")
     axes.set_title(title, loc="left", fontsize=9)
     return figure
 

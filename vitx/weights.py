@@ -42,7 +42,10 @@ class Description:
 
 
 def save(vit: nn.Module, path: Path, about: Description) -> None:
-    """Write weights, configuration, class names and preprocessing as one safetensors file."""
+    """Write weights, configuration, class names and preprocessing as one safetensors file.
+
+    Raises OSError naming the file that could not be written; one of that name stays as it was.
+    """
     from safetensors.torch import save as to_bytes
 
     described = {
@@ -51,7 +54,7 @@ def save(vit: nn.Module, path: Path, about: Description) -> None:
         "preprocessing": None if about.preprocessing is None else vars(about.preprocessing),
     }
     state = {name: value.contiguous().cpu() for name, value in vit.state_dict().items()}
-    checkpoint.write_through(path, to_bytes(state, metadata={METADATA: json.dumps(described)}))
+    checkpoint.write_whole(path, to_bytes(state, metadata={METADATA: json.dumps(described)}))
 
 
 def load(path: str | Path, *, heads: int = 0, classes: int = 0, seed: int = 0) -> Vit:
@@ -285,7 +288,9 @@ def _hugging_face_settings(path: Path) -> dict[str, Any]:
     found |= _json(path / "config.json")
     processor = path / "preprocessor_config.json"
     said = _json(processor) if processor.exists() else {}
-    if "image_mean" in said and "image_std" in said:
+    if not said.get("do_normalize", True):
+        found["preprocessing"] = Preprocessing("squash", (0.0,), (1.0,))
+    elif "image_mean" in said and "image_std" in said:
         found["preprocessing"] = Preprocessing(
             "squash", tuple(said["image_mean"]), tuple(said["image_std"])
         )
