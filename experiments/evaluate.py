@@ -173,10 +173,9 @@ def attention(
 ) -> Iterator[tuple[str, Figure]]:
     """What is read of pictures, right and wrong ones: on average, by rollout, and head by head."""
     guess = logits.argmax(dim=1).cpu()
-    wrong = (guess != target.cpu()).nonzero().flatten()[: SHOWN // 2]
-    right = (guess == target.cpu()).nonzero().flatten()
-    spread = torch.linspace(0, max(len(right) - 1, 0), SHOWN - len(wrong)).long()
-    rows = torch.cat([right[spread] if len(right) else right, wrong]).tolist()
+    wrong = spread((guess != target.cpu()).nonzero().flatten(), SHOWN // 2)
+    right = spread((guess == target.cpu()).nonzero().flatten(), SHOWN - len(wrong))
+    rows = torch.cat([right, wrong]).tolist()
     image, label = next(data.readings(dataset, split.take(rows), device=logits.device))
     with torch.no_grad():
         maps = vit.attention_maps(image.to(next(vit.parameters()).dtype))
@@ -200,6 +199,12 @@ def attention(
         for head in range(c.heads)
     }
     yield "heads", visualize.attention_grid(pictures, heads, truth, said)
+
+
+def spread(rows: torch.Tensor, most: int) -> torch.Tensor:
+    """So many of the rows at most, from the first to the last."""
+    places = torch.linspace(0, len(rows) - 1, min(most, len(rows)))
+    return rows[places.long()]
 
 
 def learned(vit: Vit) -> Iterator[tuple[str, Figure]]:

@@ -264,6 +264,8 @@ def tradeoff(points: Sequence[Point], *, metric: str, title: str) -> Figure:
 
 MOST_NAMED = 20
 """Classes up to which a confusion matrix has their names and its counts in words."""
+SHORT = 3
+"""Letters of a class name that have room below a column."""
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str) -> Figure:
@@ -287,6 +289,9 @@ def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str) -> Figu
     if named:
         axes.set_xticks(range(len(classes)), classes)
         axes.set_yticks(range(len(classes)), classes)
+        if max(map(len, classes)) > SHORT:
+            for label in axes.get_xticklabels():
+                label.set(rotation=45, ha="right", rotation_mode="anchor")
     else:
         figure.colorbar(shown, ax=axes, shrink=0.8, label="images of a wrong class")
     axes.set_xlabel("predicted" if named else "predicted class, by its number")
