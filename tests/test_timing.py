@@ -189,6 +189,17 @@ def test_compare_times_two_equal_models_in_fresh_processes():
     assert all(order.count("r") == order.count("c") >= 6 for order in fields["order"])
 
 
+def test_compare_times_compiled_modules(compiled):
+    a, b = (vitx.build(replace(CONFIG, depth=1)) for _ in range(2))
+    plan = replace(QUICK, processes=1, compile="default", limit_s=300.0)
+    found = compare(a, b, torch.randn(4, 3, 12, 12), plan=plan)
+    assert found.verdict == "one process, no verdict", found.reason
+    assert 0 < found.timed_error["candidate"] < 1e-5
+    for side in ("reference", "candidate"):
+        seconds = found.resources[side]["compile_s"]
+        assert 0 < seconds["warm"] < seconds["cold"]
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 def test_a_timed_process_keeps_the_memory_that_it_frees(tmp_path):
     """Megabytes an iteration cost page faults by default, and none once they are kept."""

@@ -154,7 +154,9 @@ def make_step(
     """
     if isinstance(subject, Training):
         return subject.make_step(example.device)
-    run = run or prepare(subject, plan)
+    run = (
+        prepare(subject, plan) if run is None else run
+    )  # a compiled module may have no truth value
     if plan.mode == "inference":
         subject.eval()
 
