@@ -60,6 +60,7 @@ class Scale:
     """Time known cases, score the equality check, run the pilot."""
 
 
+GPU_BATCH = 128
 TINY = {"img_size": 32, "depth": 2}
 EAGER = (("inference", "none"), ("training", "none"))
 QUICK = Scale(
@@ -172,8 +173,8 @@ def main(args: list[str]) -> None:
             program(settings)
             return
     scale = SMOKE if settings.smoke else FULL if settings.full else QUICK
-    scale = _narrow(scale, settings.models)
     device = tracking.device(settings.device)
+    scale = _narrow(grown(scale, device), settings.models)
     stages = _stages(scale)
     for name in settings.only:
         if name not in stages:
@@ -197,6 +198,20 @@ def main(args: list[str]) -> None:
     print(f"report: {folder / 'report.html'} and report.md; rows: {job.rows.path}\n{where}")
     if any(row["verdict"] == "not equal" for row in job.rows.kept if row["kind"] == "equality"):
         raise SystemExit(1)
+
+
+def grown(scale: Scale, device: torch.device) -> Scale:
+    """The scale for the device: a GPU gets a larger model and batch, in its usual dtype."""
+    if device.type != "cuda" or scale is SMOKE:
+        return scale
+    large = (("vit_base_patch16_224", {}),)
+    return replace(
+        scale,
+        timed=large if scale is QUICK else (*scale.timed[1:], *large),
+        equal=large if scale is QUICK else scale.equal,
+        plan=replace(scale.plan, dtype=speed.usual(device)[1]),
+        batch=GPU_BATCH,
+    )
 
 
 def check_device(settings: Settings) -> None:
@@ -227,7 +242,7 @@ def calibrate(settings: Settings) -> None:
     cli.at_least(settings, calibrate=1)
     device, plan = tracking.device(settings.device), QUICK.plan
     kept = [*render.RESULTS.glob("*.jsonl"), *settings.out.glob("*-calibration/rows.jsonl")]
-    before = calibration.made(kept, plan, str(device))
+    before = calibration.made(kept, plan, device)
     done = {row["trial"] for row in before}
     left = [number for number in range(len(calibration.trials())) if number not in done]
     with _one(settings, "calibration", flat(plan)) as (run, rows):

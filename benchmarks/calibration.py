@@ -16,7 +16,7 @@ import torch
 from benchmarks import speed
 from experiments import rows as rows_file
 from experiments.pages import MACHINE, Row, Table, machine
-from vitx import stats
+from vitx import stats, tracking
 from vitx.timing import Plan
 
 MODEL, BATCH = "vit_tiny_patch16_224", 8
@@ -32,11 +32,16 @@ def trials() -> list[float]:
     return shares
 
 
-def made(paths: Sequence[Path], plan: Plan, device: str) -> list[Row]:
-    """The trials in these files of rows with this plan and device, each once."""
-    rows = [row for path in paths for row in rows_file.read(path)]
-    wanted = [row for row in rows if row.get("what") == WHAT and row["device"] == device]
-    return rows_file.latest([row for row in wanted if row["plan"] == vars(plan)], "trial")
+def made(paths: Sequence[Path], plan: Plan, device: torch.device) -> list[Row]:
+    """The trials in these files of rows with this plan and device on a machine like this one.
+
+    Of a trial that was made twice the first counts, whatever it said.
+    """
+    rows = sorted((row for path in paths for row in rows_file.read(path)), key=rows_file.when)
+    here = machine({"device": str(device), "environment": tracking.environment()})
+    wanted = [row for row in rows if row.get("what") == WHAT and row["plan"] == vars(plan)]
+    wanted = [row for row in wanted if row["device"] == str(device) and machine(row) == here]
+    return rows_file.first(wanted, "trial")
 
 
 def trial(number: int, plan: Plan, device: torch.device, **how: Any) -> tuple[str, dict[str, Any]]:
@@ -52,15 +57,16 @@ def trial(number: int, plan: Plan, device: torch.device, **how: Any) -> tuple[st
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """How many of each kind were claimed to differ, with exact intervals."""
-    header = ("planted", "trials", "said slower", "said faster", "inconclusive",
-              "rate (95 %, exact)", "seconds a trial", "machine")  # fmt: skip
-    wanted = rows_file.latest([row for row in rows if row.get("what") == WHAT], "trial", "plan",
-                              "device", *MACHINE)  # fmt: skip
+    """How many of each kind were claimed to differ, with exact intervals, for each plan."""
+    header = ("planted", "work counted", "trials", "said slower", "said faster", "inconclusive",
+              "failed", "rate (95 %, exact)", "seconds a trial", "plan", "machine")  # fmt: skip
+    wanted = rows_file.first([row for row in rows if row.get("what") == WHAT], "trial", "plan",
+                             "device", *MACHINE)  # fmt: skip
     body = []
-    for where in dict.fromkeys(machine(row) for row in wanted):
+    for where, plan in dict.fromkeys((machine(row), _plan(row)) for row in wanted):
         for share in COUNTS:
-            some = [row for row in wanted if machine(row) == where and row["share"] == share]
+            some = [row for row in wanted if (machine(row), _plan(row)) == (where, plan)
+                    and row["share"] == share]  # fmt: skip
             if not some:
                 continue
             words = [row["verdict"] for row in some]
@@ -69,14 +75,25 @@ def table(rows: Sequence[Row]) -> Table:
             rate = stats.proportion(claimed, len(some))
             what = "false alarms" if share == 0 else "found"
             seconds = [row["seconds"] for row in some]
+            counted = [row["planted_counted"] for row in some if "planted_counted" in row]
             body.append(
-                (f"{share:.0%} more work" if share else "nothing", str(len(some)),
+                (f"{share:.0%} more work" if share else "nothing",
+                 f"{min(counted):.2%} to {max(counted):.2%}" if counted else "–", str(len(some)),
                  str(words.count("slower")), str(words.count("faster")),
                  str(words.count(stats.INCONCLUSIVE)),
+                 str(sum(row["kind"] == "failure" for row in some)),
                  f"{what}: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})",
-                 f"{statistics.median(seconds):.0f} (at most {max(seconds):.0f})", where)
+                 f"{statistics.median(seconds):.0f} (at most {max(seconds):.0f})", plan, where)
             )  # fmt: skip
     return Table(header, body)
+
+
+def _plan(row: Row) -> str:
+    """The settings of a trial, for people."""
+    plan = row["plan"]
+    return (
+        f"{plan['processes']} processes, {plan['pair_s']:g} s each in blocks of {plan['block_s']:g}"
+    )
 
 
 def run(

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.speed import usual
 from experiments import cli
 from experiments.recipes import DIGITS
 from vitx import data
 from vitx.config import override, size
-from vitx.equality import randomise
+from vitx.equality import largest, randomise
 from vitx.model import build
 from vitx.tracking import environment
 from vitx.train import batches, init, step
@@ -32,6 +33,7 @@ BAND = 1e-2
 LOGITS = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest relative root-mean-square error of logits to float64."""
 MODEL, BATCH = "Ti/16", 8
+"""Of the logits."""
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -52,10 +54,10 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def kernel(device: torch.device, dtype: torch.dtype) -> str:
-    """Which fused attention PyTorch chooses at the shapes that are timed."""
+    """Which fused attention PyTorch chooses at the shapes that are timed on the device."""
     from torch.nn.attention import SDPBackend
 
-    config = size(MODEL)
+    config = size(usual(device)[0])
     tokens = config.grid[0] * config.grid[1] + config.prefix
     shape = (BATCH, config.heads, tokens, config.width // config.heads)
     q = torch.randn(shape, device=device, dtype=dtype)
@@ -72,28 +74,29 @@ def logits_error(device: torch.device, dtype: torch.dtype) -> float:
     randomise(exact)
     image = torch.randn(BATCH, 3, *exact.config.size, dtype=torch.float64)
     there = deepcopy(exact).to(device=device, dtype=dtype)
-    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         wanted = exact(image)
         found = there(image.to(device=device, dtype=dtype)).cpu().double()
     return ((found - wanted).square().mean() / wanted.square().mean()).sqrt().item()
 
 
 def trajectory(device: torch.device) -> list[float]:
-    """Losses of the first steps of the digits recipe, its batches drawn on the CPU."""
+    """Losses of the first steps of the digits recipe, its batches drawn on the CPU; no TF32."""
     state = init(CONFIG, device=device)
     dataset = data.load(CONFIG.data)
     on_cpu = init(CONFIG)
     stream = batches(CONFIG, dataset, on_cpu)
     losses: list[Tensor] = []
-    for _ in range(STEPS):
-        image, target = next(stream)
-        losses.append(step(state, (image.to(device), target.to(device)), CONFIG)["loss"])
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for _ in range(STEPS):
+            image, target = next(stream)
+            losses.append(step(state, (image.to(device), target.to(device)), CONFIG)["loss"])
     return [loss.item() for loss in losses]
 
 
 def apart(found: Sequence[float], wanted: Sequence[float]) -> float:
     """Largest relative difference of two trajectories."""
-    return max(abs(a - b) / b for a, b in zip(found, wanted, strict=True))
+    return largest(abs(a - b) / b for a, b in zip(found, wanted, strict=True))
 
 
 def run(device: torch.device) -> dict[str, Any]:

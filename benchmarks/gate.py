@@ -10,9 +10,11 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,7 +27,7 @@ from experiments.pages import ROOT
 from experiments.rows import Rows
 from vitx import stats, tracking
 from vitx.config import size
-from vitx.equality import TOLERANCE
+from vitx.equality import TOLERANCE, largest
 from vitx.registry import choose
 from vitx.timing import ARMS, KEEP_MEMORY, MODES, iterations_of, log_ratios, orders
 
@@ -48,6 +50,8 @@ class Settings:
     seconds: float = 10.0
     """How long blocks are timed in a process."""
     block_s: float = 0.15
+    limit_s: float = 600.0
+    """A side that takes longer to answer is ended, and so is the gate."""
     out: Path = tracking.OUT
     """Folder of run folders."""
     device: str = ""
@@ -80,7 +84,7 @@ def main(args: list[str]) -> None:
 def check(settings: Settings) -> None:
     """ValueError for a setting that can't be."""
     cli.at_least(settings, batch=1, processes=2)
-    for name in ("threshold", "seconds", "block_s"):
+    for name in ("threshold", "seconds", "block_s", "limit_s"):
         if not getattr(settings, name) > 0:
             raise ValueError(f"{name} = {getattr(settings, name)} must be positive")
     for mode in settings.mode:
@@ -110,7 +114,7 @@ def compare(settings: Settings, mode: str, trees: dict[str, Path], folder: Path)
         "weights": str(folder / f"{mode}.pt"),
     }  # fmt: skip
     records = [process(asked, trees, settings, number) for number in range(settings.processes)]
-    apart = max(record["apart"] for record in records)
+    apart = largest(record["apart"] for record in records)
     labels = {
         "what": "gate",
         "reference": tracking.git("rev-parse", settings.against),
@@ -142,10 +146,9 @@ def process(
     made = rng.sample(ARMS, len(ARMS))
     with ExitStack() as stack:
         sides = {
-            arm: stack.enter_context(
-                Side(asked, trees["candidate" if arm == "candidate" else "reference"])
-            )
+            arm: stack.enter_context(Side(asked, trees[tree], settings.limit_s))
             for arm in made
+            for tree in ["candidate" if arm == "candidate" else "reference"]
         }
         before, after = (sides[arm].hello["values"] for arm in ("reference", "candidate"))
         apart = largest_error(before, after)
@@ -169,18 +172,25 @@ def largest_error(before: Sequence[float], after: Sequence[float]) -> float:
     """Largest relative difference of outputs and gradients' norms; infinite if their number is."""
     if len(before) != len(after):
         return math.inf
-    scale = max(map(abs, before))
-    return max(abs(a - b) / max(abs(a), 1e-5 * scale) for a, b in zip(before, after, strict=True))
+    scale = largest(map(abs, before))
+    return largest(
+        abs(a - b) / max(abs(a), 1e-5 * scale) for a, b in zip(before, after, strict=True)
+    )
 
 
 class Side:
-    """A process that times blocks of one checkout's model. Raises ValueError where it ends."""
+    """A process that times blocks of one checkout's model.
 
-    def __init__(self, asked: dict[str, Any], tree: Path):
+    Raises ValueError where it ends, or takes longer than `limit_s` to answer.
+    """
+
+    def __init__(self, asked: dict[str, Any], tree: Path, limit_s: float):
+        self.limit_s = limit_s
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf8")  # noqa: SIM115 (`__exit__`)
         environment = {**os.environ, **KEEP_MEMORY, "PYTHONPATH": str(tree)}
         self.program = subprocess.Popen(
             [sys.executable, str(SIDE)], env=environment, cwd=tree, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
         )  # fmt: skip
         self.hello = self.ask(asked)
         if not Path(self.hello["file"]).is_relative_to(tree.resolve()):
@@ -189,13 +199,22 @@ class Side:
     def ask(self, value: dict[str, Any]) -> dict[str, Any]:
         assert self.program.stdin is not None
         assert self.program.stdout is not None
+        limit = threading.Timer(self.limit_s, self.program.kill)
+        limit.start()
         try:
             self.program.stdin.write(json.dumps(value) + "\n")
             self.program.stdin.flush()
             return json.loads(self.program.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
-            errors = self.program.communicate()[1].strip().splitlines()
-            raise ValueError(f"a side of the gate ended: {(errors or ['no word'])[-1]}") from None
+            raise ValueError(f"a side of the gate ended: {self._last_words()}") from None
+        finally:
+            limit.cancel()
+
+    def _last_words(self) -> str:
+        if self.program.wait() == -signal.SIGKILL:
+            return f"killed, at the latest after {self.limit_s:g} s without an answer"
+        self.errors.seek(0)
+        return (self.errors.read().strip().splitlines() or ["no word"])[-1]
 
     def block(self, iterations: int) -> float:
         return self.ask({"block": iterations})["seconds"]
@@ -206,13 +225,14 @@ class Side:
     def __exit__(self, *_: object) -> None:
         self.program.kill()
         self.program.communicate()
+        self.errors.close()
 
 
 def line(row: dict[str, Any], threshold: float) -> str:
     """A row for people."""
     end = "FAILED" if row["failed"] else "passed"
     if row["ratio"] is None:
-        return f"{row['mode']}: outputs differ by {row['outputs_apart']:.1e}: {end}"
+        return f"{row['mode']}: outputs differ by {float(row['outputs_apart']):.1e}: {end}"
     return (
         f"{row['mode']}: {row['ratio']:.3f} of the other's images/s ({row['ratio_low']:.3f} to "
         f"{row['ratio_high']:.3f}), floor ±{row['noise_floor']:.1%}, {row['verdict']}; threshold "

@@ -32,13 +32,13 @@ def main() -> None:
     model.load_state_dict(torch.load(weights, weights_only=True))
     image = image.to(asked["device"])
     answer({"file": vitx.__file__, "values": values(model, image[:2])})
-    step = training(model, image) if asked["mode"] == "training" else inference(model, image)
+    act = training(model, image) if asked["mode"] == "training" else inference(model, image)
     for line in sys.stdin:
         iterations = json.loads(line)["block"]
         wait(image)
         start = time.perf_counter()
         for _ in range(iterations):
-            step()
+            act()
         wait(image)
         answer({"seconds": (time.perf_counter() - start) / iterations})
 
@@ -46,11 +46,11 @@ def main() -> None:
 def inference(model, image):
     model.eval()
 
-    def step() -> None:
+    def infer() -> None:
         with torch.inference_mode():
             model(image)
 
-    return step
+    return infer
 
 
 def training(model, image):

@@ -16,12 +16,30 @@ from vitx import visualize
 from vitx.breakdown import STAGES
 
 CELL = ("candidate", "reference", "mode", "batch", "dtype", "compile", "device")
+ENVIRONMENT = ("cpu", "gpu", "cuda", "cores", "affinity", "threads", "versions", "matmul_precision")
+LIBRARIES = {"hf": "transformers", "vit_pytorch": "vit-pytorch", "torchvision": "torchvision"}
+"""Whose version stands with a model's name; those of PyTorch and timm stand with the machine."""
+
+
+def check(row: Row, where: str) -> None:
+    """ValueError if a throughput row lacks what the tables show."""
+    if row.get("what") != "throughput":
+        return
+    environment = row["environment"]
+    missing = [name for name in CELL if name not in row]
+    missing += [f"environment.{name}" for name in ENVIRONMENT if name not in environment]
+    if row["kind"] == "speed":
+        shown = ("images_per_s", "ratio_low", "macs", "parameters", "peak_mib", "compile_s",
+                 "utilisation", "checked", "noise_floor", "verdict")  # fmt: skip
+        missing += [name for name in shown if name not in row]
+    if missing:
+        raise ValueError(f"{where} is a throughput row without {missing[0]}")
 
 
 def cells(rows: Sequence[Row]) -> list[Row]:
     """The latest row of each configuration on each machine and setting."""
     wanted = [row for row in rows if row.get("what") == "throughput"]
-    return list({(*(row[key] for key in CELL), setting(row)): row for row in wanted}.values())
+    return list({(*_names(row), *_at(row), row["compile"]): row for row in wanted}.values())
 
 
 def timed(rows: Sequence[Row]) -> list[Row]:
@@ -35,28 +53,46 @@ def setting(row: Row) -> str:
     if not row["device"].startswith("cpu"):
         cpu, cores = environment["cpu"], environment["cores"]
         host = f" (CUDA {environment['cuda']}, host {cpu}, {cores} cores)"
+    free = environment["affinity"]
+    bound = f" of {free} cores" if free not in (None, environment["cores"]) else ""
+    versions = environment["versions"]
+    sent = f", sent as {row['origin']}" if "origin" in row else ""
     return (
-        f"{machine(row)}{host}, {environment['threads']} threads, torch "
-        f"{environment['versions']['torch']}, float32 products {environment['matmul_precision']}"
+        f"{machine(row)}{host}, {environment['threads']} threads{bound}, torch "
+        f"{versions['torch']}, timm {versions['timm']}, float32 products "
+        f"{environment['matmul_precision']}{sent}"
     )
+
+
+def _name(row: Row, side: str) -> str:
+    """A model's name, with the version of its library where that is one of `LIBRARIES`."""
+    name = row[side]
+    library = LIBRARIES.get(name.partition(":")[0], "")
+    version = row["environment"]["versions"].get(library)
+    return f"{name} ({library} {version})" if version else name
+
+
+def _names(row: Row) -> tuple[str, str]:
+    return _name(row, "candidate"), _name(row, "reference")
 
 
 def throughput_table(rows: Sequence[Row]) -> Table:
     """Every configuration: rate with its interval, ratio to the reference, cost; failures too."""
     header = ("model", "mode", "batch", "dtype", "compile", "images/s (95 %)", "reference",
-              "its images/s (95 %)", "ratio (95 %)", "floor", "verdict", "outputs", "GMAC",
-              "parameters", "peak MiB", "compile s", "MFU", "machine")  # fmt: skip
+              "its images/s (95 %)", "ratio (95 %)", "floor", "verdict", "outputs",
+              "GMAC (reference)", "parameters (reference)", "peak MiB", "compile s", "MFU",
+              "machine")  # fmt: skip
     body = []
     for row in cells(rows):
-        start = (row["candidate"], row["mode"], str(row["batch"] or "auto"), row["dtype"],
-                 row["compile"])  # fmt: skip
+        candidate, name = _names(row)
+        start = (candidate, row["mode"], str(row["batch"] or "auto"), row["dtype"], row["compile"])
+        name = name or "–"
         if row["kind"] == "failure":
             said = f"{row['verdict']}: {row['reason']}"
-            name = row["reference"] or "–"
             body.append((*start, "–", name, *["–"] * 3, said, *["–"] * 6, setting(row)))
             continue
         body.append(
-            (*start, _rate(row, "candidate"), row["reference"] or "–", _rate(row, "reference"),
+            (*start, _rate(row, "candidate"), name, _rate(row, "reference"),
              "–" if row["ratio_low"] is None else ratio_text(row), floor_text(row), row["verdict"],
              row["checked"].partition(":")[0], *_cost(row), setting(row))
         )  # fmt: skip
@@ -65,15 +101,22 @@ def throughput_table(rows: Sequence[Row]) -> Table:
 
 def _cost(row: Row) -> tuple[str, ...]:
     side = "candidate"
-    macs, peak, compiled = (row[key].get(side) for key in ("macs", "peak_mib", "compile_s"))
+    peak, compiled = (row[key].get(side) for key in ("peak_mib", "compile_s"))
+    host = row.get("host_mib", {}).get(side)
     used = row["utilisation"].get(side)
     return (
-        f"{macs / 1e9:.3f}" if macs else "–",
-        f"{row['parameters'][side]:,}",
-        f"{peak:.0f}" if peak is not None else "–",
+        _both(row["macs"], lambda macs: f"{macs / 1e9:.3f}"),
+        _both(row["parameters"], lambda number: f"{number:,}"),
+        "–" if peak is None else f"{peak:.0f}" + (f", host {host:.0f}" if host else ""),
         f"{compiled['cold']:.0f} cold, {compiled['warm']:.0f} warm" if compiled else "–",
         (f"{used['mfu']:.0%}" if used["mfu"] is not None else used["why"]) if used else "–",
     )
+
+
+def _both(values: Mapping[str, Any], text: Callable[[Any], str]) -> str:
+    """The candidate's value, and in brackets the reference's."""
+    mine, other = (values.get(side) for side in ("candidate", "reference"))
+    return (text(mine) if mine else "–") + (f" ({text(other)})" if other else "")
 
 
 def _rate(row: Row, side: str) -> str:
@@ -88,7 +131,10 @@ def _interval(rate: Mapping[str, float]) -> str:
 
 
 def break_even_table(rows: Sequence[Row]) -> Table:
-    """Images after which compiling has paid for itself, beside the same model not compiled."""
+    """Images after which compiling has paid for itself, beside the same model not compiled.
+
+    Only where the intervals of both rates do not meet: else it is not known whether it ever does.
+    """
     header = ("model", "mode", "batch", "dtype", "compile", "saved ms an image", "cold: images",
               "warm: images", "machine")  # fmt: skip
     found = timed(rows)
@@ -98,13 +144,18 @@ def break_even_table(rows: Sequence[Row]) -> Table:
         plain, seconds = eager.get(_at(row)), row["compile_s"].get("candidate")
         if row["compile"] == "none" or plain is None or not seconds:
             continue
-        before, after = (1 / one["images_per_s"]["candidate"]["median"] for one in (plain, row))
-        saved = before - after
-        images = [
-            f"{seconds[start] / saved:,.0f}" if saved > 0 else "never" for start in ("cold", "warm")
-        ]
+        rates = [one["images_per_s"]["candidate"] for one in (plain, row)]
+        if not all("mean" in rate for rate in rates):
+            continue
+        saved = 1 / rates[0]["mean"] - 1 / rates[1]["mean"]
+        if rates[0]["mean_low"] > rates[1]["mean_high"]:
+            images = ["never", "never"]
+        elif rates[1]["mean_low"] > rates[0]["mean_high"]:
+            images = [f"{seconds[start] / saved:,.0f}" for start in ("cold", "warm")]
+        else:
+            images = ["not told apart"] * 2
         body.append(
-            (row["candidate"], row["mode"], str(row["batch"]), row["dtype"], row["compile"],
+            (_name(row, "candidate"), row["mode"], str(row["batch"]), row["dtype"], row["compile"],
              f"{1e3 * saved:+.2f}", *images, setting(row))
         )  # fmt: skip
     return Table(header, body)
@@ -112,12 +163,12 @@ def break_even_table(rows: Sequence[Row]) -> Table:
 
 def _at(row: Row) -> tuple[Any, ...]:
     """A configuration but for how it is compiled."""
-    return (*(row[key] for key in CELL if key != "compile"), setting(row))
+    return (*_names(row), *(row[key] for key in CELL if key != "compile"), setting(row))
 
 
 def latency_table(rows: Sequence[Row]) -> Table:
-    """Milliseconds of single calls with one image, the device waited for after each."""
-    header = ("model", "dtype", "compile", "calls", "p50 ms (95 %)", "p90 ms (95 %)",
+    """Milliseconds of single calls with one image in one process, each waited for."""
+    header = ("model", "dtype", "compile", "calls, one process", "p50 ms (95 %)", "p90 ms (95 %)",
               "p99 ms (95 %)", "machine")  # fmt: skip
     body = []
     for row in timed(rows):
@@ -168,7 +219,7 @@ def mean_table(rows: Sequence[Row]) -> Table:
     body = []
     for row in timed(rows):
         for name, found in _details(row, "mean_images_per_s"):
-            side = "candidate" if name == row["candidate"] else "reference"
+            side = "candidate" if name == _name(row, "candidate") else "reference"
             rate = row["images_per_s"][side]
             if "mean" in rate:
                 body.append(
@@ -182,8 +233,8 @@ def mean_table(rows: Sequence[Row]) -> Table:
 def _details(row: Row, what: str) -> list[tuple[str, Any]]:
     """Each side's name and finding, where there is one."""
     found = row.get(what) or {}
-    sides = ((row["reference"], "reference"), (row["candidate"], "candidate"))
-    return [(name, found[side]) for name, side in sides if found.get(side)]
+    sides = ("reference", "candidate")
+    return [(_name(row, side), found[side]) for side in sides if found.get(side)]
 
 
 def _once(body: list[tuple[str, ...]], named: int = 3) -> list[tuple[str, ...]]:
@@ -251,7 +302,9 @@ def _drawn(rows: Sequence[Row], title: str) -> dict[str, Figure]:
     memory = {_label(row): row["peak_mib"]["candidate"] for row in rows
               if row["peak_mib"].get("candidate") is not None}  # fmt: skip
     if memory:
-        drawn["memory"] = visualize.amounts(memory, label="peak MiB of one process", title=title)
+        where = "the process" if rows[0]["device"].startswith("cpu") else "the device"
+        label = f"peak MiB of {where}"
+        drawn["memory"] = visualize.amounts(memory, label=label, title=title)
     return drawn
 
 
@@ -261,13 +314,13 @@ def _by_batch(rows: Sequence[Row]) -> dict[str, list[tuple[int, float, float, fl
     for row in rows:
         for side, rate in row["images_per_s"].items():
             ends = [rate.get(key, rate["median"]) for key in ("mean", "mean_low", "mean_high")]
-            name = f"{row[side]}, compile {row['compile']}"
+            name = f"{_name(row, side)}, compile {row['compile']}"
             found.setdefault(name, {})[row["batch"]] = (row["batch"], *ends)
     return {name: [points[batch] for batch in sorted(points)] for name, points in found.items()}
 
 
 def _label(row: Row) -> str:
-    return f"{row['candidate']}\nbatch {row['batch']}, compile {row['compile']}"
+    return f"{_name(row, 'candidate')}\nbatch {row['batch']}, compile {row['compile']}"
 
 
 def write(rows: Sequence[Row], folder: Path, *, pictures: str = ".svg") -> list[Path]:

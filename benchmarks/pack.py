@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import matrix
 from experiments import rows as rows_file
 from experiments.pages import Row
 
@@ -23,6 +24,8 @@ ENVIRONMENT = ("time", "commit", "code", "dirty", "python", "versions", "cuda", 
                "cpu", "cores", "affinity", "threads", "matmul_precision", "system")  # fmt: skip
 """What is kept of a row's environment."""
 LEFT_OUT = ("raw", "order", "rounds_used", "rounds_disturbed", "warm_up", "plan", "keep_memory")
+WORDS = ("kind", "what", "device", "mode", "compile", "dtype", "verdict")
+"""Fields that hold words of this program alone."""
 MAGIC = b"\x1f\x8b"
 """How a gzip file starts."""
 
@@ -41,12 +44,23 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a packed file, or of a run's rows.jsonl. Raises ValueError naming the file."""
+    """The rows of a packed file, or of a run's rows.jsonl. Raises ValueError naming the file.
+
+    Packed rows get their file's name as `origin`: they are never shown as if made here.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is no file of rows")
     content = path.read_bytes()
-    if not content.startswith(MAGIC):
-        return rows_file.read(path)
+    if content.startswith(MAGIC):
+        rows = [row | {"origin": path.stem} for row in _unpacked(path, content)]
+    else:
+        rows = rows_file.read(path)
+    for number, row in enumerate(rows, 1):
+        matrix.check(row, f"{path} row {number}")
+    return rows
+
+
+def _unpacked(path: Path, content: bytes) -> list[Row]:
     try:
         said = json.loads(gzip.decompress(content))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -69,7 +83,8 @@ def _clean(row: Row) -> Row:
     kept = {name: value for name, value in row.items() if name not in (*LEFT_OUT, "environment")}
     before = row["environment"]
     environment = {name: before[name] for name in ENVIRONMENT if name in before}
-    return _without_places(kept | {"environment": environment})
+    kept |= {"environment": environment}
+    return _without_places(kept) | {name: row[name] for name in WORDS if name in row}
 
 
 def _without_places(value: Any) -> Any:
@@ -79,8 +94,8 @@ def _without_places(value: Any) -> Any:
     """
     if isinstance(value, str):
         for secret in (str(Path.cwd()), str(Path.home()), socket.gethostname(), getpass.getuser()):
-            if len(secret) > 2:
-                value = value.replace(secret, "…")
+            if len(secret) > 2:  # as a word: a person may be called as a part of another one
+                value = re.sub(rf"(?<![\w-]){re.escape(secret)}(?![\w-])", "…", value)
         # From the start of a word on, or the search would take quadratic time in long ones.
         word = r"(?:^|(?<=[\s:='\"()]))"
         return re.sub(word + r"[^\s:='\"()]*[/\\](?!\d+\b)", "", value)

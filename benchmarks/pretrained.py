@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from vitx.equality import largest
 from vitx.interop.timm import from_timm, live_model
 from vitx.machine import now
 
@@ -87,7 +88,7 @@ def measure(
         }
         one, other = found["reference"], found["candidate"]
         same += int((one.argmax(dim=1) == other.argmax(dim=1)).sum())
-        apart = max(apart, float((one - other).abs().max() / one.abs().max()))
+        apart = largest((apart, float((one - other).abs().max() / one.abs().max())))
     images = len(pictures)
     return {
         "reference": f"timm:{Path(name).name}",

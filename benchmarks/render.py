@@ -475,8 +475,10 @@ def main(args: list[str]) -> None:
         if settings.pack:
             pack.write(given, Path(settings.pack))
             print(settings.pack)
+        elif not (paths := matrix.write(given, settings.out)):
+            raise ValueError(f"{settings.files[0]} holds no throughput row to show")
         else:
-            print("\n".join(str(path) for path in matrix.write(given, settings.out)))
+            print("\n".join(map(str, paths)))
         return
     for folder in settings.keep:
         rows_file.commit(rows_file.read(folder / "rows.jsonl"), RESULTS, folder.resolve().name)

@@ -18,6 +18,14 @@ PLANTED = 0.05
 """Extra work of the planted slowdown, as a share of the model's MACs."""
 
 
+def usual(device: torch.device) -> tuple[str, str]:
+    """The size and dtype that are timed if nothing is said: larger ones on a GPU."""
+    if device.type != "cuda":
+        return "Ti/16", "float32"
+    bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "B/16", "bfloat16" if bfloat16 else "float16"
+
+
 @dataclass(frozen=True)
 class Pair:
     """A timm model and the `Vit` made from it, with a batch of random images."""

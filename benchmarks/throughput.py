@@ -13,8 +13,10 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,9 @@ from torch import Tensor
 
 from benchmarks import matrix, peers
 from benchmarks.peers import Model
+from benchmarks.speed import usual
 from experiments import cli
+from experiments import rows as rows_file
 from experiments.pages import Row
 from experiments.rows import Rows
 from vitx import machine, peak, timing, tracking
@@ -47,21 +51,23 @@ PROG = "python -m benchmarks.throughput"
 class Settings:
     """Time models by themselves, or in pairs with a reference."""
 
-    models: tuple[str, ...] = ("vitx:Ti/16",)
+    models: tuple[str, ...] = ()
     """vitx:S/16, vitx:TIMM_NAME, timm:NAME, torchvision:S/16, hf:S/16, hf:FOLDER, vit_pytorch:S/16,
-    or python:FILE:FUNCTION, which gives a module."""
+    or python:FILE:FUNCTION, which gives a module; vitx:Ti/16 if none is named, on a GPU B/16."""
     reference: str = ""
     """A model that all others are timed in pairs with."""
     batch: tuple[str, ...] = ("8",)
     """Images of a batch; auto for the one with most images/s."""
-    dtype: tuple[str, ...] = ("float32",)
+    dtype: tuple[str, ...] = ()
+    """float32 if none is named, on a GPU bfloat16."""
     compile: tuple[str, ...] = ("none",)
     mode: tuple[str, ...] = ("inference",)
     processes: int = 5
     seconds: float = 6.0
     """How long blocks are timed in a process after the warm-up."""
     limit_s: float = 900.0
-    """A process that takes longer is ended, and its configuration is a failure."""
+    """A process that takes longer is ended, and its configuration is a failure; so it is if making
+    and checking the models takes longer."""
     limit_gib: float = 0.0
     """Memory that a configuration may take with all its processes; 0 for no limit."""
     mean: bool = False
@@ -102,10 +108,16 @@ class Configuration:
 def main(args: list[str]) -> None:
     """Check what was asked for, time what has no row yet, print and keep it."""
     settings = cli.parse(Settings, args, prog=PROG)
+    model, dtype = usual(tracking.device(settings.device))
+    settings = replace(
+        settings, models=settings.models or (f"vitx:{model}",), dtype=settings.dtype or (dtype,)
+    )
     asked = configurations(settings)
     values = {name: _plain(value) for name, value in vars(settings).items()}
     name = _label(settings)
     folder = _newest(settings.out / "throughput", values) if settings.resume else None
+    if folder:
+        check_commit(folder)
     with tracking.Run(
         settings.out, "throughput", name, values, mode=settings.wandb or None, folder=folder
     ) as run:
@@ -123,6 +135,18 @@ def main(args: list[str]) -> None:
         run.summarise(_summary(rows.kept))
         show(rows.kept, run)
         print(f"rows: {rows.path}\n{run.where}")
+
+
+def check_commit(folder: Path) -> None:
+    """ValueError if the rows in a run's folder were made by other code than this."""
+    here = tracking.environment()
+    for row in rows_file.read(folder / "rows.jsonl"):
+        for name in ("commit", "dirty"):
+            if (was := row["environment"][name]) != here[name]:
+                raise ValueError(
+                    f"{folder} holds rows with {name} = {was}, here it is {here[name]}: rows of "
+                    "one table are made by the same code; start a new run"
+                )
 
 
 def show(rows: Sequence[Row], run: tracking.Run) -> None:
@@ -188,10 +212,14 @@ def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, An
     asked.write_text(json.dumps(asdict(configuration)))
     command = [sys.executable, "-m", "benchmarks.throughput", "--child", str(folder)]
     plan = configuration.plan
-    # Its own processes have the limit each.
+    # Its own processes have the limit each, and so has what it does by itself.
     tasks = plan.processes + 8 + (0 if configuration.batch else int(math.log2(AUTO_MOST)) + 1)
     whole_s = plan.limit_s * tasks
-    code, words = timing.run_limited(command, os.environ, limit_s=whole_s, limit_gib=plan.limit_gib)
+    # While it looks for the best batch, its processes find the limit of memory, not itself.
+    limit_gib = plan.limit_gib if configuration.batch else 0.0
+    code, words = timing.run_limited(command, os.environ, limit_s=whole_s, limit_gib=limit_gib)
+    if code == -signal.SIGALRM:
+        words = f"to make, check or measure the models took longer than {plan.limit_s:g} s"
     labels = {
         "what": "throughput",
         "configuration": configuration.key,
@@ -220,8 +248,9 @@ def child(folder: Path) -> None:
 def measure(configuration: Configuration, folder: Path) -> dict[str, Any]:
     """The fields of a configuration's row, with its kind."""
     device, plan = torch.device(configuration.device), configuration.plan
-    candidate = peers.make(configuration.model, device)
-    reference = peers.make(configuration.reference, device) if configuration.reference else None
+    with within(plan.limit_s):
+        candidate = peers.make(configuration.model, device)
+        reference = peers.make(configuration.reference, device) if configuration.reference else None
     sides = {"candidate": candidate} | ({"reference": reference} if reference else {})
     if reference and reference.image != candidate.image:
         raise ValueError(
@@ -232,16 +261,19 @@ def measure(configuration: Configuration, folder: Path) -> dict[str, Any]:
     if not batch:
         batch, tried = best_batch(candidate, plan, folder, device)
     example = _images(candidate, batch, device)
-    checked, why = check(reference, candidate, example[:2])
+    with within(plan.limit_s):
+        checked, why = check(reference, candidate, example[:2])
     if checked and not checked.passed:
         return {"kind": "failure", "verdict": "not equal", "reason": checked.reason, "batch": batch,
                 "equality": vars(checked)}  # fmt: skip
     dtype = getattr(torch, plan.dtype)
-    works = {side: _work(model, example, dtype) for side, model in sides.items()}
-    products = works["candidate"].products if works["candidate"] else []
-    before = peak.peak(dtype, device, products)
+    with within(plan.limit_s):
+        works = {side: _work(model, example, dtype) for side, model in sides.items()}
+        products = works["candidate"].products if works["candidate"] else []
+        before = peak.peak(dtype, device, products)
     found = _compared(reference, candidate, example, plan, checked, folder)
-    after = peak.peak(dtype, device, products)
+    with within(plan.limit_s):
+        after = peak.peak(dtype, device, products)
     return found.fields() | {
         "kind": "failure" if found.verdict in ("failed", "not timed") else "speed",
         "batch": batch,
@@ -252,6 +284,16 @@ def measure(configuration: Configuration, folder: Path) -> dict[str, Any]:
         "utilisation": _utilisation(found, sides, works, example, before, after),
         "raw": [{k: record[k] for k in ("rounds", "warm_up")} for record in found.processes],
     }
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """End this process by SIGALRM if the block takes longer, also where no Python code runs."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _compared(
@@ -294,7 +336,12 @@ def best_batch(
     into most of the machine's memory; the configuration is timed afterwards in fresh processes.
     Raises ValueError if not even one image fits.
     """
-    if device.type == "cpu" and not plan.limit_gib:
+    if plan.limit_gib:
+        own = machine.tree_mib(os.getpid()) / 2**10
+        if plan.limit_gib <= own:
+            raise ValueError(f"limit_gib = {plan.limit_gib:g} is less than the {own:.1f} before it")
+        plan = replace(plan, limit_gib=plan.limit_gib - own)
+    elif device.type == "cpu":
         plan = replace(plan, limit_gib=MOST_MEMORY * machine.memory_gib())
     tried: dict[str, float | str] = {}
     rates: dict[int, float] = {}

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def read(path: Path) -> list[dict]:
 def check(row: Any, where: str) -> None:
     """ValueError if a value is no row of this schema."""
     known = isinstance(row, dict) and row.get("schema") == SCHEMA and row.get("kind") in KINDS
-    if not (known and isinstance(row.get("id"), str) and isinstance(row.get("environment"), dict)):
+    named = known and re.fullmatch(r".*-\d+", str(row.get("id")))
+    if not (named and isinstance(row.get("environment"), dict)):
         raise ValueError(f"{where} is not a row of schema {SCHEMA}")
 
 
@@ -148,6 +150,11 @@ def latest(rows: list[dict], *keys: str) -> list[dict]:
     for row in rows:
         found[tuple(str(_at(row, key)) for key in keys)] = row
     return list(found.values())
+
+
+def first(rows: list[dict], *keys: str) -> list[dict]:
+    """The first row of each combination of the named fields, in order of appearance."""
+    return latest(rows[::-1], *keys)[::-1]
 
 
 def _at(row: Mapping[str, Any], dotted: str) -> Any:

@@ -6,7 +6,7 @@ import time
 import torch
 from torch import nn
 
-from vitx.config import ModelConfig
+from vitx.config import ModelConfig, override
 from vitx.model import Vit
 
 CONFIG = ModelConfig(image=16, patch=4, width=24, depth=2, heads=3, classes=5)
@@ -18,6 +18,18 @@ class Small(Vit):
 
 def small() -> nn.Module:
     return Small(CONFIG)
+
+
+def same() -> nn.Module:
+    return Small(CONFIG)
+
+
+def deep() -> nn.Module:
+    return Small(override(CONFIG, depth=3))
+
+
+def wide() -> nn.Module:
+    return Small(override(CONFIG, width=48))
 
 
 def others_names() -> nn.Module:

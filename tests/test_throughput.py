@@ -6,6 +6,9 @@ import json
 import math
 import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from copy import deepcopy
 from pathlib import Path
@@ -88,20 +91,20 @@ def test_a_model_is_timed_beside_a_reference_and_a_wrong_one_is_not(tmp_path, ca
 @pytest.mark.campaign
 def test_four_that_fail_do_not_stop_the_others(tmp_path, record):
     reference = f"python:{PLANTED}:small"
-    models = ["crash", "others_names", "hang", "hungry", "wrong"]
+    models = ["crash", "others_names", "hang", "same", "hungry", "deep", "wrong", "wide"]
     rows = run(tmp_path, models, "--reference", reference, "--limit-s", "40", "--limit-gib", "3")
-    rows += run(tmp_path / "alone", ["small"], "--mode", "inference", "training",
-                "--dtype", "float32", "bfloat16")  # fmt: skip
     said = {row["candidate"].rpartition(":")[2]: row for row in rows}
+    assert list(said) == models
     reasons = {name: row.get("reason", "") for name, row in said.items()}
     assert "the kernel is broken" in reasons["crash"]
     assert "took longer than 40 s" in reasons["hang"]
     assert "GiB of memory, more than 3" in reasons["hungry"]
     assert said["wrong"]["verdict"] == "not equal"
-    good = [row for row in rows if row["kind"] == "speed"]
-    record("a matrix with a crash, a hang, too much memory, a wrong output", trials=9,
+    assert "images_per_s" not in said["wrong"]
+    good = [name for name, row in said.items() if row["kind"] == "speed"]
+    record("a matrix with a crash, a hang, too much memory, a wrong output", trials=8,
            passed=4 + len(good))  # fmt: skip
-    assert len(good) == 5
+    assert good == ["others_names", "same", "deep", "wide"]
     assert not machine.descendants(os.getpid())  # nothing is left running
 
 
@@ -189,6 +192,32 @@ def test_latency_waits_for_every_call():
     assert found["p90"]["value"] < 0.02
 
 
+class SlowAtFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, image):
+        self.calls += 1
+        time.sleep(0.3 if self.calls == 1 else 0.001)
+        return image
+
+
+def test_what_a_first_call_does_once_is_no_latency():
+    plan = timing.Plan(pair_s=0.01, warm_up_s=0.1, block_s=0.01, details=True)
+    found = timing._details(SlowAtFirst(), torch.zeros(1, 3), plan)
+    assert found["latency"]["p99"]["high"] < 0.3
+
+
+def test_fused_attention_reads_and_writes_what_a_kernel_does():
+    class Mixing(nn.Module):
+        def forward(self, q):
+            return nn.functional.scaled_dot_product_attention(q, q, q)
+
+    found = peak.work(Mixing(), torch.randn(2, 3, 50, 8), torch.float32)
+    assert found.bytes == 4 * 4 * 2 * 3 * 50 * 8
+
+
 def test_a_models_products_and_bytes_are_counted():
     model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
     assert peak.work(model, torch.randn(10, 8), torch.bfloat16).bytes == 2 * 652
@@ -256,9 +285,17 @@ def test_tables_and_figures_come_from_rows(tmp_path):
     (line,) = matrix.break_even_table([row(), compiled]).body
     saved = 1 / 100 - 1 / 150
     assert line[5:8] == (f"{1e3 * saved:+.2f}", f"{60 / saved:,.0f}", f"{20 / saved:,.0f}")
+    near = row(rate=104.0, compile="default", compile_s={"candidate": {"cold": 60.0, "warm": 1}})
+    (line,) = matrix.break_even_table([row(), near]).body
+    assert line[6:8] == ("not told apart", "not told apart")
 
 
 def test_rows_of_other_settings_are_never_ranked_together():
+    bound = row()
+    bound["environment"] |= {"affinity": 1}
+    newer = row()
+    newer["environment"] |= {"versions": newer["environment"]["versions"] | {"timm": "9.0"}}
+    assert len(matrix.cells([row(), row(), bound, newer, row(origin="a"), row(origin="b")])) == 5
     rows = [row(), row(threads=1, rate=60.0)]
     table = matrix.throughput_table(rows)
     assert len(table.body) == 2
@@ -287,6 +324,45 @@ def test_a_pack_holds_rows_without_places(tmp_path, monkeypatch):
     assert "raw" not in found
     assert "command" not in found["environment"]
     assert matrix.throughput_table([found]).body[0][5] == "100.0 (95.0 to 105.0)"
+
+
+def test_a_persons_name_is_no_part_of_other_words(tmp_path, monkeypatch):
+    for name in ("tim", "max"):
+        monkeypatch.setattr(pack.getpass, "getuser", lambda name=name: name)
+        pack.write([row(compile="max-autotune", reason=f"by {name}")], tmp_path / "rows.pack")
+        (found,) = pack.read(tmp_path / "rows.pack")
+        assert found["reference"] == "timm:vit_small_patch16_224"
+        assert found["compile"] == "max-autotune"
+        assert found["reason"] == "by …"
+        assert found["origin"] == "rows"
+
+
+@pytest.mark.parametrize("name", ["candidate", "macs", "environment"])
+def test_a_row_without_what_is_shown_is_refused_by_name(tmp_path, name):
+    path = tmp_path / "rows.jsonl"
+    odd = {key: value for key, value in row().items() if key != name or name == "environment"}
+    if name == "environment":
+        odd["environment"] = {}
+    path.write_text(json.dumps(odd) + "\n")
+    with pytest.raises(ValueError, match=rf"row 1 is a throughput row without .*{name}"):
+        render.main([str(path), "--out", str(tmp_path / "out")])
+    path.write_text("")
+    with pytest.raises(ValueError, match="holds no throughput row"):
+        render.main([str(path), "--out", str(tmp_path / "out")])
+
+
+def test_rows_of_another_commit_are_not_gone_on_with(tmp_path):
+    rows = Rows(tmp_path)
+    rows.environment |= {"commit": "0" * 40}
+    rows.add("failure")
+    with pytest.raises(ValueError, match="holds rows with commit = 0000"):
+        throughput.check_commit(tmp_path)
+
+
+def test_undefined_numbers_pass_nowhere():
+    nan = math.nan
+    assert not check.apart([1.0, nan, 1.0], [1.0, 1.0, 1.0]) <= check.BAND
+    assert gate.largest_error([1.0, 2.0, 3.0], [1.0, nan, 3.0]) == math.inf
 
 
 def test_a_pack_that_was_changed_is_refused(tmp_path):
@@ -331,12 +407,24 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
                  verdict=verdict, seconds=100.0)  # fmt: skip
     (tmp_path / "committed.jsonl").write_text(rows.path.read_text())
     paths = sorted(tmp_path.glob("*.jsonl"))  # a trial that stands in both counts once
-    found = calibration.made(paths, plan, "cpu")
+    cpu = torch.device("cpu")
+    found = calibration.made(paths, plan, cpu)
     assert [row["trial"] for row in found] == [3, 7]
-    assert calibration.made(paths, timing.Plan(processes=9), "cpu") == []
+    assert calibration.made(paths, timing.Plan(processes=9), cpu) == []
     (line,) = calibration.table([*found, *rows.kept]).body
     exact = stats.proportion(1, 2)
-    assert line[5] == f"found: 50% ({exact.low:.0%} to {exact.high:.0%})"
+    assert line[7] == f"found: 50% ({exact.low:.0%} to {exact.high:.0%})"
+
+
+def test_a_trial_that_was_made_twice_counts_as_it_did_first(tmp_path):
+    plan, rows = timing.Plan(), Rows(tmp_path)
+    for verdict in ("faster", "no difference seen"):
+        rows.add("noise", what="trial", trial=3, share=0.0, plan=vars(plan), device="cpu",
+                 verdict=verdict, seconds=100.0, planted_counted=0.0)  # fmt: skip
+    (found,) = calibration.made([rows.path], plan, torch.device("cpu"))
+    assert found["verdict"] == "faster"
+    (line,) = calibration.table(rows.kept).body
+    assert line[:5] == ("nothing", "0.00% to 0.00%", "1", "0", "1")
 
 
 def test_exact_intervals_of_proportions():
@@ -400,6 +488,21 @@ def test_a_gate_passes_the_same_commit_and_names_what_it_cant_read(tmp_path):
     assert 0.3 < found["ratio"] < 3
     with pytest.raises(ValueError, match="against = 'nowhere' is no commit"):
         gate.main(["--against", "nowhere"])
+
+
+def test_a_side_of_the_gate_that_hangs_is_ended(tmp_path, monkeypatch):
+    (tmp_path / "side.py").write_text("import time; time.sleep(100)")
+    monkeypatch.setattr(gate, "SIDE", tmp_path / "side.py")
+    with pytest.raises(ValueError, match=r"killed, at the latest after 0\.5 s without an answer"):
+        gate.Side({}, tmp_path, 0.5)
+
+
+def test_what_hangs_before_it_is_timed_is_ended_too():
+    program = (
+        "import time; from benchmarks.throughput import within\nwith within(0.2): time.sleep(9)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGALRM
 
 
 def test_a_gate_fails_only_with_the_whole_interval(monkeypatch):

@@ -85,6 +85,7 @@ class Comparison:
             "order": ["".join(_letters(p)) for p in self.processes],
             "macs": self.macs,
             "peak_mib": {side: found.get("peak_mib") for side, found in self.resources.items()},
+            "host_mib": {side: found.get("host_mib") for side, found in self.resources.items()},
             "compile_s": {side: found.get("compile_s") for side, found in self.resources.items()},
             **{
                 detail: {side: found.get(detail) for side, found in self.resources.items()}

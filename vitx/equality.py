@@ -6,7 +6,7 @@ make attention one-hot hide others; `randomise` does neither.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -328,6 +328,11 @@ def _largest(value: Tensor) -> float:
 
 def _nan_first(value: float) -> float:
     return math.inf if math.isnan(value) else value
+
+
+def largest(errors: Iterable[float]) -> float:
+    """The largest; one that is undefined counts as infinite, where `max` would pass it over."""
+    return max(map(_nan_first, errors))
 
 
 class _Entropy(TorchFunctionMode):

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -53,6 +55,8 @@ class _Work(TorchDispatchMode):
         super().__init__()
         self.products: Counter[Shape] = Counter()
         self.bytes = 0
+        self.within = False
+        """Whether fused attention is at work, which counts what it reads and writes itself."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
@@ -60,10 +64,31 @@ class _Work(TorchDispatchMode):
             left, right = args[-2:] if name == "aten::mm" else args[1:3]
             self.products[left.shape[0], left.shape[1], right.shape[1]] += 1
         result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            tensors = [value for value in tree_leaves((args, kwargs, result))
-                       if isinstance(value, Tensor)]  # fmt: skip
-            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if not (func.is_view or self.within):
+            self.count(args, kwargs, result)
+        return result
+
+    def count(self, *values: Any) -> None:
+        """Add the bytes of the tensors among these values."""
+        tensors = [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+        self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class _Fused(TorchFunctionMode):
+    """Counts fused attention as one operation: on `meta` it is made of parts that a device's
+    kernel keeps to itself."""
+
+    def __init__(self, seen: _Work):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self.seen.within = True
+        result = func(*args, **(kwargs or {}))
+        self.seen.within = False
+        self.seen.count(args, kwargs, result)
         return result
 
 
@@ -81,7 +106,7 @@ def work(model: nn.Module, image: Tensor, dtype: torch.dtype) -> Work:
     """The work of `model(image)` in inference in that dtype, counted on `meta`."""
     twin = deepcopy(model).to(device="meta", dtype=dtype).eval()
     image = image.to(device="meta", dtype=dtype)
-    with _Work() as seen, torch.no_grad():
+    with _Work() as seen, _Fused(seen), torch.no_grad():
         twin(image)
     done = {(m, k, n): m * k * n * count for (m, k, n), count in seen.products.items()}
     return Work(sorted(done, key=lambda shape: -done[shape])[:OWN], seen.bytes)

@@ -34,7 +34,8 @@ CODE = ("vitx", "experiments", "benchmarks", ":!benchmarks/results")
 AFTERWARDS = ("breakdown", "compare", "equality", "machine", "peak", "stats", "timing", "tracking",
               "visualize")  # fmt: skip
 """Files of this package on which no trained weight depends."""
-PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scikit-learn", "wandb")
+PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scikit-learn", "wandb",
+            "transformers", "vit-pytorch")  # fmt: skip
 
 TRAIN_LOSS = "train/loss"
 TRAIN_ACCURACY = "train/accuracy"
@@ -298,7 +299,8 @@ def environment() -> dict[str, Any]:
 def device(name: str = "") -> torch.device:
     """The named device, or the accelerator of this machine (CUDA, MPS, XPU), or else the CPU.
 
-    Raises ValueError for a device that this machine has not.
+    An accelerator has its number, and is made the current one, so that what asks no device means
+    it. Raises ValueError for a device that this machine has not.
     """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     here = ["cpu", *([found.type] if found else [])]
@@ -308,7 +310,12 @@ def device(name: str = "") -> torch.device:
     )
     if name and (kind not in here or not exists):
         raise ValueError(f"device = {name!r} is not on this machine; choices: {', '.join(here)}")
-    return torch.device(name) if name else found or torch.device("cpu")
+    if found is None or kind == "cpu":
+        return torch.device("cpu")
+    index = int(number) if number else torch.accelerator.current_device_index()
+    if index != torch.accelerator.current_device_index():
+        torch.accelerator.set_device_index(index)
+    return torch.device(found.type, index)
 
 
 def _matmul_precision() -> str:
