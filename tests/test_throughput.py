@@ -92,12 +92,12 @@ def test_a_model_is_timed_beside_a_reference_and_a_wrong_one_is_not(tmp_path, ca
 def test_four_that_fail_do_not_stop_the_others(tmp_path, record):
     reference = f"python:{PLANTED}:small"
     models = ["crash", "others_names", "hang", "same", "hungry", "deep", "wrong", "wide"]
-    rows = run(tmp_path, models, "--reference", reference, "--limit-s", "40", "--limit-gib", "3")
+    rows = run(tmp_path, models, "--reference", reference, "--limit-s", "90", "--limit-gib", "3")
     said = {row["candidate"].rpartition(":")[2]: row for row in rows}
     assert list(said) == models
     reasons = {name: row.get("reason", "") for name, row in said.items()}
     assert "the kernel is broken" in reasons["crash"]
-    assert "took longer than 40 s" in reasons["hang"]
+    assert "took longer than 90 s" in reasons["hang"]
     assert "GiB of memory, more than 3" in reasons["hungry"]
     assert said["wrong"]["verdict"] == "not equal"
     assert "images_per_s" not in said["wrong"]
