@@ -274,14 +274,20 @@ def measure(configuration: Configuration, folder: Path) -> dict[str, Any]:
     found = _compared(reference, candidate, example, plan, checked, folder)
     with within(plan.limit_s):
         after = peak.peak(dtype, device, products)
-    return found.fields() | {
-        "kind": "failure" if found.verdict in ("failed", "not timed") else "speed",
+    used = _utilisation(found, sides, works, example, before, after)
+    wrong = [side for side, each in used.items() if each["why"] == peak.ABOVE_PEAK]
+    fields = found.fields()
+    if wrong:
+        reason = f"{', '.join(wrong)}: more work a second than the machine can do was counted"
+        fields |= {"verdict": "failed", "reason": reason}
+    return fields | {
+        "kind": "failure" if fields["verdict"] in ("failed", "not timed") else "speed",
         "batch": batch,
         "batches_tried": tried,
         "checked": "checked" if checked else f"{NOT_CHECKED}: {why}",
         "image": list(candidate.image),
         "parameters": {side: _parameters(model) for side, model in sides.items()},
-        "utilisation": _utilisation(found, sides, works, example, before, after),
+        "utilisation": used,
         "raw": [{k: record[k] for k in ("rounds", "warm_up")} for record in found.processes],
     }
 

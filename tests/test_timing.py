@@ -132,6 +132,17 @@ def test_cores_that_the_system_does_not_list_are_not_read():
     assert machine.cpu_seconds(set()) is None
 
 
+def test_the_clock_is_that_of_the_cores_in_use(monkeypatch):
+    listed = "processor\t: 0\ncpu MHz\t\t: 1000.0\n\nprocessor\t: 7\ncpu MHz\t\t: 3000.5\n"
+    monkeypatch.setattr(machine.Path, "exists", lambda path: str(path) == "/proc/cpuinfo")
+    monkeypatch.setattr(machine.Path, "read_text", lambda path: listed)
+    assert machine.clocks_mhz() == {0: 1000.0, 7: 3000.5}
+    monkeypatch.setattr(machine, "core_numbers", lambda: {7})
+    assert machine.Watch().read().clock_mhz == 3000.5
+    monkeypatch.setattr(machine, "core_numbers", lambda: {0, 7})
+    assert machine.Watch().read().clock_mhz == 2000.25
+
+
 def test_the_watch_does_not_count_this_processs_own_work():
     if machine.cpu_seconds(machine.core_numbers()) is None:
         pytest.skip("the machine's state can't be read here")
@@ -157,7 +168,7 @@ def test_a_comparison_says_faster_only_beyond_the_floor():
 def test_a_machine_that_was_never_quiet_gives_no_verdict():
     found = comparison([record(0.050), record(0.052) | {"quiet": False}, record(0.051)])
     assert found.verdict == "inconclusive"
-    assert "others used the machine" in found.reason
+    assert "the machine was disturbed" in found.reason
 
 
 def test_one_process_gives_no_verdict():

@@ -291,7 +291,7 @@ def summarise(found: Comparison) -> Comparison:
     }
     found = replace(found, images_per_s=rates, page_faults=faults)
     quiet = all(record["quiet"] for record in found.processes)
-    disturbed = "" if quiet else "others used the machine in more than half the rounds of a process"
+    disturbed = "" if quiet else "the machine was disturbed in most rounds of a process"
     if not paired:
         verdict = ALONE if quiet else stats.INCONCLUSIVE
         return replace(found, verdict=verdict, reason=disturbed)

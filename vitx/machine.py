@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import sys
@@ -32,7 +33,7 @@ class Machine:
     load: float | None
 
     def disturbed(self, highest_clock_mhz: float) -> bool:
-        """Whether others used the machine; judged from these readings, never from a time."""
+        """Whether others used it or its clock fell; judged from these readings, not from a time."""
         slow = self.clock_mhz is not None and self.clock_mhz < CLOCK_LIMIT * highest_clock_mhz
         return slow or (self.foreign or 0) > FOREIGN_LIMIT or (self.steal or 0) > STEAL_LIMIT
 
@@ -50,10 +51,15 @@ class Watch:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         now = cpu_seconds(self._cores)
         if cpu is None or now is None:
-            return Machine(None, None, _clock_mhz(), load)
+            return Machine(None, None, self._clock_mhz(), load)
         foreign = (now["busy"] - cpu["busy"]) - (_own_seconds() - own)
         steal = now["steal"] - cpu["steal"]
-        return Machine(max(foreign / elapsed, 0.0), steal / elapsed, _clock_mhz(), load)
+        return Machine(max(foreign / elapsed, 0.0), steal / elapsed, self._clock_mhz(), load)
+
+    def _clock_mhz(self) -> float | None:
+        found = clocks_mhz()
+        used = [clock for core, clock in found.items() if core in self._cores] or [*found.values()]
+        return sum(used) / len(used) if used else None
 
 
 def now(device: torch.device) -> float:
@@ -119,16 +125,12 @@ def cpu_seconds(numbers: set[int]) -> dict[str, float] | None:
     return {"busy": (user + nice + system + irq + softirq) / hertz, "steal": steal / hertz}
 
 
-def _clock_mhz() -> float | None:
+def clocks_mhz() -> dict[int, float]:
+    """The clock of each core that the system lists; empty where it lists none."""
     path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return None
-    clocks = [
-        float(line.split(":")[1])
-        for line in path.read_text().splitlines()
-        if line.startswith("cpu MHz")
-    ]
-    return sum(clocks) / len(clocks) if clocks else None
+    text = path.read_text() if path.exists() else ""
+    pairs = re.findall(r"^processor\s*: (\d+)$.*?^cpu MHz\s*: ([\d.]+)$", text, re.M | re.S)
+    return {int(core): float(clock) for core, clock in pairs}
 
 
 def peak_mib() -> float:

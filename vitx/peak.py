@@ -31,6 +31,7 @@ UNSTEADY = 0.15
 """Peaks before and after that differ by more say nothing of a model between them."""
 ABOVE = 1.05
 """A rate higher than this times the peak was counted wrongly."""
+ABOVE_PEAK = "above the peak"
 CACHES = 4
 """Arrays that are copied for the bandwidth are so many times the last cache."""
 Shape = tuple[int, int, int]
@@ -160,7 +161,8 @@ def last_cache(device: torch.device) -> int:
 def utilisation(flops: float, before: Peak, after: Peak) -> dict[str, Any]:
     """A rate in FLOP/s beside the peaks around it, as fields of a row.
 
-    Raises ValueError for a rate above the peak, which was counted wrongly.
+    `mfu` is None, and `why` says so, where the peaks differ too much ("unsteady") or the rate lies
+    above them, so that one of the two was counted or measured wrongly (`ABOVE_PEAK`).
     """
     low, high = sorted((before.flops, after.flops))
     found: dict[str, Any] = {
@@ -171,10 +173,7 @@ def utilisation(flops: float, before: Peak, after: Peak) -> dict[str, Any]:
         "peaks": [asdict(before), asdict(after)],
     }
     if flops > ABOVE * high:
-        raise ValueError(
-            f"{flops / 1e9:,.0f} GFLOP/s is more than the peak of {high / 1e9:,.0f}: something was "
-            "counted wrongly"
-        )
+        return found | {"mfu": None, "why": ABOVE_PEAK}
     if high > (1 + UNSTEADY) * low:
         return found | {"mfu": None, "why": "unsteady"}
     return found | {"mfu": flops / high, "why": ""}
