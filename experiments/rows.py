@@ -13,7 +13,6 @@ from vitx.tracking import environment
 SCHEMA = 1
 KINDS = (
     "equality",
-    "peak",
     "noise",
     "speed",
     "accuracy",
