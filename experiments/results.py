@@ -7,16 +7,17 @@ rewrites the marked parts of experiments/README.md and tests/README.md.
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from matplotlib.figure import Figure
 
 from experiments import answer, cli, pages, rows, variance
 from experiments.pages import RESULTS, ROOT, Row, Table, machine
+from experiments.question import paired
 from experiments.recipes import RECIPES
 from experiments.runs import read_config
 from vitx import visualize
@@ -175,6 +176,45 @@ def answer_table(found: Sequence[Row]) -> Table:
     return Table(header, body)
 
 
+def sweep_table(found: Sequence[Row]) -> Table:
+    """What each sweep found, on seeds that none of its trials had; with the unchanged command."""
+    header = ("sweep", "trials", "stopped early", "steps saved", "settings", "metric",
+              "in the sweep", "on fresh seeds (95 %)", "Δ to unchanged, in pairs (95 %)", "seeds",
+              "machine")  # fmt: skip
+    body = []
+    some = [row for row in found if row.get("what") == "sweep"]
+    for row in rows.latest(some, "sweep", "environment.cpu", "environment.gpu"):
+        saved, unchanged = row["saved"], _whole(row["confirmed"][0])
+        for one in row["confirmed"]:
+            values, changes = _whole(one), one["settings"]
+            settings = ", ".join(
+                f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in changes.items()
+            )
+            among = f" (mean of {one['trials']})" if one["trials"] > 1 else ""
+            pairs = list(paired(unchanged, values).values()) if changes else []
+            body.append(
+                (row["sweep"], str(len(row["trials"])), str(saved["stopped"]),
+                 f"{saved['share']:.0%}", settings or "unchanged", row["metric"],
+                 "–" if one["value"] is None else f"{one['value']:.4g}{among}",
+                 _mean(list(values.values()), ".4f"), _mean(pairs, "+.4f"),
+                 f"{len(values)} of {len(one['values'])}", machine(row))
+            )  # fmt: skip
+    return Table(header, body)
+
+
+def _whole(candidate: Mapping[str, Any]) -> dict[str, float]:
+    """The values by seed of the runs that reached one."""
+    return {seed: value for seed, value in candidate["values"].items() if value is not None}
+
+
+def _mean(values: Sequence[float], how: str) -> str:
+    if len(values) < 2:
+        return "–"
+    found = mean_interval(values)
+    return f"{found.value:{how}} ({found.low:{how}} to {found.high:{how}})"
+
+
 def variance_table(found: Sequence[Row]) -> Table:
     """The latest seed variance of each recipe."""
     stored = [row for row in found if row["kind"] == "variance"]
@@ -213,6 +253,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "shares": share_table,
     "faults": fault_table,
     "answers": answer_table,
+    "sweeps": sweep_table,
     "variance": variance_table,
 }
 

@@ -20,6 +20,7 @@ KINDS = (
     "check",
     "ablation",
     "variance",
+    "sweep",
     "calibration",
     "plant",
     "fault",

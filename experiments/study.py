@@ -70,10 +70,11 @@ class Trials:
         # Heartbeats are marked experimental, and meant for a loop of Optuna's own.
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", message="Heartbeat of storage")
-        self.sweep, self.folder = sweep, out / sweep.name / "trials"
+        self.sweep, self._runs = sweep, out / sweep.name
+        self.folder = self._runs / "trials"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._signs: dict[int, tuple[object, float]] = {}
-        where = storage or str(out / sweep.name / "journal")
+        where = storage or str(self._runs / "journal")
         shown = _without_password(where)
         try:
             with self._alone():
@@ -150,6 +151,10 @@ class Trials:
     def all(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in these states, or in any, without those that were lost or surplus."""
         return [t for t in self._standing() if not _lost(t) and (not states or t.state in states)]
+
+    def run_folder(self, name: str) -> Path | None:
+        """The folder of the run with that id, once there is one here."""
+        return next(self._runs.glob(f"*-{name}"), None) if name else None
 
     @property
     def ended(self) -> bool:

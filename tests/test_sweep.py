@@ -19,8 +19,10 @@ import yaml
 from optuna.trial import TrialState
 from standin import StandIn
 
-from experiments import sweep, sweepfile
+from experiments import findings, sweep, sweepfile
 from experiments.pages import ROOT
+from experiments.results import sweep_table
+from experiments.rows import read
 from experiments.study import LOSSES, MOST_LOSSES, OWNER, SLOT, STEPS, Trials, error_of
 from vitx import tracking
 from vitx.train import FINAL
@@ -140,6 +142,7 @@ def test_whole_numbers_and_steps_are_drawn_as_said(tmp_path):
         ({}, ["--storage", str(ROOT / "LICENSE")], "it is no journal"),
         ({}, ["--show", "--storage", "absent"], "can't be reached: there is no such file"),
         ({}, ["--show", "--wandb"], "--show, --confirm and --wandb exclude each other"),
+        ({}, ["--whole"], "--whole is for files with early_terminate, and without --wandb"),
         ({}, ["--confirm", "-1"], "confirm = -1 must be at least 0"),
         ({}, ["--storage", "nosuch://x"], "can't be reached"),
         ({}, ["--workers", "0"], "workers = 0 must be at least 1"),
@@ -184,8 +187,8 @@ def test_every_point_of_a_grid_is_run_once_and_shown(tmp_path, capsys):
     sweep.work(trials, tmp_path)
     sweep.work(trials, tmp_path)
     assert Counter(Path(tmp_path, "finished").read_text().split()) == {"0.5": 1, "2.0": 1, "1.0": 1}
-    assert [values["x"] for _, values, _ in sweep.ranking(trials)] == [0.5, 1.0, 2.0]
-    sweep.show(trials)
+    assert [values["x"] for _, values, _ in findings.ranking(trials)] == [0.5, 1.0, 2.0]
+    findings.show(trials)
     text = capsys.readouterr().out
     assert "  0.25: x=0.5" in text
     assert "3 trials ended, none stopped early" in text
@@ -260,7 +263,7 @@ def test_a_trial_of_which_every_worker_dies_is_given_up(tmp_path):
     assert error_of(trial) == f"{MOST_LOSSES} workers died of it"
 
 
-def test_hyperband_stops_what_is_behind_and_says_what_it_saved(tmp_path):
+def test_hyperband_stops_what_is_behind_and_says_what_it_saved(tmp_path, capsys):
     path = quick(
         tmp_path, {"x": {"values": [0.1, 3, 2, 1]}}, wait=4.0,
         early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2},
@@ -270,7 +273,14 @@ def test_hyperband_stops_what_is_behind_and_says_what_it_saved(tmp_path):
     stopped = trials.all(TrialState.PRUNED)
     assert {trial.params["x"] for trial in stopped} == {1, 2, 3}
     assert all(trial.user_attrs[STEPS] < 8 for trial in stopped)
-    assert re.search(r"3 of them early, which saved (\d\d)% of the steps", sweep.saved(trials))
+    assert re.search(
+        r"3 of them early, which saved (\d\d)% of the steps", str(findings.saved(trials))
+    )
+    # Without stopping, the same points run to their ends.
+    sweep.main([str(path), "--whole", "--workers", "2", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "4 trials ended, none stopped early" in said
+    assert len(list((tmp_path / "quick-whole" / "trials").glob("0*"))) == 4
 
 
 def test_rungs_compare_what_stands_and_no_whole_trial(tmp_path):
@@ -298,6 +308,8 @@ def worker(path, out, *more):
 def survive(path, out, kills, *more, workers=3):
     """Workers on one sweep, killed so many times at random moments and replaced."""
     draws, alive = random.Random(0), [worker(path, out, *more) for _ in range(workers)]
+    while len(list(out.glob("*/trials/*/output.log"))) < workers:  # each has begun one
+        time.sleep(0.1)
     for _ in range(kills):
         time.sleep(draws.uniform(2.0, 5.0))
         place = draws.randrange(workers)
@@ -488,15 +500,24 @@ def test_the_best_settings_are_confirmed_on_fresh_seeds(tmp_path, capsys):
     trials = Trials(sweepfile.read(path), "", tmp_path)
     for claim in [trials.take() for _ in range(4)]:
         trials.complete(claim, claim.values["optim.lr"] * claim.values["seed"])
-    mean, values, seeds = sweep.ranking(trials)[0]
+    mean, values, seeds = findings.ranking(trials)[0]
     assert (mean, values["optim.lr"], seeds) == (pytest.approx(0.0075), 0.001, 2)
-    found = sweep.confirming(trials, best=1, seeds=2)
-    assert [job.config.seed for job in found[0][2]] == [9, 10]
-    assert {job.config.optim.lr for job in found[0][2]} == {0.001}
+    unchanged, best = findings.candidates(trials, best=1, seeds=2)
+    assert [job.config.seed for job in unchanged.jobs] == [9, 10]
+    assert [job.config.seed for job in best.jobs] == [9, 10]
+    assert {job.config.optim.lr for job in best.jobs} == {0.001}
+    assert {job.config.optim.lr for job in unchanged.jobs} == {4e-3}
     sweep.main([str(path), "--out", str(tmp_path), "--confirm", "1", "--seeds", "2"])
     said = capsys.readouterr().out
-    line = r"optim\.lr=0\.001 \| 0\.0075 \| [\d.]+ \([\d.]+ to [\d.]+\) \| 2 of 2 \|"
+    interval = r"-?\+?[\d.]+ \([-+]?[\d.]+ to [-+]?[\d.]+\)"
+    line = rf"optim\.lr=0\.001.* \| val/loss \| 0\.0075 .*\| {interval} \| {interval} \| 2 of 2 \|"
     assert re.search(line, said)
+    assert re.search(rf"\| unchanged \| val/loss \| – \| {interval} \| – \| 2 of 2 \|", said)
+    (row,) = read(next((tmp_path / "small").glob("confirmed-*")) / "rows.jsonl")
+    assert [one["state"] for one in row["trials"]] == ["complete"] * 4
+    assert row["saved"] == {"ended": 4, "stopped": 0, "share": 0.0}
+    lost = row | {"confirmed": [row["confirmed"][0] | {"values": {"9": 1.0, "10": None}}]}
+    assert sweep_table([lost]).body[0][-3:-1] == ("–", "1 of 2")
 
 
 def test_workers_share_a_journal_that_was_named(tmp_path, capsys):

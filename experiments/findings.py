@@ -1,0 +1,213 @@
+"""What a sweep has found: its trials, the best settings, what mattered, and what fresh seeds say.
+
+`confirm` also writes it all as a row, from which experiments/README.md is rendered.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from experiments import runs
+from experiments.pages import Table
+from experiments.results import sweep_table
+from experiments.rows import Rows
+from experiments.runs import Job
+from experiments.study import RUN, STEPS, Trials, error_of
+from vitx import tracking
+from vitx.config import flat, override
+
+
+def table(trials: Trials) -> Table:
+    """Every trial: how it ended, what it reached, how far it was trained."""
+    names = list(trials.sweep.parameters)
+    header = ("trial", "state", trials.sweep.metric, *names, "steps", "seconds", "run")
+    body = []
+    for trial in trials.all():
+        attributes = trial.user_attrs
+        error = error_of(trial)
+        state = f"failed: {error}" if error else trial.state.name.lower()
+        last = list(trial.intermediate_values.values())[-1:]
+        values = last if trial.value is None else [trial.value]
+        seconds = f"{trial.duration.total_seconds():.0f}" if trial.duration else "–"
+        body.append(
+            (str(trial.number), state, f"{values[0]:.4g}" if values else "–",
+             *(_word(trial.params.get(name, "–")) for name in names),
+             f"{attributes[STEPS]:,}" if STEPS in attributes else "–", seconds,
+             attributes.get(RUN, "–"))
+        )  # fmt: skip
+    return Table(header, body)
+
+
+def show(trials: Trials) -> None:
+    """Print the table, the best settings and what mattered; before the end, what is known."""
+    print(table(trials).markdown())
+    best = ranking(trials)
+    if best:
+        print(f"\nbest by {trials.sweep.metric}:")
+        for value, values, seeds in best[:5]:
+            several = f" (mean of {seeds} trials)" if seeds > 1 else ""
+            print(f"  {value:.4g}{several}: {','.join(f'{k}={v}' for k, v in values.items())}")
+    if shares := importances(trials):
+        words = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        print(f"importance, as shares of what the parameters explain together: {words}")
+    print(saved(trials))
+
+
+def ranking(trials: Trials) -> list[tuple[float, dict[str, Any], int]]:
+    """Final value, settings and number of the trials that ran to their end, best first.
+
+    Trials that differ in their seed alone are one setting with the mean of their values.
+    """
+    values: dict[str, list[float]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for trial in trials.all(TrialState.COMPLETE):
+        chosen = {name: value for name, value in trial.params.items() if name != "seed"}
+        key = repr(chosen)
+        settings[key] = chosen
+        values.setdefault(key, []).append(trial.values[0])
+    found = [(mean(some), settings[key], len(some)) for key, some in values.items()]
+    return sorted(found, key=lambda one: trials.sweep.badness(one[0]))
+
+
+def importances(trials: Trials) -> dict[str, float]:
+    """Each parameter's share of the variance that they explain together, of whole trials.
+
+    By fANOVA (Hutter et al. 2014). Empty with fewer than four such trials, or when nothing varies.
+    """
+    done = trials.all(TrialState.COMPLETE)
+    varied = [n for n in trials.sweep.parameters if len({t.params.get(n) for t in done}) > 1]
+    if len(done) < 4 or not varied or len({t.value for t in done}) == 1:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return optuna.importance.get_param_importances(trials.study, evaluator=evaluator, params=varied)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What stopping early has saved."""
+
+    ended: int
+    """Trials that ended, early or not."""
+    stopped: int
+    share: float
+    """Of the steps of all, counted to the last reading of those that were stopped."""
+
+    def __str__(self) -> str:
+        if not self.stopped:
+            return f"{self.ended} trials ended, none stopped early"
+        return (
+            f"{self.ended} trials ended, {self.stopped} of them early, which saved "
+            f"{self.share:.0%} of the steps"
+        )
+
+
+def saved(trials: Trials) -> Saving:
+    """How many trials were stopped early, and what that has saved."""
+    whole = [t.user_attrs.get(STEPS, 0) for t in trials.all(TrialState.COMPLETE)]
+    stopped = [t.user_attrs.get(STEPS, 0) for t in trials.all(TrialState.PRUNED)]
+    ended, full = len(whole) + len(stopped), max(whole, default=0)
+    share = sum(full - steps for steps in stopped) / (full * ended) if full else 0.0
+    return Saving(ended, len(stopped), share)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings of a sweep that are run on fresh seeds."""
+
+    settings: dict[str, Any]
+    """Empty for the sweep's command as it stands."""
+    value: float | None
+    """The mean of its trials."""
+    trials: int
+    jobs: list[Job]
+
+
+def candidates(trials: Trials, *, best: int, seeds: int) -> list[Candidate]:
+    """The command without the parameters, and the best settings, each with its fresh runs.
+
+    No trial had one of the seeds. Raises ValueError for a sweep of another program, or without a
+    whole trial.
+    """
+    sweep = trials.sweep
+    if not sweep.recipe:
+        raise ValueError(f"{sweep.path}: --confirm reruns sweeps of experiments.train only")
+    chosen = ranking(trials)[:best]
+    if not chosen:
+        raise ValueError(f"{sweep.path}: no trial has run to its end yet")
+    base, group = sweep.base(), f"{sweep.name}-confirmed"
+    used = {base.seed, *(trial.params.get("seed", 0) for trial in trials.all())}
+    fresh = range(max(used) + 1, max(used) + 1 + seeds)
+
+    def jobs(values: Mapping[str, Any]) -> list[Job]:
+        name = said(values)[:80]
+        configs = {seed: override(base, **values, seed=seed) for seed in fresh}
+        return [Job(group, f"{name},seed={seed}", config) for seed, config in configs.items()]
+
+    unchanged = Candidate({}, None, 0, jobs({}))
+    return [unchanged, *(Candidate(values, value, n, jobs(values)) for value, values, n in chosen)]
+
+
+def confirm(trials: Trials, how: runs.How, *, best: int, seeds: int) -> Path:
+    """Print the candidates beside each other, and keep that with the trials as a row.
+
+    Their runs must have ended. Returns the folder of the row, which also holds the table as CSV.
+    """
+    found = runs.ended(how.out)
+    row = fields(trials, candidates(trials, best=best, seeds=seeds), found)
+    with tracking.Run(
+        how.out, trials.sweep.name, "confirmed", row["config"], mode=how.wandb
+    ) as run:
+        shown = sweep_table([Rows(run.folder).add("sweep", **row)])
+        with (run.folder / "confirmed.csv").open("w", encoding="utf8", newline="") as file:
+            csv.writer(file).writerows([shown.header, *shown.body])
+        run.table("confirmed", shown.header, shown.body)
+    print(f"{saved(trials)}\n{shown.markdown()}\nconfirmed: {run.folder}")
+    return run.folder
+
+
+def fields(
+    trials: Trials, tried: Sequence[Candidate], found: Mapping[str, runs.Ended]
+) -> dict[str, Any]:
+    """The fields of a sweep's row."""
+    sweep = trials.sweep
+    made = [found[job.key] for one in tried for job in one.jobs]
+    folders = (trials.run_folder(t.user_attrs.get(RUN, "")) for t in trials.all())
+    swept = [tracking.read_json(folder / "environment.json") for folder in folders if folder]
+    return {
+        "what": "sweep",
+        "sweep": sweep.name,
+        "method": sweep.method,
+        "metric": sweep.metric,
+        "lower_is_better": sweep.badness(1.0) > sweep.badness(0.0),
+        "config": flat(sweep.base()),
+        "trials": [
+            {"state": t.state.name.lower(), "settings": t.params, "value": t.value,
+             "steps": t.user_attrs.get(STEPS), "error": error_of(t)}
+            for t in trials.all()
+        ],
+        "saved": vars(saved(trials)),
+        "importance": importances(trials),
+        "confirmed": [
+            {"settings": one.settings, "value": one.value, "trials": one.trials,
+             "values": {str(job.config.seed): found[job.key].values.get(sweep.metric)
+                        for job in one.jobs}}
+            for one in tried
+        ],
+        "device": runs.devices(made),
+        "before": runs.sources([*swept, *(run.environment for run in made)]),
+    }  # fmt: skip
+
+
+def _word(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def said(values: Mapping[str, Any]) -> str:
+    """Settings in a line."""
+    return ",".join(f"{name}={_word(value)}" for name, value in values.items())
