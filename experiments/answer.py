@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from experiments.pages import Row, Table
 from experiments.question import Arm, Question, paired
 from experiments.rows import Rows
-from experiments.runs import Ended, How, devices, ended, sources
+from experiments.runs import Ended, How, devices, ended, lasting, sources
 from vitx import stats, timing, tracking, visualize
 from vitx.compare import speed
-from vitx.config import delta, flat, identity
+from vitx.config import delta, identity
 from vitx.cost import cost
 from vitx.timing import Training
 
@@ -41,7 +41,7 @@ def row(
         "text": asked.text,
         "metric": asked.metric,
         "effect": asked.effect,
-        "config": flat(base.config),
+        "config": lasting(base.config),
         "arms": [
             {
                 "name": arm.name,

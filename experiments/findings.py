@@ -20,7 +20,7 @@ from experiments.rows import Rows
 from experiments.runs import Job
 from experiments.study import RUN, STEPS, Trials, error_of
 from vitx import tracking
-from vitx.config import flat, override
+from vitx.config import override
 
 
 def table(trials: Trials) -> Table:
@@ -185,7 +185,7 @@ def fields(
         "method": sweep.method,
         "metric": sweep.metric,
         "lower_is_better": sweep.badness(1.0) > sweep.badness(0.0),
-        "config": flat(sweep.base()),
+        "config": runs.lasting(sweep.base()),
         "trials": [
             {"state": t.state.name.lower(), "settings": t.params, "value": t.value,
              "steps": t.user_attrs.get(STEPS), "error": error_of(t)}

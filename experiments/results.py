@@ -19,7 +19,7 @@ from experiments import answer, cli, pages, rows, variance
 from experiments.pages import RESULTS, ROOT, Row, Table, machine
 from experiments.question import paired
 from experiments.recipes import RECIPES
-from experiments.runs import read_config
+from experiments.runs import lasting, read_config
 from vitx import visualize
 from vitx.config import FREE, TrainConfig, flat
 from vitx.cost import cost, training_macs
@@ -59,7 +59,7 @@ def row_of(run: Path) -> Row:
         "training_flops": 2 * training_macs(config.model) * images,
         "curve_of": config.curve,
         "curve": [[event[key] for key in keys] for event in events],
-        "config": {name: value for name, value in flat(config).items() if name not in FREE},
+        "config": lasting(config),
         "environment": environment,
     } | summary
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vitx import checkpoint, data, tracking, vectorize, weights
-from vitx.config import DataConfig, TrainConfig, flat, from_flat, identity, override
+from vitx.config import FREE, DataConfig, TrainConfig, flat, from_flat, identity, override
 from vitx.train import Diverged, Stopped, keep, prepare, train
 
 BESIDE = ("recipe", "device")
@@ -68,6 +68,11 @@ def read_config(run: Path) -> TrainConfig:
     if missing:
         raise ValueError(f"{run} is no folder of a finished run: no {' or '.join(missing)}")
     return configuration(json.loads(path.read_text(encoding="utf8")))
+
+
+def lasting(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a row keeps: without this machine's folders, and what no number needs."""
+    return {name: value for name, value in flat(config).items() if name not in FREE}
 
 
 def configuration(values: dict[str, Any]) -> TrainConfig:

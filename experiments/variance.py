@@ -19,7 +19,7 @@ from experiments.rows import Rows
 from experiments.runs import Job
 from experiments.workers import Making
 from vitx import stats, tracking
-from vitx.config import TrainConfig, flat, identity, override
+from vitx.config import TrainConfig, identity, override
 from vitx.registry import nearest
 
 PROG = "python -m experiments.variance"
@@ -114,7 +114,7 @@ def row(
         "what": "variance",
         "name": name,
         "base": identity(base),
-        "config": flat(base),
+        "config": runs.lasting(base),
         "levels": levels,
         "runs": len(crossed),
         "metrics": metrics,

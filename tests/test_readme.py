@@ -28,6 +28,13 @@ def test_tables_of_training_are_rendered_from_rows(path):
     assert pages.fill(text, results.TABLES, results.committed()) == text
 
 
+def test_no_committed_row_names_a_folder_of_some_machine():
+    kept = [path for place in (pages.RESULTS, render.RESULTS) for path in place.glob("*.jsonl")]
+    folder = re.compile(r'(?<=["= ])/(home|mnt|opt|root|tmp|Users|usr|var|work)/')
+    assert folder.search('{"data.root": "/tmp/images"}')
+    assert [path.name for path in kept if folder.search(path.read_text(encoding="utf8"))] == []
+
+
 @pytest.mark.parametrize(
     ("draw", "found", "path"),
     [
