@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
@@ -259,6 +260,40 @@ def tradeoff(points: Sequence[Point], *, metric: str, title: str) -> Figure:
     axes.set_ylabel(f"change of {metric}")
     axes.set_title(title, fontsize=9)
     axes.legend(frameon=False, fontsize=7, loc="best")
+    return figure
+
+
+VERDICTS = {
+    "better": ("^", "#009E73"),
+    "worse": ("v", "#D55E00"),
+    "equivalent": ("s", "#0072B2"),
+}
+"""Markers and colours; others are grey circles."""
+
+
+def effects(points: Sequence[Point], *, label: str, title: str) -> Figure:
+    """Changes of a share, in points, and ratios of speed beside them, a line an arm."""
+    figure, (left, right) = canvas(7.2, 1.3 + 0.26 * len(points), columns=2)
+    for row, point in zip(range(len(points))[::-1], points, strict=True):
+        marker, colour = VERDICTS.get(point.verdict, ("o", GREY))
+        parts = ((left, point.change, marker, colour), (right, point.ratio, "o", "black"))
+        for axes, found, mark, ink in parts:
+            span = [[found.value - found.low], [found.high - found.value]]
+            axes.errorbar(found.value, row, xerr=span, fmt=mark, ms=4, color=ink, lw=1.1)
+    left.axvline(0, color=GREY, lw=0.8)
+    right.axvline(1, color=GREY, lw=0.8)
+    left.set_yticks(range(len(points))[::-1], [point.label for point in points])
+    right.set_yticks([])
+    for axes in (left, right):
+        axes.set_ylim(-0.6, len(points) - 0.4)
+    left.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    left.set_xlabel(label)
+    right.set_xlabel("images/s in training, over the baseline's")
+    left.set_title(title, loc="left", fontsize=9)
+    said = dict.fromkeys(point.verdict for point in points)
+    marks = [VERDICTS.get(verdict, ("o", GREY)) for verdict in said]
+    handles = [Line2D([], [], marker=m, color=c, ls="", ms=4) for m, c in marks]
+    figure.legend(handles, said, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     return figure
 
 
