@@ -10,5 +10,6 @@ from experiments.recipes import CIFAR10_SMALL
 
 BASE = CIFAR10_SMALL
 AXES = {"model.patchify": ["stem"]}
+SEEDS = range(10)
 METRIC = "val/accuracy"
 EFFECT = 0.01

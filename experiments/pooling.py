@@ -10,5 +10,6 @@ from experiments.recipes import CIFAR10_SMALL
 
 BASE = CIFAR10_SMALL
 AXES = {"pool": {"mean": {"model.pool": "mean", "model.class_token": False}}}
+SEEDS = range(10)
 METRIC = "val/accuracy"
 EFFECT = 0.01

@@ -11,5 +11,6 @@ from experiments.recipes import CIFAR10_SMALL
 
 BASE = CIFAR10_SMALL
 AXES = {"model.position": ["sincos2d", "none"]}
+SEEDS = range(10)
 METRIC = "val/accuracy"
 EFFECT = 0.01
