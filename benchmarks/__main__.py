@@ -23,9 +23,10 @@ from benchmarks import accuracy, calibration, check, mutants, pretrained, render
 from experiments import cli
 from experiments import rows as rows_file
 from experiments.recipes import DIGITS
+from experiments.runs import lasting
 from vitx import data, tracking, visualize
 from vitx.compare import Plan
-from vitx.config import flat
+from vitx.config import TrainConfig, flat, override
 from vitx.equality import Equality
 from vitx.evaluate import predict, svm_accuracy
 from vitx.model import build
@@ -54,13 +55,16 @@ class Scale:
     plan: Plan
     batch: int = 8
     seeds: int = 5
-    steps: int = DIGITS.steps
+    recipe: TrainConfig = DIGITS
+    """What both sides are trained by."""
     trajectory_steps: int = 50
     careful: bool = False
     """Time known cases, score the equality check, run the pilot."""
 
 
 GPU_BATCH = 128
+TRAINED = "trained"
+"""Folder of the trained models, in the run's."""
 TINY = {"img_size": 32, "depth": 2}
 EAGER = (("inference", "none"), ("training", "none"))
 QUICK = Scale(
@@ -78,7 +82,7 @@ SMOKE = Scale(
     plan=Plan(processes=1, pair_s=0.1, block_s=0.01, warm_up_s=0.1),
     batch=2,
     seeds=2,
-    steps=4,
+    recipe=override(DIGITS, steps=4),
     trajectory_steps=3,
 )
 FULL = Scale(
@@ -94,7 +98,7 @@ FULL = Scale(
 
 @dataclass(frozen=True)
 class Settings:
-    """Compare vitx with timm: equality, paired speed, accuracy on digits, report.
+    """Compare vitx with timm: equality, paired speed, accuracy, report.
 
     The budget is told before the start. --smoke takes about a minute.
     """
@@ -109,6 +113,8 @@ class Settings:
     """Device; empty for the accelerator of this machine, else the CPU."""
     wandb: str = ""
     """W&B mode: online, offline or disabled; empty for WANDB_MODE, else offline."""
+    cifar10: str = ""
+    """Folder of CIFAR-10's images; on a GPU accuracy is then compared on them, else on digits."""
     check: bool = False
     """Whether the device computes what the CPU does, in about a minute; nothing else."""
     calibrate: int = 0
@@ -152,7 +158,7 @@ class Job:
         """A row, on disk and as numbers in W&B."""
         row = self.rows.add(kind, **fields)
         name = "/".join(str(row[key]) for key in ("mode", "compile") if key in row) or "value"
-        model = str(row.get("reference", row.get("data", ""))).partition(":")[2] or "digits"
+        model = str(row.get("reference", row.get("data", ""))).partition(":")[2] or row["data"]
         values = {
             f"{kind}/{model}/{name}/{key}": row[key]
             for key in ("ratio", "ratio_low", "ratio_high", "noise_floor", "p_equivalence")
@@ -174,7 +180,7 @@ def main(args: list[str]) -> None:
             return
     scale = SMOKE if settings.smoke else FULL if settings.full else QUICK
     device = tracking.device(settings.device)
-    scale = _narrow(grown(scale, device), settings.models)
+    scale = _narrow(grown(scale, device, settings.cifar10), settings.models)
     stages = _stages(scale)
     for name in settings.only:
         if name not in stages:
@@ -200,10 +206,16 @@ def main(args: list[str]) -> None:
         raise SystemExit(1)
 
 
-def grown(scale: Scale, device: torch.device) -> Scale:
-    """The scale for the device: a GPU gets a larger model and batch, in its usual dtype."""
+def grown(scale: Scale, device: torch.device, cifar10: str = "") -> Scale:
+    """The scale for the device: a GPU gets a larger model and batch, in its usual dtype.
+
+    And CIFAR-10, where its folder is given. Raises ValueError for that elsewhere.
+    """
+    if device.type != "cuda" and cifar10:
+        raise ValueError(f"cifar10 = {cifar10!r} is for a GPU; accuracy is compared on digits here")
     if device.type != "cuda" or scale is SMOKE:
         return scale
+    recipe = override(accuracy.CIFAR10, **{"data.root": cifar10}) if cifar10 else scale.recipe
     large = (("vit_base_patch16_224", {}),)
     return replace(
         scale,
@@ -211,6 +223,7 @@ def grown(scale: Scale, device: torch.device) -> Scale:
         equal=large if scale is QUICK else scale.equal,
         plan=replace(scale.plan, dtype=speed.usual(device)[1]),
         batch=GPU_BATCH,
+        recipe=recipe,
     )
 
 
@@ -309,20 +322,19 @@ def time_controls(job: Job) -> None:
     _time(job, measure, f"{name} {plan.mode}, freed memory as by default")
 
 
-def train_digits(job: Job) -> None:
-    """Trajectory, then both sides over seeds, and a support vector machine beside them."""
-    apart = accuracy.trajectory(DIGITS, job.scale.trajectory_steps)
+def train_both(job: Job) -> None:
+    """Trajectory, then both sides over seeds; beside digits a support vector machine."""
+    config = job.scale.recipe
+    apart = accuracy.trajectory(config, job.scale.trajectory_steps)
     job.say(f"same weights and batches, float64: losses of {job.scale.trajectory_steps} steps "
             f"differ by {apart:.1e} (relative)")  # fmt: skip
-    dataset = data.load(DIGITS.data)
-    svm = svm_accuracy(dataset)
-    folder = job.folder / "digits"
+    dataset = data.load(config.data, size=config.model.size)
+    svm = svm_accuracy(dataset) if config.data.name == DIGITS.data.name else None
+    folder = job.folder / TRAINED
     seeds = list(range(max(job.scale.seeds, job.seeds_needed)))
-    results = accuracy.train_all(
-        seeds, folder, steps=job.scale.steps, device=job.device, say=job.say
-    )
+    results = accuracy.train_all(seeds, folder, config, device=job.device, say=job.say)
     labels = {
-        "data": "digits",
+        "data": config.data.name,
         "device": str(job.device),
         "reference": "timm:VisionTransformer(weight_init='jax')",
         "candidate": "vitx:build(init='xavier')",
@@ -338,25 +350,26 @@ def train_digits(job: Job) -> None:
         trajectory_error=apart,
         trajectory_steps=job.scale.trajectory_steps,
         svm=svm,
-        config=flat(DIGITS),
+        test_images=len(dataset.test),
+        config=lasting(config),
         **fields,
     )
     job.say(f"{row['verdict']}: difference {row['difference']:+.2%}, margin {row['margin']:.0%}")
-    _draw_digits(job, dataset, results, svm)
+    _draw_accuracy(job, dataset, results, svm)
     columns = ("side", "seed", "accuracy", "loss", "seconds")
-    job.run.table("digits", columns, [[found[key] for key in columns] for found in results])
+    job.run.table(config.data.name, columns, [[found[key] for key in columns] for found in results])
 
 
-def pilot_digits(job: Job) -> None:
+def pilot(job: Job) -> None:
     """A few seeds that no other result uses, read on validation, to fix the number of seeds."""
-    seeds = list(accuracy.PILOT_SEEDS)
+    seeds, config = list(accuracy.PILOT_SEEDS), job.scale.recipe
     results = accuracy.train_all(
-        seeds, job.folder / "pilot", steps=job.scale.steps, device=job.device, say=job.say
+        seeds, job.folder / "pilot", config, device=job.device, say=job.say
     )
-    labels = {"what": "pilot", "data": "digits", "reference": "timm", "candidate": "vitx"}
+    labels = {"what": "pilot", "data": config.data.name, "reference": "timm", "candidate": "vitx"}
     if _failed(job, results, labels):
         return
-    row = job.add("calibration", **labels, **accuracy.pilot_fields(results))
+    row = job.add("calibration", **labels, **accuracy.pilot_fields(results, config.data.val))
     job.seeds_needed = row["seeds_needed"]
     job.say(f"seeds a side that the margin needs: {row['seeds_needed']}")
 
@@ -401,13 +414,13 @@ def _stages(scale: Scale) -> dict[str, tuple[float, Callable[[Job], None]]]:
     process_s = 7 + 0.5 * scale.plan.warm_up_s + scale.plan.pair_s
     per_configuration = 35 + scale.plan.processes * process_s
     configurations = len(scale.timed) * len(scale.configurations)
-    training = scale.steps * 0.032 / 60
+    training = scale.recipe.steps * 0.032 / 60
     stages = {
         "equality": (0.1 + 0.3 * (len(scale.equal) - 1), check_equality),
         "speed": (configurations * per_configuration / 60, time_speed),
         "controls": (3 * per_configuration / 60, time_controls),
-        "pilot": (0.1 + len(accuracy.PILOT_SEEDS) * training, pilot_digits),
-        "accuracy": (0.1 + scale.seeds * training, train_digits),
+        "pilot": (0.1 + len(accuracy.PILOT_SEEDS) * training, pilot),
+        "accuracy": (0.1 + scale.seeds * training, train_both),
     }
     left_out = set() if scale.careful else {"controls", "pilot"}
     return {name: stage for name, stage in stages.items() if name not in left_out}
@@ -435,7 +448,7 @@ def _time(job: Job, measure: Callable, what: str) -> None:
         path.unlink()
 
 
-def _draw_digits(job: Job, dataset: data.Dataset, results: list[dict], svm: float) -> None:
+def _draw_accuracy(job: Job, dataset: data.Dataset, results: list[dict], svm: float | None) -> None:
     sides = {side: [r for r in results if r["side"] == side] for side in ("timm", "vitx")}
     accuracies = {side: [r["accuracy"] for r in found] for side, found in sides.items()}
     counts = sum(torch.tensor(r["confusion"]) for r in sides["vitx"]).numpy()
@@ -451,17 +464,17 @@ def _draw_digits(job: Job, dataset: data.Dataset, results: list[dict], svm: floa
     }
     for name, figure in drawn.items():
         job.figures[name] = _save(job, name, figure)
-    for step_number, event in _mean_curve(sides):
+    for step_number, event in _mean_curve(sides, job.scale.recipe.data.name):
         job.run.log({tracking.STEP: step_number, **event})
 
 
-def _mean_curve(sides: dict[str, list[dict]]) -> Iterator[tuple[int, dict[str, float]]]:
+def _mean_curve(sides: dict[str, list[dict]], name: str) -> Iterator[tuple[int, dict[str, float]]]:
     """Mean validation accuracy of each side, step by step."""
     for position, event in enumerate(sides["vitx"][0]["curve"]):
         yield (
             event[tracking.STEP],
             {
-                f"digits/{side}/{tracking.VAL_ACCURACY}": statistics.mean(
+                f"{name}/{side}/{tracking.VAL_ACCURACY}": statistics.mean(
                     [r["curve"][position][tracking.VAL_ACCURACY] for r in found]
                 )
                 for side, found in sides.items()
@@ -476,9 +489,9 @@ def _save(job: Job, name: str, figure: Figure) -> Path:
 
 
 def _attention(job: Job, dataset: data.Dataset, seed: int) -> Figure:
-    config = DIGITS.model
+    config = job.scale.recipe.model
     vit = build(config)
-    vit.load_state_dict(torch.load(job.folder / "digits" / f"vitx-{seed}.pt", weights_only=True))
+    vit.load_state_dict(torch.load(job.folder / TRAINED / f"vitx-{seed}.pt", weights_only=True))
     vit.eval()
     test = dataset.test
     logits, *_ = predict(vit, dataset, test)

@@ -1,10 +1,11 @@
-"""Accuracy of vitx and timm on digits, in both senses: the same trajectory, and equivalence.
+"""Accuracy of vitx and timm by one recipe, in both senses: the same trajectory, and equivalence.
 
 Trajectory: the same initial weights and batches give the same losses in float64, step for step.
 Equivalence: each side draws its own initial weights with its own library's code (the scheme that
 timm calls `jax` and vitx `xavier`) and has its own data seeds; two one-sided tests and a margin.
 
-`python -m benchmarks.accuracy SIDE SEED FILE STEPS DEVICE` trains one model and writes its result.
+`python -m benchmarks.accuracy SIDE SEED FILE DEVICE` trains one model by the recipe in the file's
+folder, and writes its result.
 """
 
 import json
@@ -21,9 +22,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiments.recipes import DIGITS
+from experiments.recipes import CIFAR10_SMALL
+from experiments.runs import configuration
 from vitx import data, stats
-from vitx.config import ModelConfig, TrainConfig, override
+from vitx.config import ModelConfig, TrainConfig, flat, override
 from vitx.evaluate import confusion
 from vitx.interop.timm import from_timm
 from vitx.model import build
@@ -34,6 +36,17 @@ MARGIN = 0.01
 
 LIMIT_S = 900
 """A training that takes longer is ended and reported."""
+
+CIFAR10 = override(
+    CIFAR10_SMALL,
+    steps=20_000,
+    eval_every=2_000,
+    **{"data.train": 45_000, "data.val": 5_000, "optim.warmup_steps": 1_000,
+       "model.patch": 4, "model.width": 192, "model.heads": 3, "model.depth": 6},
+)  # fmt: skip
+"""A plain ViT for all of CIFAR-10, for a GPU; not tuned, and the same on both sides."""
+
+RECIPE = "recipe.json"
 
 PILOT_SEEDS = (600, 601, 602, 603)
 
@@ -63,7 +76,7 @@ def trajectory(config: TrainConfig, steps: int) -> float:
     """Largest relative difference of the losses over `steps` steps of both models in float64."""
     reference = timm_model(config.model, config.seed).double()
     models = {"timm": reference, "vitx": from_timm(deepcopy(reference))}
-    dataset = data.load(config.data)
+    dataset = data.load(config.data, size=config.model.size)
     losses = {}
     for side, model in models.items():
         state = init(config, model=model)
@@ -73,7 +86,7 @@ def trajectory(config: TrainConfig, steps: int) -> float:
 
 
 def train_side(side: str, seed: int, config: TrainConfig, device: torch.device | str) -> dict:
-    """Train vitx or timm on digits from its own draws; the values that a row needs."""
+    """Train vitx or timm from its own draws; the values that a row needs."""
     config = override(config, seed=seed)
     model = timm_model(config.model, seed) if side == "timm" else build(config.model, seed=seed)
     state, result = train(config, model=model, device=device)
@@ -96,8 +109,8 @@ def train_side(side: str, seed: int, config: TrainConfig, device: torch.device |
 def train_all(
     seeds: list[int],
     folder: Path,
+    config: TrainConfig,
     *,
-    steps: int,
     device: torch.device,
     say: Callable[[str], None],
 ) -> list[dict]:
@@ -106,10 +119,11 @@ def train_all(
     A training that fails gives {"failure": its last words}.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE).write_text(json.dumps(flat(config)), encoding="utf8")
     jobs = [(side, seed + from_) for seed in seeds for side, from_ in _SIDES.items()]
     results = []
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for found in pool.map(lambda job: _train_process(*job, folder, steps, device), jobs):
+        for found in pool.map(lambda job: _train_process(*job, folder, device), jobs):
             results.append(found)
             if "failure" in found:
                 continue
@@ -155,17 +169,17 @@ def row_fields(results: list[dict], margin: float = MARGIN) -> dict:
     }
 
 
-def pilot_fields(results: list[dict], margin: float = MARGIN) -> dict:
+def pilot_fields(results: list[dict], images: int, margin: float = MARGIN) -> dict:
     """Standard deviations of validation accuracy, and the seeds a side for 90 % power.
 
-    The standard deviation counts as at least one image of the split, which is its resolution.
+    The standard deviation counts as at least one of the split's `images`, its resolution.
     """
     stds = {
         side: statistics.stdev(found["val_accuracy"] for found in results if found["side"] == side)
         for side in _SIDES
     }
     pooled = math.sqrt(statistics.mean(std**2 for std in stds.values()))
-    pooled = max(pooled, 1 / DIGITS.data.val)
+    pooled = max(pooled, 1 / images)
     return {
         "seeds": len(results) // 2,
         "reference_std": stds["timm"],
@@ -183,9 +197,9 @@ def _double_step(state: State, batch: tuple, config: TrainConfig) -> float:
     return step(state, (image.double(), target), config)["loss"].item()
 
 
-def _train_process(side: str, seed: int, folder: Path, steps: int, device: torch.device) -> dict:
+def _train_process(side: str, seed: int, folder: Path, device: torch.device) -> dict:
     path = folder / f"{side}-{seed}.json"
-    words = [side, str(seed), str(path), str(steps), str(device)]
+    words = [side, str(seed), str(path), str(device)]
     try:
         child = subprocess.run(
             [sys.executable, "-m", "benchmarks.accuracy", *words],
@@ -204,9 +218,9 @@ def _train_process(side: str, seed: int, folder: Path, steps: int, device: torch
     return json.loads(path.read_text())
 
 
-def _main(side: str, seed: str, path: str, steps: str, device: str) -> None:
+def _main(side: str, seed: str, path: str, device: str) -> None:
     torch.set_num_threads(1)
-    config = override(DIGITS, steps=int(steps))
+    config = configuration(json.loads(Path(path).with_name(RECIPE).read_text(encoding="utf8")))
     found = train_side(side, int(seed), config, device)
     torch.save(found.pop("weights"), Path(path).with_suffix(".pt"))
     Path(path).write_text(json.dumps(found))

@@ -180,7 +180,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
     body = []
     wanted = [row for row in rows if row["kind"] == "accuracy"]
     for row in rows_file.latest(wanted, "data", "device", *MACHINE):
-        images = DIGITS.data.test
+        images = row.get("test_images", DIGITS.data.test)
         said = row["verdict"]
         if isinstance(row["low"], float):
             said += (
@@ -203,6 +203,8 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
                     said if label == "vitx" else "",
                 )
             )
+        if row["svm"] is None:
+            continue
         error = _standard_error(row["svm"], images)
         body.append(
             (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import render
 from experiments.pages import Table
+from vitx.equality import SMALLEST
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
@@ -70,8 +71,8 @@ VERDICT_WORDS = (
 )
 EQUALITY_WORDS = (
     "Both models hold the same randomised weights. The error of a tensor is max|Δ| over max|ref|, "
-    "for a gradient at least 1e-6 of the largest gradient; the check passes below 1e-10 for the "
-    "outputs and for every parameter's gradient."
+    f"for a gradient at least {SMALLEST:g} of the largest gradient; the check passes below 1e-10 "
+    "for the outputs and for every parameter's gradient."
 )
 SPEED_WORDS = (
     "Ratios are vitx's images/s over timm's on the same weights and batch, in fresh processes that "
@@ -99,7 +100,7 @@ CAPTIONS = {
     "accuracy": "Test accuracy, a dot a seed.",
     "curves": "Validation accuracy in training, a thin line a seed, thick: mean.",
     "confusion": "Test confusion matrix of vitx, summed over seeds; colour: mistakes.",
-    "attention": "Test digits, and what the class token reads of them: attention of one vitx "
+    "attention": "Test images, and what the class token reads of them: attention of one vitx "
     "model, averaged over blocks and heads, yellow: more.",
 }
 

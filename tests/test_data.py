@@ -1,6 +1,7 @@
 """Data sources on small data in their true formats: splits, order, draws, workers, bad pictures."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch
 from PIL import Image
 
 import vitx
-from vitx import data, images, sources, transforms
+from benchmarks import render
+from benchmarks.__main__ import QUICK, SMOKE, Job, grown, train_both
+from experiments import rows
+from vitx import data, images, sources, tracking, transforms
 from vitx.config import DataConfig, ModelConfig, override
 from vitx.functional.augment import CROP_DRAWS, resized_crop
 
@@ -137,6 +141,25 @@ def cifar(tmp_path):
     return folders(
         tmp_path / "cifar", classes=[f"class {k}" for k in range(10)], size=(32, 32), each=4
     )
+
+
+def test_the_main_job_compares_accuracy_on_cifar10(cifar, tmp_path):
+    scale = grown(QUICK, torch.device("cuda"), str(cifar))
+    assert scale.recipe.data.root == str(cifar)
+    small = {"data.train": 20, "data.val": 10, "model.width": 12, "model.depth": 1}
+    recipe = override(scale.recipe, steps=2, batch=4, eval_every=1, **small)
+    scale = replace(SMOKE, recipe=recipe)
+    with tracking.Run(tmp_path, "benchmarks", "smoke", {}, mode="disabled") as run:
+        job = Job(scale, torch.device("cpu"), rows.Rows(run.folder), run)
+        train_both(job)
+        assert {"accuracy", "curves", "confusion", "attention"} == set(job.figures)
+    (row,) = job.rows.kept
+    assert (row["data"], row["test_images"], row["svm"]) == ("cifar10", 40, None)
+    assert len(row["reference_values"]) == len(row["candidate_values"]) == 2
+    assert row["trajectory_error"] < 1e-10
+    assert [line[1] for line in render.accuracy_table([row]).body] == ["vitx", "timm"]
+    with pytest.raises(ValueError, match="is for a GPU; accuracy is compared on digits here"):
+        grown(QUICK, torch.device("cpu"), str(cifar))
 
 
 def test_cifar10_from_picture_folders_is_held_in_memory(cifar):

@@ -164,7 +164,9 @@ def amounts(values: Mapping[str, float], *, label: str, title: str) -> Figure:
     return figure
 
 
-def accuracies(values: Mapping[str, Sequence[float]], *, reading: float, label: str) -> Figure:
+def accuracies(
+    values: Mapping[str, Sequence[float]], *, reading: float | None, label: str
+) -> Figure:
     """One dot a seed for each side, the mean as a bar, and a further reading as a dashed line."""
     figure, axes = canvas(5.2, 1.9)
     for row, (side, found) in enumerate(values.items()):
@@ -172,10 +174,11 @@ def accuracies(values: Mapping[str, Sequence[float]], *, reading: float, label: 
         filled = COLOURS[side] if side == "vitx" else "none"
         axes.scatter(found, row + jitter, edgecolor=COLOURS[side], facecolor=filled, s=22)
         axes.plot([np.mean(found)] * 2, [row - 0.35, row + 0.35], color=COLOURS[side], lw=2)
-    axes.axvline(reading, color=GREY, ls="--", lw=0.9)
-    axes.annotate(
-        label, (reading, len(values) - 0.45), (3, 0), textcoords="offset points", fontsize=8
-    )
+    if reading is not None:
+        axes.axvline(reading, color=GREY, ls="--", lw=0.9)
+        axes.annotate(
+            label, (reading, len(values) - 0.45), (3, 0), textcoords="offset points", fontsize=8
+        )
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(-0.6, len(values) - 0.2)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
