@@ -8,7 +8,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from experiments.pages import RESULTS, ROOT, Row, Table, machine
 from experiments.question import paired
 from experiments.recipes import RECIPES
 from experiments.runs import lasting, read_config
-from vitx import visualize
+from vitx import tracking, visualize
 from vitx.config import FREE, TrainConfig, flat
 from vitx.cost import cost, training_macs
 from vitx.data import steps_an_epoch
@@ -225,7 +225,6 @@ CLAIM = 0.755
 """Test accuracy after 100 epochs that the from-scratch project states."""
 PROJECT_IMAGES = 100 * 50_000
 """Images that it trains on, epoch by epoch."""
-FIGURE = RESULTS / "cifar10.svg"
 
 
 def lines(found: Sequence[Row]) -> dict[str, tuple[float, list[list[tuple[float, float]]]]]:
@@ -243,10 +242,30 @@ def lines(found: Sequence[Row]) -> dict[str, tuple[float, list[list[tuple[float,
     return runs
 
 
-def figure(found: Sequence[Row]) -> Figure:
+def curves_figure(found: Sequence[Row]) -> Figure:
     """The curves of the CIFAR-10 recipes beside what the from-scratch project states."""
     return visualize.costs(lines(found), claim=CLAIM, label=f"{CLAIM:.1%}, stated by the project")
 
+
+def questions_figure(found: Sequence[Row]) -> Figure:
+    """Every arm whose question is judged by accuracy."""
+    points = [
+        replace(point, label=point.label.replace("model.", ""))
+        for row in answers(found)
+        if row["metric"] == tracking.VAL_ACCURACY
+        for point in answer.points(row)
+    ]
+    return visualize.effects(
+        points,
+        label="change of validation accuracy, points",
+        title="arm minus baseline, 95 % for all arms of a question at once",
+    )
+
+
+FIGURES: dict[Path, Callable[[Sequence[Row]], Figure]] = {
+    RESULTS / "cifar10.svg": curves_figure,
+    RESULTS / "questions.svg": questions_figure,
+}
 
 TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "runs": run_table,
@@ -273,7 +292,7 @@ class Settings:
 
 
 def main(args: list[str]) -> None:
-    """Commit rows if asked, then rewrite the pages and draw the figure."""
+    """Commit rows if asked, then rewrite the pages and draw the figures."""
     settings = cli.parse(Settings, args, prog="python -m experiments.results")
     for folder in settings.keep:
         kept = rows.read(folder / "rows.jsonl") if (folder / "rows.jsonl").exists() else None
@@ -283,7 +302,8 @@ def main(args: list[str]) -> None:
     for path in READMES:
         text = path.read_text(encoding="utf8")
         path.write_text(pages.fill(text, TABLES, found), encoding="utf8")
-    visualize.save(figure(found), FIGURE)
+    for path, draw in FIGURES.items():
+        visualize.save(draw(found), path)
     print(f"rendered {len(found)} rows", file=sys.stderr)
 
 

@@ -39,7 +39,7 @@ def test_no_committed_row_names_a_folder_of_some_machine():
     ("draw", "found", "path"),
     [
         (render.speed_figure, render.committed, render.FIGURE),
-        (results.figure, results.committed, results.FIGURE),
+        *((draw, results.committed, path) for path, draw in results.FIGURES.items()),
     ],
 )
 def test_a_figure_is_rendered_from_the_rows(draw, found, path, tmp_path):
