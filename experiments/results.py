@@ -5,6 +5,7 @@ rewrites the marked parts of experiments/README.md and tests/README.md.
 """
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -250,16 +251,21 @@ def curves_figure(found: Sequence[Row]) -> Figure:
 def questions_figure(found: Sequence[Row]) -> Figure:
     """Every arm whose question is judged by accuracy."""
     points = [
-        replace(point, label=point.label.replace("model.", ""))
+        replace(point, label=f"{row['question'].replace('_', ' ')}: {_bare(point.label)}")
         for row in answers(found)
         if row["metric"] == tracking.VAL_ACCURACY
         for point in answer.points(row)
     ]
     return visualize.effects(
         points,
-        label="change of validation accuracy, points",
+        label="change of validation accuracy,\npoints",
         title="arm minus baseline, 95 % for all arms of a question at once",
     )
+
+
+def _bare(arm: str) -> str:
+    """An arm's name without the fields, which the question tells."""
+    return re.sub(r"[\w.]+=", "", arm)
 
 
 FIGURES: dict[Path, Callable[[Sequence[Row]], Figure]] = {

@@ -291,7 +291,7 @@ def effects(points: Sequence[Point], *, label: str, title: str) -> Figure:
         axes.set_ylim(-0.6, len(points) - 0.4)
     left.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     left.set_xlabel(label)
-    right.set_xlabel("images/s in training, over the baseline's")
+    right.set_xlabel("images/s in training,\nover the baseline's")
     left.set_title(title, loc="left", fontsize=9)
     said = dict.fromkeys(point.verdict for point in points)
     marks = [VERDICTS.get(verdict, ("o", GREY)) for verdict in said]
