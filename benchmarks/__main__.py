@@ -158,7 +158,8 @@ class Job:
         """A row, on disk and as numbers in W&B."""
         row = self.rows.add(kind, **fields)
         name = "/".join(str(row[key]) for key in ("mode", "compile") if key in row) or "value"
-        model = str(row.get("reference", row.get("data", ""))).partition(":")[2] or row["data"]
+        model = str(row.get("reference", "")).partition(":")[2]
+        model = model or row.get("data", "all")
         values = {
             f"{kind}/{model}/{name}/{key}": row[key]
             for key in ("ratio", "ratio_low", "ratio_high", "noise_floor", "p_equivalence")
@@ -211,6 +212,8 @@ def grown(scale: Scale, device: torch.device, cifar10: str = "") -> Scale:
 
     And CIFAR-10, where its folder is given. Raises ValueError for that elsewhere.
     """
+    if cifar10 and scale is SMOKE:
+        raise ValueError(f"cifar10 = {cifar10!r} is not for --smoke, which trains on digits")
     if device.type != "cuda" and cifar10:
         raise ValueError(f"cifar10 = {cifar10!r} is for a GPU; accuracy is compared on digits here")
     if device.type != "cuda" or scale is SMOKE:

@@ -47,6 +47,7 @@ CIFAR10 = override(
 """A plain ViT for all of CIFAR-10, for a GPU; not tuned, and the same on both sides."""
 
 RECIPE = "recipe.json"
+"""What the processes of a folder train by."""
 
 PILOT_SEEDS = (600, 601, 602, 603)
 

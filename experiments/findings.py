@@ -153,13 +153,12 @@ def candidates(trials: Trials, *, best: int, seeds: int) -> list[Candidate]:
     return [unchanged, *(Candidate(values, value, n, jobs(values)) for value, values, n in chosen)]
 
 
-def confirm(trials: Trials, how: runs.How, *, best: int, seeds: int) -> Path:
+def confirm(trials: Trials, tried: Sequence[Candidate], how: runs.How) -> Path:
     """Print the candidates beside each other, and keep that with the trials as a row.
 
     Their runs must have ended. Returns the folder of the row, which also holds the table as CSV.
     """
-    found = runs.ended(how.out)
-    row = fields(trials, candidates(trials, best=best, seeds=seeds), found)
+    row = fields(trials, tried, runs.ended(how.out))
     with tracking.Run(
         how.out, trials.sweep.name, "confirmed", row["config"], mode=how.wandb
     ) as run:
@@ -184,7 +183,7 @@ def fields(
         "sweep": sweep.name,
         "method": sweep.method,
         "metric": sweep.metric,
-        "lower_is_better": sweep.badness(1.0) > sweep.badness(0.0),
+        "goal": sweep.goal,
         "config": runs.lasting(sweep.base()),
         "trials": [
             {"state": t.state.name.lower(), "settings": t.params, "value": t.value,

@@ -88,15 +88,13 @@ def main(args: list[str]) -> None:
         spread(sweep, settings)
     elif not reads:
         work(trials, settings.out)
-    how = How(out=settings.out, device=tracking.device())
-    best = {"best": settings.confirm, "seeds": settings.seeds}
     if settings.confirm:
-        runs.work([job for one in findings.candidates(trials, **best) for job in one.jobs], how)
-    if settings.only_runs:
-        return
-    if settings.confirm:
-        findings.confirm(trials, how, **best)
-    else:
+        how = How(out=settings.out, device=tracking.device())
+        tried = findings.candidates(trials, best=settings.confirm, seeds=settings.seeds)
+        runs.work([job for one in tried for job in one.jobs], how)
+        if not settings.only_runs:
+            findings.confirm(trials, tried, how)
+    elif not settings.only_runs:
         findings.show(trials)
 
 

@@ -162,6 +162,13 @@ def test_the_main_job_compares_accuracy_on_cifar10(cifar, tmp_path):
         grown(QUICK, torch.device("cpu"), str(cifar))
 
 
+def test_the_main_job_adds_a_row_that_is_of_no_data(tmp_path):
+    with tracking.Run(tmp_path, "benchmarks", "some", {}, mode="disabled") as run:
+        job = Job(SMOKE, torch.device("cpu"), rows.Rows(run.folder), run)
+        job.add("calibration", what="mutants", reference="timm", candidate="vitx", caught=30)
+        assert [row["caught"] for row in job.rows.kept] == [30]
+
+
 def test_cifar10_from_picture_folders_is_held_in_memory(cifar):
     config = DataConfig(name="cifar10", root=str(cifar), val=10)
     dataset = data.load(config)
