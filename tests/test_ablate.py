@@ -11,15 +11,16 @@ import sys
 import types
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 import yaml
 
 import experiments
-from experiments import ablate, answer, plan, question, runs, variance
-from experiments.pages import ROOT
+from experiments import ablate, answer, plan, question, rows, runs, variance
+from experiments.pages import RESULTS, ROOT
 from experiments.recipes import DIGITS
-from experiments.rows import read
 from vitx import stats, timing, tracking, train
 from vitx.config import DataConfig, identity, override
 from vitx.cost import cost
@@ -193,7 +194,7 @@ def test_the_answer_pairs_by_seed_and_refuses_a_verdict_to_few_seeds(answered, m
              "environment": tracking.environment()}  # fmt: skip
     monkeypatch.setattr(answer, "time_arm", lambda *_: times)
     out = answer.write(asked, how(folder))
-    (row,) = read(out / "rows.jsonl")
+    (row,) = rows.read(out / "rows.jsonl")
     table = answer.table(row)
     (line,) = (dict(zip(table.header, cells, strict=True)) for cells in table.body)
     assert line["arm"] == "model.registers=1"
@@ -422,6 +423,22 @@ def test_the_variance_of_a_recipe_is_split_and_predicts_other_seeds(tmp_path, mo
     assert found_loss["values"][0] == found[crossed[0].key].values["val/loss"]
     table = variance.table([row | {"environment": tracking.environment()}])
     assert dict(zip(table.header, table.body[0], strict=True))["runs"] == "8"
+
+
+STORED = [row for row in rows.read_all(RESULTS) if row["kind"] == "variance"]
+
+
+@pytest.mark.parametrize("row", STORED, ids=lambda row: row["name"])
+def test_seeds_that_were_held_out_lie_where_the_stored_variance_predicts(row):
+    """95 of 100 are to; fewer than chance allows once in a hundred times are too few."""
+    side = row["levels"]
+    for metric, stored in row["metrics"].items():
+        found = stats.components(np.reshape(stored["values"], (side, side, side)))
+        assert (found.low, found.high) == pytest.approx((stored["low"], stored["high"])), metric
+        held = stored["held_out"]
+        assert len(held) >= 8
+        inside = sum(found.low <= value <= found.high for value in held)
+        assert scipy.stats.binom.cdf(inside, len(held), 0.95) > 0.01, metric
 
 
 def test_each_source_of_noise_has_a_seed_of_its_own(unchecked):
