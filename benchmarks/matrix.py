@@ -4,7 +4,6 @@ Rows are shown together, and ranked, only where the machine and the settings of 
 same; otherwise each has its own lines.
 """
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -334,8 +333,7 @@ def write(rows: Sequence[Row], folder: Path, *, pictures: str = ".svg") -> list[
         paths.append(folder / f"{name}.md")
         paths[-1].write_text(shown.markdown() + "\n", encoding="utf8")
         paths.append(folder / f"{name}.csv")
-        with paths[-1].open("w", encoding="utf8", newline="") as file:
-            csv.writer(file).writerows([shown.header, *shown.body])
+        shown.write_csv(paths[-1])
     for name, figure in figures(rows).items():
         paths.append(visualize.save(figure, folder / f"{name}{pictures}"))
     return paths

@@ -47,6 +47,9 @@ def main(args: list[str]) -> None:
     asked = question.read(name, data_root=settings.data_root)
     if settings.run + bool(settings.arm) + settings.sweep > 1:
         raise ValueError("--run, --arm and --sweep exclude each other; choose one")
+    for flag, needs in (("skip_timing", "run"), ("only_runs", "run"), ("seed", "arm")):
+        if getattr(settings, flag) and not getattr(settings, needs):
+            raise ValueError(f"--{flag.replace('_', '-')} goes with --{needs}")
     if settings.sweep:
         print(as_sweep(asked, settings), end="")
     elif settings.arm:
@@ -56,7 +59,7 @@ def main(args: list[str]) -> None:
     elif settings.run:
         run(asked, settings)
     else:
-        plan.show(asked, settings.how(fresh=settings.fresh))
+        plan.show(asked, settings.how(fresh=settings.fresh), settings.places)
 
 
 def run(asked: Question, settings: Settings) -> None:

@@ -1,6 +1,5 @@
 """The answer to a question: every arm beside the baseline, in what it reaches and what it costs."""
 
-import csv
 import hashlib
 import json
 from collections.abc import Mapping
@@ -51,13 +50,16 @@ def row(
                 "macs": cost(arm.config.model).macs,
                 "values": {metric: asked.values(arm, metric, found) for metric in metrics},
                 "failed": [run.error for run in asked.ended(arm, found) if run.error],
+                "images": sorted({run.images for run in asked.ended(arm, found)} - {""}),
                 "stale": sum(run.stale for run in asked.ended(arm, found)),
                 "speed": times.get(arm.name),
             }
             for arm in asked.arms
         ],
         "seconds": sum(run.values.get("seconds", 0) / run.values.get("lanes", 1) for run in made),
-        "device": devices(made) or " and ".join({timed["device"] for timed in times.values()}),
+        "device": devices(
+            [*(run.device for run in made), *(timed["device"] for timed in times.values())]
+        ),
         "before": sources(
             [run.environment for run in made] + [timed["environment"] for timed in times.values()]
         ),
@@ -134,12 +136,25 @@ def pairs(row: Row, arm: Mapping[str, Any]) -> int:
 
 def verdict(row: Row, arm: Mapping[str, Any], effect: stats.Effect | None) -> str:
     """The verdict on an arm, or why there is none."""
-    stale = arm["stale"] + row["arms"][0]["stale"]
-    if failed := [*arm["failed"], *row["arms"][0]["failed"]]:
+    base = row["arms"][0]
+    stale = arm["stale"] + base["stale"]
+    if failed := [*arm["failed"], *base["failed"]]:
         return f"{len(failed)} failed: {failed[0]}"
+    if _several_images(base, arm):
+        return "runs on different images"
     words = effect.verdict if effect else "too few seeds"
     words += f" (runs on {row['device']})" if " and " in row["device"] else ""
     return f"{words} (stale: {stale} runs by other code)" if stale else words
+
+
+def _several_images(base: Mapping[str, Any], arm: Mapping[str, Any]) -> bool:
+    """Whether runs that ask for the same images found others, as under another folder.
+
+    An arm that itself changes the images for training differs from the baseline, but not in itself.
+    """
+    one, other = (set(each.get("images", ())) for each in (base, arm))
+    same = not any(name.startswith("data.") for name in arm["changes"])
+    return max(len(one), len(other), len(one | other) if same else 0) > 1
 
 
 def _interval(effect: stats.Effect | None, metric: str) -> str:
@@ -152,8 +167,10 @@ def _interval(effect: stats.Effect | None, metric: str) -> str:
 
 
 def _speed(found: Mapping[str, Any] | None) -> tuple[str, str]:
-    if not found or found["ratio_low"] is None:
+    if not found:
         return "not timed", "–"
+    if found["ratio_low"] is None:
+        return "–", f"{found['verdict']}: {found['reason']}"
     value, low, high = (100 * (found[name] - 1) for name in ("ratio", "ratio_low", "ratio_high"))
     return f"{value:+.1f}% ({low:+.1f} to {high:+.1f})", found["verdict"]
 
@@ -179,7 +196,8 @@ def points(row: Row) -> list[visualize.Point]:
         effect, times = judged[arm["name"]], arm["speed"]
         if effect and times and times["ratio_low"] is not None:
             ratio = stats.Interval(*(times[f"ratio{end}"] for end in ("", "_low", "_high")))
-            found.append(visualize.Point(arm["name"], ratio, effect.difference, effect.verdict))
+            words = verdict(row, arm, effect).partition(":")[0]
+            found.append(visualize.Point(arm["name"], ratio, effect.difference, words))
     return found
 
 
@@ -199,8 +217,7 @@ def write(asked: Question, how: How, *, timed: bool = True) -> Path:
         (run.folder / "answer.md").write_text(
             f"{asked.text}\n\n{shown.markdown()}\n", encoding="utf8"
         )
-        with (run.folder / "answer.csv").open("w", encoding="utf8", newline="") as file:
-            csv.writer(file).writerows([shown.header, *shown.body])
+        shown.write_csv(run.folder / "answer.csv")
         run.table("answer", shown.header, shown.body)
         if points(answer):
             picture = visualize.save(figure(answer), run.figures / "answer.png")

@@ -2,9 +2,9 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -34,7 +34,8 @@ def module(name: str, file: str) -> ModuleType:
     """Import a module that a person wrote. Raises ValueError naming its file for what is wrong."""
     try:
         return importlib.import_module(name)
-    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, LookupError,
+            ArithmeticError) as error:  # fmt: skip
         raise ValueError(f"{file} can't be read: {type(error).__name__}: {error}") from error
 
 
@@ -43,6 +44,21 @@ def parse(kind: type[Settings], args: Sequence[str], *, prog: str) -> Settings:
     return tyro.cli(
         kind, prog=prog, args=list(args), registry=REGISTRY, config=(tyro.conf.FlagCreatePairsOff,)
     )
+
+
+def said(values: Mapping[str, Any], *, most: int = 1000) -> str:
+    """Settings in a line of at most so many characters, with the seed, if there is one, last."""
+
+    def word(value: object) -> str:
+        if isinstance(value, list | tuple):
+            return "x".join(map(word, value))
+        plain = f"{value:.6g}" if isinstance(value, float) else str(value)
+        return plain.rpartition("/")[2]  # of a path only the last part: a name is no place
+
+    words = {name: f"{name}={word(value)}" for name, value in values.items()}
+    seed = words.pop("seed", "")
+    line = ",".join(words.values())[: most - len(seed) - 1]
+    return ",".join(part for part in (line, seed) if part)
 
 
 def at_least(settings: object, **least: int) -> None:

@@ -3,7 +3,6 @@
 `confirm` also writes it all as a row, from which experiments/README.md is rendered.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from experiments import runs
+from experiments import cli, runs
 from experiments.pages import Table
-from experiments.results import sweep_table
+from experiments.results import UNCHANGED, sweep_table
 from experiments.rows import Rows
 from experiments.runs import Job
 from experiments.study import RUN, STEPS, Trials, error_of
@@ -51,27 +50,31 @@ def show(trials: Trials) -> None:
     if best:
         print(f"\nbest by {trials.sweep.metric}:")
         for value, values, seeds in best[:5]:
-            several = f" (mean of {seeds} trials)" if seeds > 1 else ""
-            print(f"  {value:.4g}{several}: {','.join(f'{k}={v}' for k, v in values.items())}")
+            several = f" (mean of {seeds} seeds)" if seeds > 1 else ""
+            print(f"  {value:.4g}{several}: {cli.said(values)}")
     if shares := importances(trials):
         words = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         print(f"importance, as shares of what the parameters explain together: {words}")
+    if trials.stale:
+        print(f"stale: {trials.stale} trials were run by other code")
     print(saved(trials))
 
 
 def ranking(trials: Trials) -> list[tuple[float, dict[str, Any], int]]:
-    """Final value, settings and number of the trials that ran to their end, best first.
+    """Final value, settings and number of seeds of what ran to its end, best first.
 
-    Trials that differ in their seed alone are one setting with the mean of their values.
+    Settings are what differs between trials, but for the seed: trials that differ in it alone count
+    as one, with the mean of their values. Of those that do not differ at all the last one counts.
     """
-    values: dict[str, list[float]] = {}
+    values: dict[str, dict[int | None, float]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for trial in trials.all(TrialState.COMPLETE):
-        chosen = {name: value for name, value in trial.params.items() if name != "seed"}
+        common = ("seed", *trials.sweep.constants())
+        chosen = {name: value for name, value in trial.params.items() if name not in common}
         key = repr(chosen)
         settings[key] = chosen
-        values.setdefault(key, []).append(trial.values[0])
-    found = [(mean(some), settings[key], len(some)) for key, some in values.items()]
+        values.setdefault(key, {})[trial.params.get("seed")] = trial.values[0]
+    found = [(mean(some.values()), settings[key], len(some)) for key, some in values.items()]
     return sorted(found, key=lambda one: trials.sweep.badness(one[0]))
 
 
@@ -116,23 +119,27 @@ def saved(trials: Trials) -> Saving:
     return Saving(ended, len(stopped), share)
 
 
+FRESH = 10_000
+"""Seeds from here on confirm; recipes were chosen with lower ones."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """Settings of a sweep that are run on fresh seeds."""
 
     settings: dict[str, Any]
-    """Empty for the sweep's command as it stands."""
+    """Empty for the sweep's command with only what all trials set."""
     value: float | None
     """The mean of its trials."""
-    trials: int
+    seeds: int
     jobs: list[Job]
 
 
 def candidates(trials: Trials, *, best: int, seeds: int) -> list[Candidate]:
-    """The command without the parameters, and the best settings, each with its fresh runs.
+    """The command with no parameter varied, and the best settings, each with its fresh runs.
 
-    No trial had one of the seeds. Raises ValueError for a sweep of another program, or without a
-    whole trial.
+    No trial had one of the seeds, nor were the recipes chosen with them. Raises ValueError for a
+    sweep of another program, or without a whole trial.
     """
     sweep = trials.sweep
     if not sweep.recipe:
@@ -140,12 +147,13 @@ def candidates(trials: Trials, *, best: int, seeds: int) -> list[Candidate]:
     chosen = ranking(trials)[:best]
     if not chosen:
         raise ValueError(f"{sweep.path}: no trial has run to its end yet")
-    base, group = sweep.base(), f"{sweep.name}-confirmed"
+    base, group = override(sweep.base(), **sweep.constants()), f"{sweep.name}-confirmed"
     used = {base.seed, *(trial.params.get("seed", 0) for trial in trials.all())}
-    fresh = range(max(used) + 1, max(used) + 1 + seeds)
+    first = max(FRESH, max(used) + 1)
+    fresh = range(first, first + seeds)
 
     def jobs(values: Mapping[str, Any]) -> list[Job]:
-        name = said(values)[:80]
+        name = cli.said(values, most=80) or UNCHANGED
         configs = {seed: override(base, **values, seed=seed) for seed in fresh}
         return [Job(group, f"{name},seed={seed}", config) for seed, config in configs.items()]
 
@@ -163,8 +171,7 @@ def confirm(trials: Trials, tried: Sequence[Candidate], how: runs.How) -> Path:
         how.out, trials.sweep.name, "confirmed", row["config"], mode=how.wandb
     ) as run:
         shown = sweep_table([Rows(run.folder).add("sweep", **row)])
-        with (run.folder / "confirmed.csv").open("w", encoding="utf8", newline="") as file:
-            csv.writer(file).writerows([shown.header, *shown.body])
+        shown.write_csv(run.folder / "confirmed.csv")
         run.table("confirmed", shown.header, shown.body)
     print(f"{saved(trials)}\n{shown.markdown()}\nconfirmed: {run.folder}")
     return run.folder
@@ -190,23 +197,19 @@ def fields(
              "steps": t.user_attrs.get(STEPS), "error": error_of(t)}
             for t in trials.all()
         ],
+        "stale": trials.stale,
         "saved": vars(saved(trials)),
         "importance": importances(trials),
         "confirmed": [
-            {"settings": one.settings, "value": one.value, "trials": one.trials,
+            {"settings": one.settings, "value": one.value, "seeds": one.seeds,
              "values": {str(job.config.seed): found[job.key].values.get(sweep.metric)
                         for job in one.jobs}}
             for one in tried
         ],
-        "device": runs.devices(made),
+        "device": runs.devices(run.device for run in made),
         "before": runs.sources([*swept, *(run.environment for run in made)]),
     }  # fmt: skip
 
 
 def _word(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def said(values: Mapping[str, Any]) -> str:
-    """Settings in a line."""
-    return ",".join(f"{name}={_word(value)}" for name, value in values.items())

@@ -1,6 +1,7 @@
 """Pages whose tables and quoted code are rendered: from rows, and from the source as it stands."""
 
 import ast
+import csv
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,11 @@ class Table:
         cells = ([cell.replace("|", "\\|") for cell in line] for line in self.body)
         return "\n".join("| " + " | ".join(line) + " |" for line in (self.header, rule, *cells))
 
+    def write_csv(self, path: Path) -> None:
+        """The table as a CSV file."""
+        with path.open("w", encoding="utf8", newline="") as file:
+            csv.writer(file).writerows([self.header, *self.body])
+
 
 MACHINE = ("environment.cpu", "environment.gpu", "environment.cores")
 """Rows that differ in one of these are never in one cell."""
@@ -43,10 +49,10 @@ MACHINE = ("environment.cpu", "environment.gpu", "environment.cores")
 
 def machine(row: Row) -> str:
     """What a row was measured on: the GPU, or the CPU with its cores."""
-    environment, device = row["environment"], row.get("device", "cpu")
-    if device.startswith("cpu"):
-        return f"CPU ({environment['cpu']}, {environment['cores']} cores)"
-    return str(environment["gpu"] or device)
+    environment, devices = row["environment"], row.get("device", "cpu").split(" and ")
+    cpu = f"CPU ({environment['cpu']}, {environment['cores']} cores)"
+    each = (cpu if device.startswith("cpu") else environment["gpu"] or device for device in devices)
+    return " and ".join(each)
 
 
 def ratio_text(row: Row) -> str:

@@ -1,6 +1,7 @@
 """The plan of a question: what will run, how long it takes, and what the seeds can show."""
 
 import math
+import shlex
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -31,14 +32,15 @@ class Deviation:
     source: str
 
 
-def show(asked: Question, how: How) -> None:
-    """Print the plan."""
+def show(asked: Question, how: How, places: Sequence[str] = ()) -> None:
+    """Print the plan, and the command to run it, which takes over the flags `places`."""
+    command = shlex.join(["python", "-m", "experiments.ablate", asked.name, "--run", *places])
     found = ended(how.out)
     print(asked.text, end="\n\n")
     seconds = [seconds_a_run(arm.config, how.device) for arm in asked.arms]
     print(table(asked, found, seconds).markdown(), end="\n\n")
     if not asked.trained:
-        print(f"nothing is trained; time it: python -m experiments.ablate {asked.name} --run")
+        print(f"nothing is trained; time it: {command}")
         return
     left = [
         each
@@ -52,7 +54,7 @@ def show(asked: Question, how: How) -> None:
     )
     for line in sensitivity(asked, deviation(asked, found)):
         print(line)
-    print(f"make them: python -m experiments.ablate {asked.name} --run")
+    print(f"make them: {command}")
 
 
 def table(asked: Question, found: Mapping[str, Ended], seconds: Sequence[float]) -> Table:

@@ -40,6 +40,14 @@ METRICS = {
 DESIGNS = ("one", "full")
 MATCHES = ("none", "macs", "params")
 WORDS = ("BASE", "AXES", "SEEDS", "METRIC", "EFFECT", "DESIGN", "MATCH")
+SHARED = {
+    "seed": "the seeds of all arms are set by SEEDS",
+    **dict.fromkeys(
+        ("data.name", "data.val", "data.test", "data.split_seed", "data.stratified"),
+        "all arms are read on the same images",
+    ),
+}
+"""Fields that no axis may set, and why."""
 
 
 @dataclass(frozen=True)
@@ -196,17 +204,22 @@ def _arms(file: str, base: TrainConfig, axes: object, design: str, match: str) -
     for some in chosen:
         name = ",".join(label for label, _ in some if label)
         changes = {field: value for _, fields in some for field, value in fields.items()}
-        if "seed" in changes:
-            raise ValueError(f"{file}: AXES, {name}: the seeds of all arms are set by SEEDS")
+        for field in SHARED.keys() & changes:
+            raise ValueError(f"{file}: AXES, {name}: {field} can't be varied: {SHARED[field]}")
         try:
             config = override(base, **changes)
             found = config, ""
             if match != "none" and identity(config) != identity(base):
                 found = matched(config, base, match)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{file}: AXES, {name}: {error}") from None
         _plain(file, f"AXES, {name}", config)
         arms.setdefault(identity(config), Arm(name, *found))
+    if len(arms) - 1 > stats.MOST_COMPARISONS:
+        raise ValueError(
+            f"{file}: AXES: {len(arms) - 1} arms are too many to be judged together; at most "
+            f"{stats.MOST_COMPARISONS}"
+        )
     if len(arms) < 2:
         raise ValueError(f"{file}: AXES = {axes!r} changes nothing in BASE")
     for word, each in (

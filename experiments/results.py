@@ -21,7 +21,7 @@ from experiments.pages import RESULTS, ROOT, Row, Table, machine
 from experiments.question import paired
 from experiments.recipes import RECIPES
 from experiments.runs import lasting, read_config
-from vitx import tracking, visualize
+from vitx import stats, tracking, visualize
 from vitx.config import FREE, TrainConfig, flat
 from vitx.cost import cost, training_macs
 from vitx.data import steps_an_epoch
@@ -155,7 +155,7 @@ def fault_table(found: Sequence[Row]) -> Table:
 def answers(found: Sequence[Row]) -> list[Row]:
     """The latest answer to each question on each machine."""
     said = [row for row in found if row.get("what") == "answer"]
-    return rows.latest(said, "question", "environment.cpu", "environment.gpu")
+    return rows.latest(said, "question", "device", *pages.MACHINE)
 
 
 def answer_table(found: Sequence[Row]) -> Table:
@@ -177,31 +177,43 @@ def answer_table(found: Sequence[Row]) -> Table:
     return Table(header, body)
 
 
+UNCHANGED = "unchanged"
+"""What a sweep's command is called with none of its parameters varied."""
+
+
 def sweep_table(found: Sequence[Row]) -> Table:
-    """What each sweep found, on seeds that none of its trials had; with the unchanged command."""
+    """What each sweep found, on seeds that none of its trials had, beside the unchanged command."""
     header = ("sweep", "trials", "stopped early", "steps saved", "settings", "metric",
-              "in the sweep", "on fresh seeds (95 %)", "Δ to unchanged, in pairs (95 %)", "seeds",
-              "machine")  # fmt: skip
+              "in the sweep", "on fresh seeds (95 %)", "Δ to unchanged (all at once, 95 %)", "p",
+              "verdict", "seeds", "machine")  # fmt: skip
     body = []
     some = [row for row in found if row.get("what") == "sweep"]
-    for row in rows.latest(some, "sweep", "environment.cpu", "environment.gpu"):
-        saved, unchanged = row["saved"], _whole(row["confirmed"][0])
-        for one in row["confirmed"]:
-            values, changes = _whole(one), one["settings"]
-            settings = ", ".join(
-                f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-                for name, value in changes.items()
-            )
-            among = f" (mean of {one['trials']})" if one["trials"] > 1 else ""
-            pairs = list(paired(unchanged, values).values()) if changes else []
+    for row in rows.latest(some, "sweep", "device", *pages.MACHINE):
+        saved, trials = row["saved"], row["trials"]
+        ended = sum(one["state"] in ("complete", "pruned", "fail") for one in trials)
+        count = f"{ended} of {len(trials)}" if ended < len(trials) else str(ended)
+        count += f" (stale: {row['stale']})" if row["stale"] else ""
+        effects = [None, *_gains(row)]
+        for one, effect in zip(row["confirmed"], effects, strict=True):
+            among = f" (mean of {one['seeds']})" if one["seeds"] > 1 else ""
+            values = _whole(one)
             body.append(
-                (row["sweep"], str(len(row["trials"])), str(saved["stopped"]),
-                 f"{saved['share']:.0%}", settings or "unchanged", row["metric"],
+                (row["sweep"], count, str(saved["stopped"]), f"{saved['share']:.0%}",
+                 cli.said(one["settings"]) or UNCHANGED, row["metric"],
                  "–" if one["value"] is None else f"{one['value']:.4g}{among}",
-                 _mean(list(values.values()), ".4f"), _mean(pairs, "+.4f"),
+                 _interval(mean_interval(list(values.values())) if len(values) > 1 else None, ""),
+                 _interval(effect and effect.difference, "+"),
+                 f"{effect.p:.3f}" if effect else "–", effect.verdict if effect else "–",
                  f"{len(values)} of {len(one['values'])}", machine(row))
             )  # fmt: skip
     return Table(header, body)
+
+
+def _gains(row: Row) -> list[stats.Effect | None]:
+    """The confirmed settings of a sweep beside the unchanged command, judged together."""
+    unchanged, *others = map(_whole, row["confirmed"])
+    differences = [list(paired(unchanged, one).values()) for one in others]
+    return stats.effects(differences, margin=0.0, lower_is_better=row["goal"] == "minimize")
 
 
 def _whole(candidate: Mapping[str, Any]) -> dict[str, float]:
@@ -209,17 +221,16 @@ def _whole(candidate: Mapping[str, Any]) -> dict[str, float]:
     return {seed: value for seed, value in candidate["values"].items() if value is not None}
 
 
-def _mean(values: Sequence[float], how: str) -> str:
-    if len(values) < 2:
+def _interval(found: stats.Interval | None, sign: str) -> str:
+    if found is None:
         return "–"
-    found = mean_interval(values)
-    return f"{found.value:{how}} ({found.low:{how}} to {found.high:{how}})"
+    return f"{found.value:{sign}.4f} ({found.low:{sign}.4f} to {found.high:{sign}.4f})"
 
 
 def variance_table(found: Sequence[Row]) -> Table:
     """The latest seed variance of each recipe."""
     stored = [row for row in found if row["kind"] == "variance"]
-    return variance.table(rows.latest(stored, "name", "environment.cpu", "environment.gpu"))
+    return variance.table(rows.latest(stored, "name", "device", *pages.MACHINE))
 
 
 CLAIM = 0.755

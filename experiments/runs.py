@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +37,11 @@ class Ended:
     def stale(self) -> bool:
         """Whether other code made it."""
         return self.environment.get("code") != tracking.code()
+
+    @property
+    def images(self) -> str:
+        """The fingerprint of its images and their splits; empty for a run that failed."""
+        return self.values.get("fingerprint", "")
 
 
 def ended(out: Path) -> dict[str, Ended]:
@@ -120,11 +125,29 @@ def work(jobs: Sequence[Job], how: How) -> None:
     """Make the runs that are missing, beside any other worker that does the same.
 
     Each run is locked by its worker; the kernel lets go of the lock when a worker dies, and the
-    next one goes on from the run's last checkpoint.
+    next one goes on from the run's last checkpoint. Raises ValueError naming the runs for which
+    the memory did not suffice, when all others are made.
     """
+    too_large: dict[str, str] = {}
+
+    def made(some: Sequence[Job]) -> bool:
+        try:
+            return make(some, how)
+        except torch.OutOfMemoryError as error:
+            too_large.update({job.key: f"{job.name}: {error}" for job in some})
+            return True
+
     while left := missing(jobs, ended(how.out), fresh=how.fresh):
-        if not any([make(some, how) for some in _together(left, how.lanes)]):
+        left = [job for job in left if job.key not in too_large]
+        if not left:
+            break
+        if not any([made(some) for some in _together(left, how.lanes)]):
             time.sleep(POLL_S)  # all are in other workers' hands
+    if too_large:
+        raise ValueError(
+            f"{len(too_large)} runs are not made, their memory did not suffice; the first is "
+            f"{next(iter(too_large.values()))}"
+        )
 
 
 def check_lanes(jobs: Sequence[Job], how: How) -> None:
@@ -162,7 +185,10 @@ def _claim(job: Job, how: How, held: ExitStack) -> bool:
 
 def _make(job: Job, how: How) -> None:
     folder, dataset = job.folder(how.out), _dataset(job.config)
-    resume = folder if any(folder.glob("*.ckpt")) else None
+    begun_on = tracking.read_json(folder / "config.json").get("device", "").partition(":")[0]
+    resume = folder if begun_on == how.device.type and any(folder.glob("*.ckpt")) else None
+    if begun_on and begun_on != how.device.type:
+        print(f"{job.name} was begun on {begun_on}, and starts anew on {how.device.type}")
     try:
         ready = prepare(job.config, device=how.device, resume=resume, dataset=dataset)
     except Diverged:  # killed after it had saved that, and before it had said so
@@ -205,9 +231,9 @@ def sources(environments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [one for place, one in enumerate(each) if one not in each[:place]]
 
 
-def devices(made: Sequence[Ended]) -> str:
-    """What runs were made on, each once: cpu, or cpu and cuda."""
-    return " and ".join(sorted({run.device.partition(":")[0] for run in made}))
+def devices(each: Iterable[str]) -> str:
+    """What was computed on, each kind once: cpu, or cpu and cuda."""
+    return " and ".join(sorted({device.partition(":")[0] for device in each}))
 
 
 def _together(jobs: Sequence[Job], most: int) -> list[list[Job]]:

@@ -30,13 +30,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from experiments.sweepfile import Choice, Range, Sweep
-from vitx import checkpoint
+from vitx import checkpoint, tracking
 
 DEFINITION, READY = "definition", "ready"
 """Attributes of a study: a hash of what it searches, and that all its trials are there."""
-SLOT, OWNER, ERROR, STEPS, RUN = "slot", "owner", "error", "steps", "run"
+SLOT, OWNER, ERROR, STEPS, RUN, CODE = "slot", "owner", "error", "steps", "run", "code"
 """Attributes of a trial: the point, or the lost trial, that it stands for; who runs it; why it
-failed; the step of its last reading; the run's id."""
+failed; the step of its last reading; the run's id; the code that ran it, as a hash."""
 LOSSES = "losses"
 """Attribute of a trial: how many that stood for the same were lost before it."""
 MOST_LOSSES = 10
@@ -85,11 +85,11 @@ class Trials:
                     self.study = optuna.create_study(
                         **named, direction=sweep.goal, load_if_exists=True
                     )
-                else:
+                elif sweep.name in optuna.get_all_study_names(self._storage):
                     self.study = optuna.load_study(**named)
+                else:
+                    raise ValueError(f"storage = {shown!r} holds no sweep named {sweep.name!r}")
                 self._fill(shown)
-        except KeyError:
-            raise ValueError(f"storage = {shown!r} holds no sweep named {sweep.name!r}") from None
         except (SQLAlchemyError, StorageInternalError, OSError, ImportError) as error:
             words = " ".join(str(error).split())[:200].replace(where, shown)
             raise ValueError(f"storage = {shown!r} can't be reached: {words}") from None
@@ -155,6 +155,11 @@ class Trials:
     def run_folder(self, name: str) -> Path | None:
         """The folder of the run with that id, once there is one here."""
         return next(self._runs.glob(f"*-{name}"), None) if name else None
+
+    @property
+    def stale(self) -> int:
+        """Trials that other code has run."""
+        return sum(t.user_attrs.get(CODE, tracking.code()) != tracking.code() for t in self.all())
 
     @property
     def ended(self) -> bool:
@@ -286,7 +291,7 @@ def _unreplaced(found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _without_password(where: str) -> str:
-    return re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", where)
+    return re.sub(r"(://[^/@:]*:)[^/]*@", r"\1***@", where)
 
 
 def _connect(where: str, *, new: bool) -> BaseStorage:
@@ -298,8 +303,14 @@ def _connect(where: str, *, new: bool) -> BaseStorage:
             with path.open("rb") as file:
                 if file.read(1) not in (b"", b"{"):
                     raise OSError("it is no journal; a database is a URL, such as sqlite:///x")
-        return JournalStorage(JournalFileBackend(where))
-    url = make_url(where)
+        try:
+            return JournalStorage(JournalFileBackend(where))
+        except (ValueError, LookupError) as error:  # lines of something else
+            raise OSError(f"it is no journal: {error}") from None
+    try:
+        url = make_url(where)
+    except ValueError as error:
+        raise OSError(f"it is no URL: {error}") from None
     if url.drivername == "postgresql":  # whose default driver changes with SQLAlchemy's version
         url = url.set(drivername="postgresql+psycopg2")
     address = url.render_as_string(hide_password=False)

@@ -28,7 +28,7 @@ except ImportError as error:
 
 from experiments import cli, findings, runs, workers
 from experiments.runs import How
-from experiments.study import RUN, SEEN_S, STEPS, Claim, Trials
+from experiments.study import CODE, RUN, SEEN_S, STEPS, Claim, Trials
 from experiments.sweepfile import Sweep, read
 from vitx import machine, tracking
 from vitx.tracking import STEP
@@ -80,7 +80,9 @@ def main(args: list[str]) -> None:
             )
         sweep = replace(sweep, name=f"{sweep.name}-whole", hyperband=None)
     if settings.wandb:
-        agents(sweep, settings.workers)
+        if settings.storage:
+            raise ValueError("--storage is for sweeps without --wandb, whose server keeps them")
+        agents(sweep, settings)
         return
     reads = settings.show or settings.confirm > 0
     trials = Trials(sweep, settings.storage, settings.out, new=not reads)
@@ -110,7 +112,7 @@ def work(trials: Trials, out: Path) -> None:
 
 def run(trials: Trials, claim: Claim, out: Path) -> str:
     """Run one trial as a W&B agent would, and watch its metric; a line on how it ended."""
-    said = f"trial {claim.trial.number} {findings.said(claim.values)}"
+    said = f"trial {claim.trial.number} {cli.said(claim.values)}"
     name = uuid.uuid4().hex[:8]
     try:
         with (
@@ -147,6 +149,7 @@ def _run(trials: Trials, claim: Claim, out: Path, name: str, output: TextIO, err
         raise
     claim.trial.set_user_attr(STEPS, max((step for step, _ in readings), default=0))
     claim.trial.set_user_attr(RUN, name)
+    claim.trial.set_user_attr(CODE, tracking.code())
     if pruned:
         trials.prune(claim)
         return f"stopped early at {trials.sweep.metric} {readings[-1][1]:.4g}"
@@ -230,9 +233,13 @@ def spread(sweep: Sweep, settings: Settings) -> None:
     workers.spread("experiments.sweep", flags, workers=settings.workers, folder=folder)
 
 
-def agents(sweep: Sweep, number: int) -> None:
-    """Register the file with W&B and run so many agents until the sweep ends; all of it online."""
+def agents(sweep: Sweep, settings: Settings) -> None:
+    """Register the file with W&B and run agents until the sweep ends; all of it online.
+
+    Raises ValueError if W&B does not take the file, or if an agent fails.
+    """
     here = {name: value for name, value in _environment().items() if name != "WANDB_MODE"}
+    here |= {"VITX_OUT": str(settings.out.resolve())} | workers.share(settings.workers)
     wandb = [sys.executable, "-m", "wandb"]
     made = subprocess.run(
         [*wandb, "sweep", str(sweep.path)], env=here, stderr=subprocess.PIPE, text=True
@@ -241,7 +248,10 @@ def agents(sweep: Sweep, number: int) -> None:
     found = re.search(r"wandb agent (\S+)", made.stderr)
     if made.returncode or not found:
         raise ValueError(f"{sweep.path}: W&B did not take the sweep; see above")
-    started = [subprocess.Popen([*wandb, "agent", found[1]], env=here) for _ in range(number)]
+    started = [
+        subprocess.Popen([*wandb, "agent", found[1]], env=here, preexec_fn=machine.end_with_parent)
+        for _ in range(settings.workers)
+    ]
     if any([agent.wait() for agent in started]):
         raise ValueError(f"a W&B agent of {found[1]} failed; see above")
 

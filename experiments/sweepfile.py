@@ -4,11 +4,14 @@ The same file goes to `wandb sweep`. Here a key that would be ignored, or a numb
 as a string, is an error.
 """
 
+import io
 import itertools
 import math
 import os
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,12 @@ from typing import Any
 import yaml
 
 from experiments import train
+from experiments.question import METRICS, SHARED
 from experiments.recipes import RECIPES
+from experiments.workers import last_error
+from vitx import tracking
 from vitx.config import TrainConfig, flat, override
 from vitx.registry import choose, nearest
-from vitx.train import FINAL
 
 KEYS = ("name", "description", "project", "entity", "program", "command", "method", "metric",
         "parameters", "early_terminate", "run_cap")  # fmt: skip
@@ -28,8 +33,10 @@ GOALS = ("minimize", "maximize")
 RANGES = ("uniform", "q_uniform", "log_uniform_values", "int_uniform")
 COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 """What W&B runs if the file gives no command."""
-TRIED = 4096
-"""Points of a sweep whose values are tried before anything is run."""
+TRIED = 256
+"""Points with a value that are tried, at most, before it counts as one that no field takes."""
+READ = (tracking.VAL_LOSS, tracking.VAL_ACCURACY)
+"""Metrics by which trainings are compared: validation picks, the test split is read once."""
 TRAIN = ("-m", "experiments.train")
 """Words of a command that trains a recipe, whose name follows."""
 
@@ -119,10 +126,26 @@ class Sweep:
         return _recipe(self.command)
 
     def base(self) -> TrainConfig:
-        """The recipe with the settings that stand in the command itself."""
+        """The recipe with the settings that stand in the command itself.
+
+        Raises ValueError naming the file for flags that the recipe does not take.
+        """
         place = self.command.index(TRAIN[1]) + 2
         flags = [word for word in self.command[place:] if word != "${args}"]
-        return train.read(self.recipe, flags)[0]
+        said = io.StringIO()
+        try:
+            with redirect_stderr(said):
+                return train.read(self.recipe, flags)[0]
+        except SystemExit:
+            raise ValueError(f"{self.path}: command: {last_error(said.getvalue())}") from None
+
+    def constants(self) -> dict[str, Any]:
+        """The parameters that every trial sets to the same value, but for the seed."""
+        return {
+            name: each.values[0]
+            for name, each in self.parameters.items()
+            if isinstance(each, Choice) and len(each.values) == 1 and name != "seed"
+        }
 
     def badness(self, value: float) -> float:
         """The metric so that lower is better; what is no number is worst."""
@@ -153,7 +176,7 @@ def read(path: Path) -> Sweep:
         for name, value in said["parameters"].items()
     }
     name = said.get("name", path.stem)
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"{path}: name = {name!r} must be a word, which names the folder of runs")
     found = Sweep(
         path=path,
@@ -176,7 +199,8 @@ class _Loader(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error; otherwise the last one would count."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in written]
         for key in keys:
             if keys.count(key) > 1:
                 line = node.start_mark.line + 1
@@ -189,7 +213,10 @@ def _metric(path: Path, said: object) -> tuple[str, str]:
         raise ValueError(f"{path}: metric must have a name")
     for key in said:
         _known(path, "metric.", key, ("name", "goal"))
-    return said["name"], choose(f"{path}: metric.goal", said.get("goal", "minimize"), GOALS)
+    name, goal = said["name"], choose(f"{path}: metric.goal", said.get("goal", GOALS[0]), GOALS)
+    if name in METRICS and goal != (right := GOALS[not METRICS[name]]):
+        raise ValueError(f"{path}: metric.goal = {goal!r} must be {right!r} for {name}")
+    return name, goal
 
 
 def _parameter(path: Path, key: str, said: object) -> Choice | Range:
@@ -211,7 +238,10 @@ def _parameter(path: Path, key: str, said: object) -> Choice | Range:
             raise ValueError(f"{path}: {key}.values = {values!r} must be a list")
         if kind not in (None, "categorical", "constant"):
             raise ValueError(f"{path}: {key}.distribution = {kind!r} does not go with values")
-        return Choice(tuple(_plain(path, key, value) for value in values))
+        plain = tuple(_plain(path, key, value) for value in values)
+        if len(set(map(repr, plain))) < len(plain):
+            raise ValueError(f"{path}: {key}.values = {values!r} names a value twice")
+        return Choice(plain)
     if "min" not in said or "max" not in said:
         raise ValueError(f"{path}: {key} must have a value, values, or min and max")
     low, high = (_number(path, f"{key}.{word}", said[word]) for word in ("min", "max"))
@@ -242,7 +272,7 @@ def _parameter(path: Path, key: str, said: object) -> Choice | Range:
 def _command(path: Path, said: Mapping[str, Any]) -> tuple[str, ...]:
     """The command's words, with all but ${env} and ${args} filled in."""
     words = said.get("command", COMMAND)
-    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         raise ValueError(f"{path}: command = {words!r} must be a list of words")
     if "${program}" in words and "program" not in said:
         raise ValueError(f"{path}: program is missing, or a command without ${{program}}")
@@ -275,36 +305,57 @@ def _from_environment(path: Path, word: str) -> str:
 
 
 def _check_training(found: Sweep) -> None:
-    """The recipe is known and ends with the metric; every value is one that a field takes.
+    """The recipe is known and reads the metric; every value is one that a field takes.
 
     A value counts as taken if one point that holds it is valid; of many points some are tried.
     """
     path, name = found.path, found.recipe
     choose(f"{path}: command: recipe", name, RECIPES)
-    choose(f"{path}: metric.name", found.metric, FINAL)
+    choose(f"{path}: metric.name", found.metric, READ)
     base = found.base()
+    if not base.data.has_val:
+        raise ValueError(f"{path}: metric.name: {found.metric} needs --data.val in the command")
     known = flat(base)
     for key, parameter in found.parameters.items():
+        if key in SHARED and key != "seed":
+            raise ValueError(f"{path}: parameters.{key} can't be varied: {SHARED[key]}")
         if key not in known:
             try:
                 override(base, **{key: parameter.ends[0]})
             except ValueError as error:
                 raise ValueError(f"{path}: parameters.{key}: {error}") from None
     fits: set[tuple[str, Any]] = set()
-    wrong: dict[tuple[str, Any], str] = {}
-    ends = [parameter.ends for parameter in found.parameters.values()]
-    for values in itertools.islice(itertools.product(*ends), TRIED):
-        point = dict(zip(found.parameters, values, strict=True))
-        try:
-            override(base, **point)
-            fits |= point.items()
-        except (ValueError, TypeError) as error:
-            for pair in point.items():
-                wrong.setdefault(pair, str(error))
+    wrong: dict[str, str] = {}
+    for key, parameter in found.parameters.items():
+        for value in parameter.ends:
+            if (key, value) in fits:
+                continue
+            for point in _holding(found.parameters, key, value):
+                try:
+                    override(base, **point)
+                except (ValueError, TypeError) as error:
+                    problem = str(error)
+                else:
+                    fits |= point.items()
+                    break
+            else:
+                wrong.setdefault(key, problem)
     # The sentence names the field; of several keys that one is meant.
-    for (key, value), error in sorted(wrong.items(), key=lambda one: one[0][0] not in one[1]):
-        if (key, value) not in fits:
-            raise ValueError(f"{path}: parameters.{key}: {error}")
+    for key, problem in sorted(wrong.items(), key=lambda one: one[0] not in one[1]):
+        raise ValueError(f"{path}: parameters.{key}: {problem}")
+
+
+def _holding(
+    parameters: Mapping[str, Choice | Range], key: str, value: Any
+) -> Iterator[dict[str, Any]]:
+    """Points that hold a value: all of them, or of many those that chance finds."""
+    ends = {name: each.ends for name, each in parameters.items()} | {key: (value,)}
+    if math.prod(map(len, ends.values())) <= TRIED:
+        points: Iterable[Sequence[Any]] = itertools.product(*ends.values())
+    else:
+        draws = random.Random(0)
+        points = ([draws.choice(some) for some in ends.values()] for _ in range(TRIED))
+    return (dict(zip(ends, point, strict=True)) for point in points)
 
 
 def _recipe(command: Sequence[str]) -> str:
@@ -367,7 +418,8 @@ def _number_in_words(path: Path, key: str, value: str) -> None:
         number = float(value)
     except ValueError:
         return
-    raise ValueError(f"{path}: {key} = {value!r} is a string to YAML; write {_with_point(number)}")
+    plain = value if re.fullmatch(r"-?\d+", value) else _with_point(number)
+    raise ValueError(f"{path}: {key} = {value!r} is a string to YAML; write {plain}")
 
 
 def _with_point(number: float) -> str:

@@ -135,12 +135,7 @@ def record(config: TrainConfig, ready: "Ready", run: tracking.Run) -> None:
 def name_run(config: TrainConfig, recipe: TrainConfig) -> str:
     """The differences that matter, short enough for a folder; all of them stand in config.json."""
     changed = {k: v for k, v in delta(config, recipe).items() if k not in FREE}
-
-    def word(value: object) -> str:
-        plain = "x".join(map(str, value)) if isinstance(value, list) else str(value)
-        return plain.rpartition("/")[2]  # of a path only the last part: a name is no place
-
-    return ",".join(f"{key}={word(value)}" for key, value in changed.items())[:100] or "base"
+    return cli.said(changed, most=100) or "base"
 
 
 def _last(group: Path, label: str) -> Path:

@@ -6,6 +6,7 @@ prints what that takes. Plans of questions take their standard deviation from th
 """
 
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,11 +54,11 @@ def main(args: list[str]) -> None:
     crossed, held_out = jobs(name, base, settings)
     left = runs.missing([*crossed, *held_out], runs.ended(settings.out))
     print(f"{len(crossed)} runs, and {len(held_out)} held out; {len(left)} of them to be made")
-    if not settings.run:
-        print(f"make them: {PROG} {name} --run")
-        return
     words = [name, "--run", "--levels", str(settings.levels)]
     words += ["--held-out", str(settings.held_out)]
+    if not settings.run:
+        print(f"make them: {PROG} {shlex.join([*words, *settings.places])}")
+        return
     settings.make([*crossed, *held_out], "experiments.variance", words)
     if not settings.only_runs:
         found = row(name, base, crossed, held_out, runs.ended(settings.out))
@@ -73,12 +74,11 @@ def jobs(name: str, base: TrainConfig, settings: Settings) -> tuple[list[Job], l
     """The runs of all combinations, and those of other seeds."""
     levels = range(1, settings.levels + 1)
     group = f"variance-{name}"
-    crossed = [
-        Job(group, ",".join(f"{k.partition('_')[2]}={v}" for k, v in chosen.items()),
-            override(base, **chosen))
-        for values in itertools.product(levels, repeat=len(SOURCES))
-        for chosen in [dict(zip(SOURCES, values, strict=True))]
-    ]  # fmt: skip
+    crossed = []
+    for values in itertools.product(levels, repeat=len(SOURCES)):
+        seeds = dict(zip(SOURCES, values, strict=True))
+        name = ",".join(f"{source.partition('_')[2]}={seed}" for source, seed in seeds.items())
+        crossed.append(Job(group, name, override(base, **seeds)))
     others = [
         Job(group, f"seed={seed}", override(base, seed=seed))
         for seed in range(1000, 1000 + settings.held_out)
@@ -118,7 +118,7 @@ def row(
         "levels": levels,
         "runs": len(crossed),
         "metrics": metrics,
-        "device": runs.devices(made),
+        "device": runs.devices(run.device for run in made),
         "before": runs.sources([run.environment for run in made]),
     }
 

@@ -76,13 +76,13 @@ def spread(module: str, flags: Sequence[str], *, workers: int, folder: Path) -> 
     """
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"worker-{socket.gethostname()}-{number}.log" for number in range(workers)]
-    share = os.environ | {"OMP_NUM_THREADS": str(max(1, machine.cores() // workers))}
+    here = os.environ | share(workers)
     command = [sys.executable, "-m", module, *flags]
     started = []
     for log in logs:
         with log.open("w") as file:
             program = subprocess.Popen(
-                command, env=share, stdout=file, stderr=file, preexec_fn=machine.end_with_parent
+                command, env=here, stdout=file, stderr=file, preexec_fn=machine.end_with_parent
             )
         started.append(program)
     print(
@@ -101,9 +101,18 @@ def spread(module: str, flags: Sequence[str], *, workers: int, folder: Path) -> 
         raise ValueError(f"a worker failed: {last_words(failed[0])} (all of it is in {failed[0]})")
 
 
+def share(workers: int) -> dict[str, str]:
+    """The environment variable that gives each of so many processes its share of the cores."""
+    return {"OMP_NUM_THREADS": str(max(1, machine.cores() // workers))}
+
+
 def last_words(log: Path) -> str:
+    """The last error in a program's log, as `last_error` finds it."""
+    return last_error(log.read_text(errors="replace"))
+
+
+def last_error(text: str) -> str:
     """The last error that a program wrote, else its last line; what a box says, if it wrote one."""
-    text = log.read_text(errors="replace")
     _, box, inside = text.rpartition("╭")
     lines = [line.strip("│╮╰╯─ ") for line in (inside if box else text).splitlines()]
     lines = [line for line in lines if line]

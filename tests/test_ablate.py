@@ -1,8 +1,8 @@
 """Questions: what a file says, what is run for it, and how it is answered."""
 
 import csv
+import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -19,7 +19,7 @@ import yaml
 
 import experiments
 from experiments import ablate, answer, plan, question, rows, runs, variance
-from experiments.pages import RESULTS, ROOT
+from experiments.pages import RESULTS, ROOT, machine
 from experiments.recipes import DIGITS
 from vitx import stats, timing, tracking, train
 from vitx.config import DataConfig, identity, override
@@ -67,7 +67,13 @@ def how(folder, **changes):
         ({"MATCH": "flops"}, r"MATCH = 'flops' is not known"),
         ({"EFFECT": 0}, r"EFFECT = 0 must be a positive number"),
         ({"SEEDS": [0, 2**31]}, r"SEEDS = .* must be two or more different whole numbers below"),
-        ({"AXES": {"seed": [1, 2]}}, r"AXES, seed=1: the seeds of all arms are set by SEEDS"),
+        ({"AXES": {"seed": [1, 2]}}, r"AXES, seed=1: seed can't be varied: the seeds of all arms"),
+        ({"AXES": {"data.val": [60]}}, r"data\.val can't be varied: all arms are read on the same"),
+        ({"AXES": {"model": [1]}}, r"AXES, model=1: "),
+        (
+            {"AXES": {"optim.lr": [k / 1e4 for k in range(1, 200)]}},
+            r"AXES: 198 arms are too many to be judged together; at most 102",
+        ),
         ({"AXES": {"model.mlp": [len]}}, r"mlp = <built-in .* must be a name in its table"),
         (
             {"AXES": {"a": {"on": {"model.registers": 1}}, "b": {"on": {"model.registers": 2}}}},
@@ -214,6 +220,59 @@ def test_the_answer_pairs_by_seed_and_refuses_a_verdict_to_few_seeds(answered, m
     assert (out / "figures" / "answer.png").stat().st_size > 5_000
 
 
+def answer_row(base, arm, **changes):
+    """The row of an answer with these values of ten seeds, and fields of the arm."""
+    common = {"changes": {"model.registers": 1}, "adjusted": "", "parameters": 1, "macs": 1,
+              "failed": [], "images": ["a"], "stale": 0, "speed": None}  # fmt: skip
+    times = {"ratio": 0.9, "ratio_low": 0.8, "ratio_high": 1.0, "verdict": "slower", "peak_mib": {}}
+    arms = [
+        {"name": "baseline", "values": {"val/accuracy": base}} | common,
+        {"name": "arm", "values": {"val/accuracy": arm}} | common | {"speed": times} | changes,
+    ]
+    return {"question": "q", "metric": "val/accuracy", "effect": 0.01, "arms": arms,
+            "device": "cpu"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "better"),
+        ({"failed": ["the loss is not finite"]}, "1 failed: the loss is not finite"),
+        ({"images": ["b"]}, "runs on different images"),
+        ({"images": ["a", "b"]}, "runs on different images"),
+        ({"images": ["b"], "changes": {"data.train": 9}}, "better"),
+        ({"images": ["a", "b"], "changes": {"data.train": 9}}, "runs on different images"),
+        ({"stale": 3}, "better (stale: 3 runs by other code)"),
+    ],
+)
+def test_no_verdict_is_given_on_what_is_no_pair_in_table_or_figure(changes, said):
+    base = {str(seed): 0.5 + seed / 100 for seed in range(10)}
+    row = answer_row(base, {seed: value + 0.1 for seed, value in base.items()}, **changes)
+    table = answer.table(row)
+    assert dict(zip(table.header, table.body[0], strict=True))["verdict"] == said
+    (point,) = answer.points(row)
+    assert point.verdict == said.partition(":")[0]
+
+
+def test_an_arm_whose_timing_failed_says_why():
+    failed = {"ratio": None, "ratio_low": None, "ratio_high": None, "verdict": "failed",
+              "reason": "out of memory", "peak_mib": {}}  # fmt: skip
+    row = answer_row({"0": 0.1, "1": 0.2}, {"0": 0.1, "1": 0.3}, speed=failed)
+    table = answer.table(row)
+    line = dict(zip(table.header, table.body[0], strict=True))
+    assert (line["Δ images/s"], line["speed"]) == ("–", "failed: out of memory")
+
+
+def test_an_answers_machine_is_that_of_its_runs_and_of_its_times(answered):
+    asked, folder = answered
+    times = {"model.registers=1": {"device": "cuda:0", "environment": tracking.environment()}}
+    row = answer.row(asked, runs.ended(folder), times)
+    assert row["device"] == "cpu and cuda"
+    environment = {"cpu": "A", "cores": 2, "gpu": "B"}
+    assert machine(row | {"environment": environment}) == "CPU (A, 2 cores) and B"
+    assert all(len(arm["images"]) == 1 for arm in row["arms"])
+
+
 def test_what_other_code_made_is_shown_as_stale(answered, monkeypatch):
     asked, folder = answered
     monkeypatch.setattr(tracking, "code", lambda: "other")
@@ -232,6 +291,42 @@ def test_a_run_that_diverges_has_ended_with_its_error(tmp_path):
     row = answer.row(asked, found, {})
     words = answer.verdict(row, row["arms"][1], None)
     assert words.startswith("2 failed: the ")
+
+
+def test_runs_that_do_not_fit_into_memory_are_named_when_the_others_are_made(tmp_path, monkeypatch):
+    asked, real = ask(SEEDS=[0, 1]), runs.train
+
+    def train(config, *some, **more):
+        if config.model.registers:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(config, *some, **more)
+
+    monkeypatch.setattr(runs, "train", train)
+    with pytest.raises(ValueError, match=r"2 runs are not made.*model\.registers=1,seed=0: out of"):
+        runs.work(asked.jobs(), how(tmp_path))
+    assert len(runs.ended(tmp_path)) == 2
+    monkeypatch.undo()
+    runs.work(asked.jobs(), how(tmp_path))
+    assert len(runs.ended(tmp_path)) == 4
+
+
+def test_a_run_that_another_kind_of_device_has_begun_starts_anew(tmp_path, monkeypatch, capsys):
+    job, real = ask().jobs()[0], runs.train
+
+    def killed(config, run, **more):
+        real(override(config, save_every=1), run, **more)
+        (run.folder / "summary.json").unlink()
+
+    monkeypatch.setattr(runs, "train", killed)
+    runs.make([job], how(tmp_path))
+    monkeypatch.undo()
+    folder = job.folder(tmp_path)
+    assert list(folder.glob("*.ckpt"))
+    config = tracking.read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps(config | {"device": "cuda:0"}))
+    runs.work([job], how(tmp_path))
+    assert "was begun on cuda, and starts anew on cpu" in capsys.readouterr().out
+    assert runs.ended(tmp_path)[job.key].values["step"] == 4
 
 
 def test_lanes_give_the_runs_that_seed_by_seed_gives(answered, tmp_path):
@@ -270,12 +365,44 @@ def test_the_sweep_file_has_an_arm_and_a_seed_for_every_run():
     settings = ablate.Settings(data_root="there", device="cpu")
     sweep = yaml.safe_load(ablate.as_sweep(asked, settings))
     parameters = sweep["parameters"]
-    product = math.prod(len(each["values"]) for each in parameters.values())
-    assert product == len(asked.jobs())
+    points = {
+        (arm, seed) for arm in parameters["arm"]["values"] for seed in parameters["seed"]["values"]
+    }
+    assert points == {(arm.name, seed) for arm in asked.arms for seed in asked.seeds}
     assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"}
     assert sweep["command"][-3:] == ["--data-root=there", "--device=cpu", "${args}"]
     with pytest.raises(ValueError, match="trains nothing, so there is nothing to sweep"):
         ablate.as_sweep(ask(METRIC="images_per_s"), settings)
+
+
+def test_an_agent_makes_the_runs_of_the_exported_sweep_one_by_one(tmp_path, monkeypatch, capsys):
+    """With the command lines that W&B makes of the file."""
+    asked = ask(SEEDS=[0, 1])
+    monkeypatch.setattr(question, "read", lambda name, data_root: asked)
+    settings = ablate.Settings(out=tmp_path, wandb="disabled", device="cpu")
+    sweep = yaml.safe_load(ablate.as_sweep(asked, settings))
+    *words, args = sweep["command"]
+    assert (words[:4], args) == (["${env}", "python", "-m", "experiments.ablate"], "${args}")
+    arms, seeds = (sweep["parameters"][name]["values"] for name in ("arm", "seed"))
+    for arm, seed in itertools.product(arms, seeds):
+        ablate.main([*words[4:], f"--arm={arm}", f"--seed={seed}"])
+        assert str(asked.job(asked.arm(arm), seed).folder(tmp_path)) in capsys.readouterr().out
+    assert runs.missing(asked.jobs(), runs.ended(tmp_path)) == []
+    ablate.main([*words[4:], f"--arm={arms[0]}", "--seed=1"])
+    assert "baseline,seed=1 was made" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--skip-timing"], "--skip-timing goes with --run"),
+        (["--only-runs", "--sweep"], "--only-runs goes with --run"),
+        (["--seed=3"], "--seed goes with --arm"),
+    ],
+)
+def test_a_flag_that_would_be_ignored_is_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        ablate.main(["pooling", *flags])
 
 
 def test_identity_is_all_but_what_changes_no_number():
@@ -381,11 +508,13 @@ def test_a_file_that_cant_be_read_is_named_and_does_not_hide_the_others(
     tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "broken.py").write_text("from nowhere import x\nAXES = 1\n")
+    (tmp_path / "misspelt.py").write_text("BASE = {}['cifar10_small']\nAXES = 1\n")
     monkeypatch.setattr(question, "FOLDER", tmp_path)
     monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
     ablate.main([])
     said = capsys.readouterr().out
     assert "broken: error: experiments/broken.py can't be read: ModuleNotFoundError" in said
+    assert "misspelt: error: experiments/misspelt.py can't be read: KeyError" in said
 
 
 def test_lanes_that_cant_be_are_refused_before_anything_is_made(tmp_path):
@@ -409,7 +538,7 @@ def test_an_arms_own_optimizer_and_batch_are_timed(tmp_path, monkeypatch):
     assert kept == [path.name for path in (tmp_path / answer.TIMES).iterdir()]
 
 
-def test_the_variance_of_a_recipe_is_split_and_predicts_other_seeds(tmp_path, monkeypatch):
+def test_the_variance_of_a_recipe_is_split_among_its_sources(tmp_path, monkeypatch):
     monkeypatch.setitem(variance.RECIPES, "tiny", TINY)
     settings = variance.Settings(levels=2, held_out=3)
     crossed, held_out = variance.jobs("tiny", TINY, settings)

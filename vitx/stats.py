@@ -3,7 +3,6 @@
 All take plain lists of numbers and know nothing of models.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,10 @@ FLOOR_LIMIT = 0.03
 """With a noise floor above this fraction a comparison of speeds is called inconclusive."""
 ALPHA = 0.05
 """Rate of false claims that a family of comparisons may have."""
+PATTERNS = 2048
+"""Patterns of signs that a sign-flip test looks at, at most."""
+MOST_COMPARISONS = int(ALPHA * PATTERNS)
+"""Comparisons of a family with which p, adjusted, can still fall below ALPHA."""
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,8 @@ def effect_verdict(
 def sign_flip(differences: Sequence[float]) -> float:
     """Two-sided p that paired differences are symmetric around 0, by flipping their signs.
 
-    Exact over all patterns to 12 pairs (Fisher 1935); above, over 2,047 random ones and the one
-    that was seen.
+    Exact over all patterns to 12 pairs (Fisher 1935); above, over the one that was seen and random
+    ones, PATTERNS together.
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
@@ -218,13 +221,15 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 @lru_cache
 def _signs(pairs: int) -> np.ndarray:
-    """Patterns of signs, (patterns, pairs), without their negatives; the first is all +1."""
-    if pairs <= 12:
-        rest = list(itertools.product((1.0, -1.0), repeat=pairs - 1))
+    """Different patterns of signs, (patterns, pairs), without their negatives; the first all +1."""
+    free = pairs - 1
+    if 2**free <= PATTERNS:
+        codes = np.arange(2**free)
     else:
-        rest = np.random.default_rng(0).choice((1.0, -1.0), (2048, pairs - 1))
-        rest[0] = 1.0
-    return np.column_stack([np.ones(len(rest)), rest])
+        others = np.random.default_rng(0).choice(2 ** min(free, 62) - 1, PATTERNS - 1, False)
+        codes = np.concatenate([[0], 1 + others])
+    bits = codes[:, None] >> np.arange(free) & 1
+    return np.column_stack([np.ones(len(codes)), 1.0 - 2.0 * bits])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -241,7 +246,10 @@ def fewest_seeds(family: int) -> int:
     """Pairs with which the sign-flip test can reach ALPHA after Holm's adjustment: 2·m/2ⁿ < ALPHA.
 
     Eight at least, below which the intervals lean on the normal law more than a few pairs can bear.
+    Raises ValueError for more than MOST_COMPARISONS, where no number of pairs is enough.
     """
+    if family > MOST_COMPARISONS:
+        raise ValueError(f"family = {family} must be at most {MOST_COMPARISONS} comparisons")
     return max(8, math.floor(math.log2(2 * family / ALPHA)) + 1)
 
 
