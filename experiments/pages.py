@@ -37,6 +37,10 @@ class Table:
         cells = ([cell.replace("|", "\\|") for cell in line] for line in self.body)
         return "\n".join("| " + " | ".join(line) + " |" for line in (self.header, rule, *cells))
 
+    def records(self) -> list[dict[str, str]]:
+        """Each line's cells by their column."""
+        return [dict(zip(self.header, line, strict=True)) for line in self.body]
+
     def write_csv(self, path: Path) -> None:
         """The table as a CSV file."""
         with path.open("w", encoding="utf8", newline="") as file:

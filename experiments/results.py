@@ -164,9 +164,7 @@ def answer_table(found: Sequence[Row]) -> Table:
               "Δ images/s", "speed", "Δ MACs", "seeds", "run minutes", "machine")  # fmt: skip
     body = []
     for row in answers(found):
-        shown = answer.table(row)
-        for line in shown.body:
-            cells = dict(zip(shown.header, line, strict=True))
+        for cells in answer.table(row).records():
             metric = f"Δ {row['metric']}"
             change = f"{cells[metric]} {row['metric']}" if metric in cells else "–"
             body.append(

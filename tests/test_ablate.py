@@ -202,7 +202,7 @@ def test_the_answer_pairs_by_seed_and_refuses_a_verdict_to_few_seeds(answered, m
     out = answer.write(asked, how(folder))
     (row,) = rows.read(out / "rows.jsonl")
     table = answer.table(row)
-    (line,) = (dict(zip(table.header, cells, strict=True)) for cells in table.body)
+    (line,) = table.records()
     assert line["arm"] == "model.registers=1"
     assert line["verdict"] == "too few seeds"
     assert line["Δ images/s"] == "-10.0% (-20.0 to +0.0)"
@@ -248,8 +248,7 @@ def answer_row(base, arm, **changes):
 def test_no_verdict_is_given_on_what_is_no_pair_in_table_or_figure(changes, said):
     base = {str(seed): 0.5 + seed / 100 for seed in range(10)}
     row = answer_row(base, {seed: value + 0.1 for seed, value in base.items()}, **changes)
-    table = answer.table(row)
-    assert dict(zip(table.header, table.body[0], strict=True))["verdict"] == said
+    assert answer.table(row).records()[0]["verdict"] == said
     (point,) = answer.points(row)
     assert point.verdict == said.partition(":")[0]
 
@@ -258,8 +257,7 @@ def test_an_arm_whose_timing_failed_says_why():
     failed = {"ratio": None, "ratio_low": None, "ratio_high": None, "verdict": "failed",
               "reason": "out of memory", "peak_mib": {}}  # fmt: skip
     row = answer_row({"0": 0.1, "1": 0.2}, {"0": 0.1, "1": 0.3}, speed=failed)
-    table = answer.table(row)
-    line = dict(zip(table.header, table.body[0], strict=True))
+    (line,) = answer.table(row).records()
     assert (line["Δ images/s"], line["speed"]) == ("–", "failed: out of memory")
 
 
@@ -551,7 +549,7 @@ def test_the_variance_of_a_recipe_is_split_among_its_sources(tmp_path, monkeypat
     assert found_loss["std_low"] < found_loss["std"] < found_loss["std_high"]
     assert found_loss["values"][0] == found[crossed[0].key].values["val/loss"]
     table = variance.table([row | {"environment": tracking.environment()}])
-    assert dict(zip(table.header, table.body[0], strict=True))["runs"] == "8"
+    assert table.records()[0]["runs"] == "8"
 
 
 STORED = [row for row in rows.read_all(RESULTS) if row["kind"] == "variance"]

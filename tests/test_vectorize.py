@@ -78,7 +78,7 @@ def test_lanes_differ_in_few_settings(changes, message):
 @pytest.mark.parametrize(
     ("name", "value"),
     [(f"model.{name}", 0.1) for name in vectorize.NOISE]
-    + [("compile", True), ("precision", "bfloat16"), ("accumulate", 2)],
+    + [("compile", True), ("precision", "bfloat16"), ("accumulate", 2), ("keep_every", 3)],
 )
 def test_noise_inside_the_model_and_what_has_no_lanes_is_refused_by_name(name, value):
     config = override(SMALL, **{name: value})

@@ -6,6 +6,7 @@ a run: what it raises is said once and the run goes on without it.
 
 import ast
 import hashlib
+import io
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
+import tokenize
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -371,20 +373,26 @@ def code() -> str:
     found = hashlib.sha256(str(_version("torch")).encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         if path.stem not in AFTERWARDS:
-            tree = ast.parse(path.read_text(encoding="utf8"))
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list):
-                    node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
-            found.update(f"{path.stem} {ast.dump(tree)}".encode())
+            found.update(f"{path.stem}\n{statements(path.read_text(encoding='utf8'))}\n".encode())
     return found.hexdigest()[:16]
 
 
-def _is_text(statement: ast.AST) -> bool:
-    """A string that stands alone, as docstrings do."""
-    if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Constant):
-        return False
-    return isinstance(statement.value.value, str)
+def statements(source: str) -> str:
+    """The lines of a Python source without comments, docstrings and empty lines.
+
+    Not its syntax tree, which differs between versions of Python.
+    """
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        value = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            end = value.end_lineno or value.lineno
+            lines[value.lineno - 1 : end] = [""] * (end - value.lineno + 1)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def _version(package: str) -> str | None:

@@ -29,11 +29,6 @@ GROWTH_STEPS = 2000
 """Steps without overflow after which the scale of float16 gradients doubles."""
 
 
-FINAL = (tracking.VAL_LOSS, tracking.VAL_ACCURACY, tracking.TEST_LOSS, tracking.TEST_ACCURACY,
-         tracking.SECONDS, "cpu_seconds")  # fmt: skip
-"""Metrics among the final values of a run."""
-
-
 class Diverged(ValueError):
     """A loss or gradient was not finite."""
 

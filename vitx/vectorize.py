@@ -48,7 +48,7 @@ COMMON = {
 of one program are the same."""
 NOISE = ("drop", "attention_drop", "position_drop", "head_drop", "drop_path", "patch_drop")
 """Rates of what draws inside the model, where all lanes would share one generator."""
-PLAIN = {"compile": False, "precision": "float32", "accumulate": 1}
+PLAIN = {"compile": False, "precision": "float32", "accumulate": 1, "keep_every": 0}
 """Settings that lanes have in one way only."""
 
 
