@@ -72,7 +72,7 @@ QUICK = Scale(
     timed=(("vit_tiny_patch16_224", {}),),
     configurations=(*EAGER, ("inference", "default")),
     equal=(("vit_tiny_patch16_224", {}),),
-    plan=Plan(processes=5, pair_s=12.0, warm_up_s=5.0),
+    plan=Plan(processes=5, pair_s=8.0, warm_up_s=4.0),
 )
 SMOKE = Scale(
     name="smoke",
@@ -256,14 +256,17 @@ def read(settings: Settings) -> None:
 def calibrate(settings: Settings) -> None:
     """Make the next trials of the calibration, and print what all of them say so far."""
     cli.at_least(settings, calibrate=1)
-    device, plan = tracking.device(settings.device), QUICK.plan
+    device = tracking.device(settings.device)
+    scale = grown(QUICK, device)
     kept = [*render.RESULTS.glob("*.jsonl"), *settings.out.glob("*-calibration/rows.jsonl")]
-    before = calibration.made(kept, plan, device)
+    before = calibration.made(kept, scale.plan, device)
     done = {row["trial"] for row in before}
     left = [number for number in range(len(calibration.trials())) if number not in done]
-    with _one(settings, "calibration", flat(plan)) as (run, rows):
-        job = Job(QUICK, device, rows, run)
-        calibration.run(left[: settings.calibrate], plan, device, run.folder, job.add, job.say)
+    with _one(settings, "calibration", flat(scale.plan)) as (run, rows):
+        job = Job(scale, device, rows, run)
+        make = partial(speed.make_pair, scale.timed[0][0], batch=scale.batch, device=device)
+        numbers = left[: settings.calibrate]
+        calibration.run(numbers, make, scale.plan, run.folder, job.add, job.say)
         print(f"{calibration.table([*before, *rows.kept]).markdown()}\nrows: {rows.path}")
 
 

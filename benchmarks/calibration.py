@@ -4,10 +4,12 @@ The trials are fixed beforehand, in number and in order, and each is timed with 
 settings. They can be made in pieces; every one that was made is kept.
 """
 
+import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,22 @@ import torch
 
 from benchmarks import speed
 from experiments import rows as rows_file
-from experiments.pages import MACHINE, Row, Table, machine
-from vitx import stats, tracking
+from experiments.pages import Row, Table, machine
+from vitx import compare, equality, stats, timing, tracking
+from vitx import machine as machine_state
 from vitx.timing import Plan
 
-MODEL, BATCH = "vit_tiny_patch16_224", 8
 COUNTS = {0.0: 60, 0.03: 30, 0.05: 30}
 """Trials by the planted share of further work."""
 WHAT = "trial"
+PROTOCOL = (
+    *(
+        Path(str(module.__file__))
+        for module in (stats, machine_state, equality, timing, compare, speed)
+    ),
+    Path(__file__),
+)
+"""The files whose statements decide what a trial says."""
 
 
 def trials() -> list[float]:
@@ -33,42 +43,61 @@ def trials() -> list[float]:
 
 
 def made(paths: Sequence[Path], plan: Plan, device: torch.device) -> list[Row]:
-    """The trials in these files of rows with this plan and device on a machine like this one.
+    """The trials in these files of rows that say the same of the same: made with this plan, code
+    and device by as many threads on a machine like this one.
 
     Of a trial that was made twice the first counts, whatever it said.
     """
-    rows = sorted((row for path in paths for row in rows_file.read(path)), key=rows_file.when)
-    here = machine({"device": str(device), "environment": tracking.environment()})
-    wanted = [row for row in rows if row.get("what") == WHAT and row["plan"] == vars(plan)]
-    wanted = [row for row in wanted if row["device"] == str(device) and machine(row) == here]
+    rows = sorted(
+        (row for path in paths for row in rows_file.read(path, cut=True)), key=rows_file.when
+    )
+    here = {"device": str(device), "plan": vars(plan), "protocol": protocol(),
+            "environment": tracking.environment()}  # fmt: skip
+    wanted = [row for row in rows if row.get("what") == WHAT and _kind(row) == _kind(here)]
     return rows_file.first(wanted, "trial")
 
 
-def trial(number: int, plan: Plan, device: torch.device, **how: Any) -> tuple[str, dict[str, Any]]:
+@lru_cache(maxsize=1)
+def protocol() -> str:
+    """A hash of the code that decides what a trial says, with PyTorch's and timm's versions."""
+    return tracking.code_of(PROTOCOL, "torch", "timm")
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    """What trials share whose verdicts are counted together."""
+    said = [row["plan"], row["protocol"], row["device"], machine(dict(row))]
+    return json.dumps([*said, row["environment"]["threads"], row["environment"]["affinity"]])
+
+
+def trial(
+    number: int, make: Callable[[], speed.Pair], plan: Plan, **how: Any
+) -> tuple[str, dict[str, Any]]:
     """One trial: the kind and the fields of its row. `how` are further arguments of `compare`."""
     share, start = trials()[number], time.perf_counter()
-    pair = speed.make_pair(MODEL, batch=BATCH, device=device)
+    pair = make()
     if share:
         kind, fields = speed.plant(pair, plan, share=share, **how)
     else:
         kind, fields = speed.null(pair, plan, **how)
-    said = {"what": WHAT, "trial": number, "share": share}
+    said = {"what": WHAT, "trial": number, "share": share, "protocol": protocol()}
     return kind, fields | said | {"seconds": time.perf_counter() - start}
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """How many of each kind were claimed to differ, with exact intervals, for each plan."""
+    """How many of each kind were claimed to differ, with exact intervals, for each protocol."""
     header = ("planted", "work counted", "trials", "said slower", "said faster", "inconclusive",
               "failed", "rate (95 %, exact)", "seconds a trial", "plan", "machine")  # fmt: skip
-    wanted = rows_file.first([row for row in rows if row.get("what") == WHAT], "trial", "plan",
-                             "device", *MACHINE)  # fmt: skip
+    by: dict[tuple[str, float], list[Row]] = {}
+    for row in rows:
+        if row.get("what") == WHAT:
+            by.setdefault((_kind(row), row["share"]), []).append(row)
     body = []
-    for where, plan in dict.fromkeys((machine(row), _plan(row)) for row in wanted):
+    for kind in dict.fromkeys(kind for kind, _ in by):
         for share in COUNTS:
-            some = [row for row in wanted if (machine(row), _plan(row)) == (where, plan)
-                    and row["share"] == share]  # fmt: skip
+            some = rows_file.first(by.get((kind, share), []), "trial")
             if not some:
                 continue
+            plan, where = _plan(some[0]), machine(some[0])
             words = [row["verdict"] for row in some]
             claimed = sum(word in (("slower", "faster") if share == 0 else ("slower",))
                           for word in words)  # fmt: skip
@@ -98,15 +127,15 @@ def _plan(row: Row) -> str:
 
 def run(
     numbers: Sequence[int],
+    make: Callable[[], speed.Pair],
     plan: Plan,
-    device: torch.device,
     folder: Path,
     add: Callable[..., dict],
     say: Callable[[str], None],
 ) -> None:
-    """Make these trials, a row each; a trial that fails is a row that says so."""
+    """Make these trials of the model that `make` gives, a row each; a failed one says so."""
     for number in numbers:
-        kind, fields = trial(number, plan, device, folder=folder / "job", cache=folder / "cache")
+        kind, fields = trial(number, make, plan, folder=folder / "job", cache=folder / "cache")
         row = add(kind, **fields)
         say(
             f"trial {number}, {row['share']:.0%} planted: {row['verdict']}, ratio "

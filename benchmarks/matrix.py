@@ -4,6 +4,7 @@ Rows are shown together, and ranked, only where the machine and the settings of 
 same; otherwise each has its own lines.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.pages import Row, Table, floor_text, machine, ratio_text
-from vitx import visualize
+from vitx import stats, visualize
 from vitx.breakdown import STAGES
 
 CELL = ("candidate", "reference", "mode", "batch", "dtype", "compile", "device")
@@ -21,18 +22,38 @@ LIBRARIES = {"hf": "transformers", "vit_pytorch": "vit-pytorch", "torchvision": 
 
 
 def check(row: Row, where: str) -> None:
-    """ValueError if a throughput row lacks what the tables show."""
+    """ValueError if a throughput row lacks what is shown, or claims what its numbers do not say."""
     if row.get("what") != "throughput":
         return
     environment = row["environment"]
     missing = [name for name in CELL if name not in row]
     missing += [f"environment.{name}" for name in ENVIRONMENT if name not in environment]
-    if row["kind"] == "speed":
-        shown = ("images_per_s", "ratio_low", "macs", "parameters", "peak_mib", "compile_s",
-                 "utilisation", "checked", "noise_floor", "verdict")  # fmt: skip
-        missing += [name for name in shown if name not in row]
     if missing:
         raise ValueError(f"{where} is a throughput row without {missing[0]}")
+    try:
+        shown = [table([row]) for table in TABLES.values()]
+        if not all(
+            isinstance(cell, str) for table in shown for line in table.body for cell in line
+        ):
+            raise TypeError("a cell is no text")
+        _recompute(row)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is no whole throughput row: {error!r}") from None
+
+
+def _recompute(row: Row) -> None:
+    """ValueError if ratio, floor and verdict are not those of the processes' log ratios."""
+    if row["kind"] != "speed" or row["ratio_low"] is None:
+        return
+    ratio, floor = stats.paired_ratio(row["log_ratios"]), stats.noise_floor(row["log_ratios_again"])
+    found = (ratio.value, ratio.low, ratio.high, floor)
+    said = [row[name] for name in ("ratio", "ratio_low", "ratio_high", "noise_floor")]
+    verdicts = (stats.speed_verdict(ratio, floor), stats.INCONCLUSIVE)
+    same = all(
+        math.isclose(one, other, rel_tol=1e-6) for one, other in zip(found, said, strict=True)
+    )
+    if not same or row["verdict"] not in verdicts:
+        raise ValueError("ratio, floor and verdict are not those of its processes")
 
 
 def cells(rows: Sequence[Row]) -> list[Row]:

@@ -3,14 +3,17 @@
 A checksum says whether it is still what was packed; it does not say who packed it.
 """
 
-import getpass
 import gzip
 import hashlib
 import json
+import os
+import pwd
 import re
 import socket
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,12 @@ WORDS = ("kind", "what", "device", "mode", "compile", "dtype", "verdict")
 """Fields that hold words of this program alone."""
 MAGIC = b"\x1f\x8b"
 """How a gzip file starts."""
+MOST = 64 * LIMIT
+"""Bytes that a packed file may unpack to."""
+SIZE = re.compile(r"[A-Za-z]+/\d{1,2}")
+QUOTED = re.compile(r"(?<=')[^']*[/\\][^']*(?=')|(?<=\")[^\"]*[/\\][^\"]*(?=\")")
+WORD = re.compile(r"(?:^|(?<=[\s:='\"()]))[^\s:='\"()]*[/\\][^\s:='\"()]*")
+"""From the start of a word on, or the search would take quadratic time in long ones."""
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
@@ -40,30 +49,32 @@ def write(rows: Sequence[Row], path: Path) -> None:
             f"{len(rows)} rows make a file of {len(packed) // 2**10} KiB, more than "
             f"{LIMIT // 2**10}; pack fewer"
         )
-    path.write_bytes(packed)
+    with path.open("xb") as file:
+        file.write(packed)
 
 
 def read(path: Path) -> list[Row]:
     """The rows of a packed file, or of a run's rows.jsonl. Raises ValueError naming the file.
 
-    Packed rows get their file's name as `origin`: they are never shown as if made here.
+    Packed rows get their file's name and a part of its checksum as `origin`: they are never shown
+    as if made here, nor as one with those of another file.
     """
     if not path.is_file():
         raise ValueError(f"{path} is no file of rows")
     content = path.read_bytes()
-    if content.startswith(MAGIC):
-        rows = [row | {"origin": path.stem} for row in _unpacked(path, content)]
-    else:
-        rows = rows_file.read(path)
+    rows = _unpacked(path, content) if content.startswith(MAGIC) else rows_file.read(path)
     for number, row in enumerate(rows, 1):
         matrix.check(row, f"{path} row {number}")
     return rows
 
 
 def _unpacked(path: Path, content: bytes) -> list[Row]:
+    if len(content) > LIMIT:
+        raise ValueError(f"{path} is larger than the {LIMIT // 2**10} KiB of packed rows")
     try:
-        said = json.loads(gzip.decompress(content))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
+        text = zlib.decompressobj(wbits=31).decompress(content, MOST)
+        said = json.loads(text, parse_constant=_no_number)
+    except (ValueError, zlib.error, RecursionError) as error:
         raise ValueError(f"{path} can't be unpacked: {error}") from None
     if not isinstance(said, dict) or said.get("format") != FORMAT:
         raise ValueError(f"{path} is no file of packed rows")
@@ -72,7 +83,18 @@ def _unpacked(path: Path, content: bytes) -> list[Row]:
         raise ValueError(f"{path} does not fit its checksum: it was changed after it was packed")
     for number, row in enumerate(rows, 1):
         rows_file.check(row, f"{path} row {number}")
-    return rows
+    origin = f"{path.stem} {_digest(rows)[:6]}"
+    return [row | {"origin": f"{origin}, commit {_commit(row)}"} for row in rows]
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number")
+
+
+def _commit(row: Row) -> str:
+    environment = row["environment"]
+    changed = " with changes" if environment.get("dirty") else ""
+    return f"{str(environment.get('commit'))[:7]}{changed}"
 
 
 def _digest(rows: Sequence[Row]) -> str:
@@ -93,14 +115,29 @@ def _without_places(value: Any) -> Any:
     A size such as S/16 is no path.
     """
     if isinstance(value, str):
-        for secret in (str(Path.cwd()), str(Path.home()), socket.gethostname(), getpass.getuser()):
-            if len(secret) > 2:  # as a word: a person may be called as a part of another one
-                value = re.sub(rf"(?<![\w-]){re.escape(secret)}(?![\w-])", "…", value)
-        # From the start of a word on, or the search would take quadratic time in long ones.
-        word = r"(?:^|(?<=[\s:='\"()]))"
-        return re.sub(word + r"[^\s:='\"()]*[/\\](?!\d+\b)", "", value)
+        for secret in _secrets():  # as a word: a person may be called as a part of another one
+            value = re.sub(rf"(?<![\w-]){re.escape(secret)}(?![\w-])", "…", value)
+        for path in (QUOTED, WORD):
+            value = path.sub(_last, value)
+        return value
     if isinstance(value, dict):
         return {name: _without_places(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_without_places(each) for each in value]
     return value
+
+
+def _last(match: re.Match[str]) -> str:
+    """The last part of a path; a size as it is."""
+    text = match[0]
+    return text if SIZE.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+
+
+@lru_cache(maxsize=1)
+def _secrets() -> list[str]:
+    """Words that name this machine, its user or where this is run."""
+    found = [str(Path.cwd()), str(Path.home()), socket.gethostname()]
+    found += [os.environ.get(name, "") for name in ("USER", "LOGNAME")]
+    with suppress(KeyError):  # a user without an entry, as in containers
+        found.append(pwd.getpwuid(os.getuid()).pw_name)
+    return [word for word in dict.fromkeys(found) if len(word) > 2]

@@ -16,6 +16,8 @@ from vitx.timing import Plan
 
 PLANTED = 0.05
 """Extra work of the planted slowdown, as a share of the model's MACs."""
+ALIGNED = 8
+"""Planted products have widths that are multiples of this: others are slower than their work."""
 
 
 def usual(device: torch.device) -> tuple[str, str]:
@@ -119,11 +121,12 @@ class Burden(nn.Module):
 
 
 def slow_down(model: nn.Module, image: Tensor, share: float) -> tuple[nn.Module, Mapping[str, str]]:
-    """A copy of a timm ViT with `share` more MACs, spread over its blocks, and its key map."""
+    """A copy of a timm ViT with about `share` more MACs, over all blocks, and its key map."""
     slowed: Any = deepcopy(model)
     macs, width, depth = forward_macs(model, image), slowed.embed_dim, len(slowed.blocks)
     tokens = slowed.patch_embed.num_patches + slowed.num_prefix_tokens
-    hidden = round(share * macs / (depth * 2 * tokens * width))
+    hidden = share * macs / (depth * 2 * tokens * width)
+    hidden = max(round(hidden / ALIGNED), 1) * ALIGNED
     device = image.device
     slowed.blocks = nn.Sequential(
         *(Burden(block, width, hidden).to(device) for block in slowed.blocks)

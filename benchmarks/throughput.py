@@ -28,8 +28,7 @@ from benchmarks import matrix, peers
 from benchmarks.peers import Model
 from benchmarks.speed import usual
 from experiments import cli
-from experiments import rows as rows_file
-from experiments.pages import Row
+from experiments.pages import ROOT, Row
 from experiments.rows import Rows
 from vitx import machine, peak, timing, tracking
 from vitx.compare import Comparison, compare, equality, speed
@@ -114,10 +113,9 @@ def main(args: list[str]) -> None:
     )
     asked = configurations(settings)
     values = {name: _plain(value) for name, value in vars(settings).items()}
+    values["code"] = code([*settings.models, settings.reference])
     name = _label(settings)
     folder = _newest(settings.out / "throughput", values) if settings.resume else None
-    if folder:
-        check_commit(folder)
     with tracking.Run(
         settings.out, "throughput", name, values, mode=settings.wandb or None, folder=folder
     ) as run:
@@ -137,16 +135,15 @@ def main(args: list[str]) -> None:
         print(f"rows: {rows.path}\n{run.where}")
 
 
-def check_commit(folder: Path) -> None:
-    """ValueError if the rows in a run's folder were made by other code than this."""
-    here = tracking.environment()
-    for row in rows_file.read(folder / "rows.jsonl"):
-        for name in ("commit", "dirty"):
-            if (was := row["environment"][name]) != here[name]:
-                raise ValueError(
-                    f"{folder} holds rows with {name} = {was}, here it is {here[name]}: rows of "
-                    "one table are made by the same code; start a new run"
-                )
+def code(names: Sequence[str]) -> str:
+    """A hash of all code that can matter to rows of these models: of one table it is the same."""
+    files = [
+        path
+        for part in ("vitx", "experiments", "benchmarks")
+        for path in ROOT.glob(f"{part}/**/*.py")
+    ]
+    own = [Path(name.split(":")[1]) for name in names if name.startswith("python:")]
+    return tracking.code_of([*sorted(files), *sorted(own)], *tracking.PACKAGES)
 
 
 def show(rows: Sequence[Row], run: tracking.Run) -> None:
@@ -460,7 +457,10 @@ def _plain(value: Any) -> Any:
 
 
 def _newest(group: Path, values: dict[str, Any]) -> Path | None:
-    """The newest run folder of the same settings, but for how it was called."""
+    """The newest run folder of the same settings and code, but for how it was called.
+
+    Raises ValueError if there is none.
+    """
     free = ("resume", "wandb", "out")
     wanted = {name: value for name, value in values.items() if name not in free}
     found = [
@@ -469,7 +469,7 @@ def _newest(group: Path, values: dict[str, Any]) -> Path | None:
         if {k: v for k, v in tracking.read_json(path).items() if k not in free} == wanted
     ]
     if not found:
-        raise ValueError(f"{group} holds no run of these settings to resume")
+        raise ValueError(f"{group} holds no run of these settings, by this code, to resume")
     return max(found, key=lambda path: path.stat().st_mtime)
 
 

@@ -59,13 +59,18 @@ class Rows:
         return row
 
 
-def read(path: Path) -> list[dict]:
-    """The rows of a file. Raises ValueError naming file and line where one is not a row."""
+def read(path: Path, *, cut: bool = False) -> list[dict]:
+    """The rows of a file. Raises ValueError naming file and line where one is not a row.
+
+    With `cut` a last line without its end, which a kill has left, is passed over.
+    """
     rows = []
     try:
         text = path.read_text(encoding="utf8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not text") from None
+    if cut:
+        text = text[: text.rfind("\n") + 1]
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)

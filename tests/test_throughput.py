@@ -6,10 +6,12 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 from copy import deepcopy
 from pathlib import Path
 
@@ -45,7 +47,7 @@ CONFIG = ModelConfig(image=16, patch=4, width=24, depth=2, heads=3, classes=5)
         (["--processes", "0"], "processes = 0 must be at least 1"),
         (["--seconds", "0"], "^seconds = 0.0 must be positive"),
         (["--limit-gib", "-1"], "limit_gib = -1.0 must be 0 or positive"),
-        (["--resume"], "holds no run of these settings to resume"),
+        (["--resume"], "holds no run of these settings, by this code, to resume"),
     ],
 )
 def test_what_cant_be_timed_is_one_sentence(tmp_path, words, message):
@@ -263,12 +265,15 @@ def row(model="vitx:S/16", batch=8, rate=100.0, threads=2, **more) -> dict:
     side = {"median": rate, "low": rate * 0.9, "high": rate * 1.1, "mean": rate,
             "mean_low": rate * 0.95, "mean_high": rate * 1.05}  # fmt: skip
     quantile = {"value": 0.01, "low": 0.009, "high": 0.011}
+    logs, again = ([middle - 0.01, middle, middle + 0.01] for middle in (math.log(1.1), 0.0))
+    ratio, floor = stats.paired_ratio(logs), stats.noise_floor(again)
     return {
         "schema": 1, "kind": "speed", "id": f"2026-11-22T00:00:00Z-{batch}", "what": "throughput",
         "candidate": model, "reference": "timm:vit_small_patch16_224", "mode": "inference",
         "batch": batch, "dtype": "float32", "compile": "none", "device": "cpu",
-        "images_per_s": {"reference": side, "candidate": side}, "ratio": 1.1, "ratio_low": 1.05,
-        "ratio_high": 1.15, "noise_floor": 0.02, "verdict": "faster", "checked": "checked",
+        "images_per_s": {"reference": side, "candidate": side}, "checked": "checked",
+        "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
+        "log_ratios": logs, "log_ratios_again": again, "noise_floor": floor, "verdict": "faster",
         "macs": {"candidate": 4.6e9}, "parameters": {"candidate": 22_000_000},
         "peak_mib": {"candidate": 300.0}, "compile_s": {"candidate": None}, "reason": "",
         "utilisation": {"candidate": {"flops": 9.2e9 * rate, "peak_low": 2e12, "peak_high": 2.1e12,
@@ -331,7 +336,14 @@ def test_a_pack_holds_rows_without_places(tmp_path, monkeypatch):
     assert "somehost" not in json.dumps(found)
     assert found["candidate"] == "hf:weights"
     assert found["reference"] == "python:model.py:make"
-    assert pack._without_places("vitx:S/16 and hf:Ti/16") == "vitx:S/16 and hf:Ti/16"
+    for text, left in (
+        ("vitx:S/16 and hf:Ti/16", "vitx:S/16 and hf:Ti/16"),
+        ("hf:/scratch/alice/1000", "hf:1000"),
+        ("no '/data/Project X/secret/f.pt'", "no 'f.pt'"),
+        (r"C:\data\secret\f.pt", "C:f.pt"),
+        ("~/secret/runs/", "runs"),
+    ):
+        assert pack._without_places(text) == left
     assert "raw" not in found
     assert "command" not in found["environment"]
     assert matrix.throughput_table([found]).body[0][5] == "100.0 (95.0 to 105.0)"
@@ -339,13 +351,20 @@ def test_a_pack_holds_rows_without_places(tmp_path, monkeypatch):
 
 def test_a_persons_name_is_no_part_of_other_words(tmp_path, monkeypatch):
     for name in ("tim", "max"):
-        monkeypatch.setattr(pack.getpass, "getuser", lambda name=name: name)
-        pack.write([row(compile="max-autotune", reason=f"by {name}")], tmp_path / "rows.pack")
-        (found,) = pack.read(tmp_path / "rows.pack")
+        monkeypatch.setenv("USER", name)
+        pack._secrets.cache_clear()
+        path = tmp_path / f"{name}.pack"
+        pack.write([row(compile="max-autotune", reason=f"by {name}")], path)
+        (found,) = pack.read(path)
         assert found["reference"] == "timm:vit_small_patch16_224"
         assert found["compile"] == "max-autotune"
         assert found["reason"] == "by …"
-        assert found["origin"] == "rows"
+        assert re.fullmatch(rf"{name} [0-9a-f]{{6}}, commit [0-9a-f]{{7}}", found["origin"])
+    pack._secrets.cache_clear()
+    unknown = {"getpwuid": lambda _: {}["no such user"]}  # as in containers
+    monkeypatch.setattr(pack, "pwd", types.SimpleNamespace(**unknown))
+    assert str(Path.home()) in pack._secrets()
+    pack._secrets.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["candidate", "macs", "environment"])
@@ -355,19 +374,34 @@ def test_a_row_without_what_is_shown_is_refused_by_name(tmp_path, name):
     if name == "environment":
         odd["environment"] = {}
     path.write_text(json.dumps(odd) + "\n")
-    with pytest.raises(ValueError, match=rf"row 1 is a throughput row without .*{name}"):
+    with pytest.raises(ValueError, match=rf"row 1 is (a|no whole) throughput row.*{name}"):
         render.main([str(path), "--out", str(tmp_path / "out")])
     path.write_text("")
     with pytest.raises(ValueError, match="holds no throughput row"):
         render.main([str(path), "--out", str(tmp_path / "out")])
 
 
-def test_rows_of_another_commit_are_not_gone_on_with(tmp_path):
-    rows = Rows(tmp_path)
-    rows.environment |= {"commit": "0" * 40}
-    rows.add("failure")
-    with pytest.raises(ValueError, match="holds rows with commit = 0000"):
-        throughput.check_commit(tmp_path)
+def test_a_killed_run_is_gone_on_with_by_the_same_code_alone(tmp_path, monkeypatch):
+    """Killed within its first configuration, and while a row was written."""
+    real = throughput.timed
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(throughput, "timed", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, ["small"])
+    monkeypatch.setattr(throughput, "timed", real)
+    (folder,) = tmp_path.glob("throughput/*")
+    assert not (folder / "rows.jsonl").exists()
+    (row,) = run(tmp_path, ["small"], "--resume")
+    path = folder / "rows.jsonl"
+    path.write_text(path.read_text() + '{"schema": 1, "ki')
+    assert run(tmp_path, ["small"], "--resume") == [row]
+    assert list(tmp_path.glob("throughput/*")) == [folder]
+    monkeypatch.setattr(tracking, "code_of", lambda *_: "other")
+    with pytest.raises(ValueError, match="holds no run of these settings, by this code, to resume"):
+        run(tmp_path, ["small"], "--resume")
 
 
 def test_undefined_numbers_pass_nowhere():
@@ -387,7 +421,17 @@ def test_a_pack_that_was_changed_is_refused(tmp_path):
     path.write_bytes(gzip.compress(b"{}"))
     with pytest.raises(ValueError, match=r"rows\.pack is no file of packed rows"):
         pack.read(path)
+    for text in (b"[" * 10**6, b'{"rows": NaN}', b" " * (pack.MOST + 1)):
+        path.write_bytes(gzip.compress(text))
+        with pytest.raises(ValueError, match=r"rows\.pack can't be unpacked"):
+            pack.read(path)
+    path.write_bytes(gzip.compress(b"") + b"x" * pack.LIMIT)
+    with pytest.raises(ValueError, match=r"rows\.pack is larger than the 200 KiB"):
+        pack.read(path)
+    path.unlink()
     pack.write([row()], path)
+    with pytest.raises(FileExistsError):  # nothing is written over
+        pack.write([row()], path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
@@ -398,6 +442,45 @@ def test_a_pack_that_was_changed_is_refused(tmp_path):
         render.main([str(path)])
     with pytest.raises(ValueError, match="is no file of rows"):
         render.main([str(tmp_path / "absent")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images_per_s": None}, "no whole throughput row"),
+        ({"candidate": 5}, "no whole throughput row"),
+        ({"compile_s": {"candidate": 5.0}}, "no whole throughput row"),
+        ({"latency": {"candidate": {"calls": 3}}}, "no whole throughput row"),
+        ({"stages": {"candidate": {"attention": 1.0}}}, "no whole throughput row"),
+        ({"kind": "failure", "reason": None, "verdict": "failed"}, None),
+        ({"verdict": "slower"}, "ratio, floor and verdict are not those of its processes"),
+        ({"ratio_low": 1.09}, "ratio, floor and verdict are not those of its processes"),
+        ({"noise_floor": 0.0}, "ratio, floor and verdict are not those of its processes"),
+    ],
+)
+def test_a_row_that_cant_be_or_claims_too_much_is_refused_packed_or_not(tmp_path, changes, message):
+    """With a right checksum too, which anyone can make."""
+    packed, plain = tmp_path / "rows.pack", tmp_path / "rows.jsonl"
+    pack.write([row() | changes], packed)
+    plain.write_text(json.dumps(row() | changes) + "\n")
+    for path in (packed, plain):
+        if message is None:
+            assert len(pack.read(path)) == 1
+        else:
+            with pytest.raises(ValueError, match=rf"row 1 is .*{message}"):
+                pack.read(path)
+
+
+def test_two_packs_of_one_name_never_rank_together(tmp_path):
+    paths = [tmp_path / name / "rows.pack" for name in "ab"]
+    for path, rate in zip(paths, (100.0, 50.0), strict=True):
+        path.parent.mkdir()
+        pack.write([row(rate=rate)], path)
+    given = [one for path in paths for one in pack.read(path)]
+    table = matrix.throughput_table([*given, row()])
+    assert len({line[-1] for line in table.body}) == 3
+    figures = matrix.figures([*given, row()])
+    assert {f"throughput-inference-float32-{number}" for number in (1, 2, 3)} <= set(figures)
 
 
 def test_too_many_rows_make_no_pack(tmp_path):
@@ -411,11 +494,11 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
     shares = calibration.trials()
     assert {share: shares.count(share) for share in set(shares)} == {0.0: 60, 0.03: 30, 0.05: 30}
     assert shares == calibration.trials()
-    plan = timing.Plan()
+    plan, protocol = timing.Plan(), calibration.protocol()
     rows = Rows(tmp_path)
     for number, verdict in ((3, "slower"), (7, "no difference seen")):
         rows.add("plant", what="trial", trial=number, share=0.05, plan=vars(plan), device="cpu",
-                 verdict=verdict, seconds=100.0)  # fmt: skip
+                 protocol=protocol, verdict=verdict, seconds=100.0)  # fmt: skip
     (tmp_path / "committed.jsonl").write_text(rows.path.read_text())
     paths = sorted(tmp_path.glob("*.jsonl"))  # a trial that stands in both counts once
     cpu = torch.device("cpu")
@@ -423,15 +506,19 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
     assert [row["trial"] for row in found] == [3, 7]
     assert calibration.made(paths, timing.Plan(processes=9), cpu) == []
     (line,) = calibration.table([*found, *rows.kept]).body
+    other = rows.kept[0] | {"protocol": "other", "trial": 9}
+    assert len(calibration.table([*rows.kept, other]).body) == 2  # never in one rate
+    threads = other["environment"] | {"threads": 64}
+    assert len(calibration.table([*rows.kept, rows.kept[0] | {"environment": threads}]).body) == 2
     exact = stats.proportion(1, 2)
     assert line[7] == f"found: 50% ({exact.low:.0%} to {exact.high:.0%})"
 
 
 def test_a_trial_that_was_made_twice_counts_as_it_did_first(tmp_path):
-    plan, rows = timing.Plan(), Rows(tmp_path)
+    plan, rows, protocol = timing.Plan(), Rows(tmp_path), calibration.protocol()
     for verdict in ("faster", "no difference seen"):
-        rows.add("noise", what="trial", trial=3, share=0.0, plan=vars(plan), device="cpu",
-                 verdict=verdict, seconds=100.0, planted_counted=0.0)  # fmt: skip
+        rows.add("noise", what="trial", trial=3, share=0.0, plan=vars(plan), protocol=protocol,
+                 device="cpu", verdict=verdict, seconds=100.0, planted_counted=0.0)  # fmt: skip
     (found,) = calibration.made([rows.path], plan, torch.device("cpu"))
     assert found["verdict"] == "faster"
     (line,) = calibration.table(rows.kept).body

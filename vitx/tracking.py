@@ -17,7 +17,7 @@ import sys
 import time
 import tokenize
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -370,10 +370,15 @@ def code() -> str:
 
     Files that only look at finished runs or time them are left out.
     """
-    found = hashlib.sha256(str(_version("torch")).encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        if path.stem not in AFTERWARDS:
-            found.update(f"{path.stem}\n{statements(path.read_text(encoding='utf8'))}\n".encode())
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return code_of([path for path in files if path.stem not in AFTERWARDS], "torch")
+
+
+def code_of(files: Iterable[Path], *packages: str) -> str:
+    """A hash of the statements in these files, and of the versions of packages that they use."""
+    found = hashlib.sha256(" ".join(str(_version(package)) for package in packages).encode())
+    for path in files:
+        found.update(f"{path.stem}\n{statements(path.read_text(encoding='utf8'))}\n".encode())
     return found.hexdigest()[:16]
 
 
