@@ -60,7 +60,14 @@ def check(name: str) -> None:
         if not timm.is_model(rest.partition(".")[0]):
             close = nearest(rest, timm.list_models("*vit*")).partition(" Choices")[0][:80]
             raise ValueError(f"model = {name!r}: timm has no model {rest!r}; {close}")
-    elif not (family == "hf" and Path(rest).is_dir()):
+        try:
+            timm.get_pretrained_cfg(rest)
+        except RuntimeError as error:  # an unknown tag
+            raise ValueError(f"model = {name!r}: {error}") from None
+    elif family == "hf" and (Path(rest).is_dir() or rest.startswith(("/", ".", "~"))):
+        if not Path(rest, "config.json").is_file():
+            raise ValueError(f"model = {name!r}: there is no {Path(rest, 'config.json')}")
+    else:
         try:
             size(rest)
         except ValueError as error:

@@ -39,11 +39,12 @@ def load(name: str) -> nn.Module:
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} has no config.json beside the weights, as timm writes it")
     import timm
+    from safetensors import SafetensorError
 
     given = {"checkpoint_path": name} if path.is_file() else {"pretrained": True}
     try:
         return timm.create_model(f"local-dir:{folder}", **given)
-    except (RuntimeError, TypeError, KeyError) as error:
+    except (RuntimeError, TypeError, KeyError, ValueError, SafetensorError) as error:
         raise ValueError(f"timm can't read {name}: {error}") from error
 
 

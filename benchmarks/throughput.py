@@ -68,7 +68,8 @@ class Settings:
     """A process that takes longer is ended, and its configuration is a failure; so it is if making
     and checking the models takes longer."""
     limit_gib: float = 0.0
-    """Memory that a configuration may take with all its processes; 0 for no limit."""
+    """Memory of the machine, not of a GPU, that a configuration may take with all its processes; 0
+    for no limit."""
     mean: bool = False
     """Also read rates as timm's benchmark does: the mean of 40 calls of one process."""
     resume: bool = False

@@ -161,6 +161,28 @@ def test_the_timed_dtype_is_as_exact_as_the_reference(training):
     assert errors[1] < 2 * errors[0]
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_the_exact_side_takes_a_large_batch_in_parts(training, monkeypatch):
+    """Its activations in float64 need not fit where the timed ones do; the error is the same."""
+    image, kept = torch.randn(11, 3, 12, 12), []
+
+    def watch(module, args):
+        if isinstance(module, vitx.Vit) and torch.is_grad_enabled():
+            kept.append((len(args[0]), args[0].dtype))
+
+    def error(most):
+        monkeypatch.setattr("vitx.equality.AT_ONCE", most)
+        vit = vitx.build(CONFIG)
+        return timed_error(vit, vit, image, training=training, run=vit)
+
+    whole = error(11)
+    handle = nn.modules.module.register_module_forward_pre_hook(watch)
+    assert error(4) == pytest.approx(whole, rel=1e-6)
+    handle.remove()
+    exact = [(4, torch.float64), (4, torch.float64), (3, torch.float64)]
+    assert kept == ([*exact, (11, torch.float32)] if training else [])
+
+
 def test_a_model_that_draws_in_training_is_refused_there():
     vit = vitx.build(override(CONFIG, drop=0.1))
     with pytest.raises(ValueError, match="draws random numbers in training"):

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,9 @@ CONFIG = ModelConfig(image=16, patch=4, width=24, depth=2, heads=3, classes=5)
         (["--models", "vitx"], "model = 'vitx' is not known; did you mean 'vitx:'"),
         (["--models", "tim:vit_tiny_patch16_224"], "did you mean 'timm:'"),
         (["--models", "timm:vit_tiny_patch16_22"], "timm has no model 'vit_tiny_patch16_22'"),
+        (["--models", "timm:vit_tiny_patch16_224.no"], r"Invalid pretrained tag \(no\)"),
+        (["--models", "hf:/nowhere/x"], "there is no /nowhere/x/config.json"),
+        (["--models", "hf:tests"], "there is no tests/config.json"),
         (["--models", "hf:T/16"], "model = 'hf:T/16': size = 'T/16' is not known"),
         (["--models", "python:nowhere.py:f"], "there is no file 'nowhere.py'"),
         (["--models", f"python:{PLANTED}:nothing"], "has no function 'nothing'"),
@@ -571,6 +575,12 @@ def test_accuracy_of_a_saved_timm_model_in_both(tmp_path):
         pretrained.measure(str(place), tmp_path / "val", batch=5, device=torch.device("cpu"))
     with pytest.raises(ValueError, match=r"no config\.json beside the weights"):
         pretrained.load(str(tmp_path / "val" / "a" / "00.png"))
+    place.write_bytes(place.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"timm can't read .*model\.safetensors"):
+        pretrained.load(str(place))
+    (place.parent / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"timm can't read .*saved"):
+        pretrained.load(str(place.parent))
 
 
 def test_a_gate_passes_the_same_commit_and_names_what_it_cant_read(tmp_path):
@@ -586,6 +596,38 @@ def test_a_gate_passes_the_same_commit_and_names_what_it_cant_read(tmp_path):
     assert 0.3 < found["ratio"] < 3
     with pytest.raises(ValueError, match="against = 'nowhere' is no commit"):
         gate.main(["--against", "nowhere"])
+
+
+def test_a_gate_times_two_commits_and_fails_for_the_slower_one(tmp_path):
+    """In a checkout of its own, whose newer commit sleeps in every attention."""
+    for name in ("vitx", "experiments", "benchmarks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("results"))
+
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=b"]
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "before")
+    path = tmp_path / "vitx" / "layers.py"
+    text, line = path.read_text(), "        q, k, v = self.split(tokens, queries)\n"
+    assert text.count(line) == 1
+    path.write_text("import time\n" + text.replace(line, f"        time.sleep(0.02)\n{line}"))
+    git("commit", "-am", "after")
+    words = ["--against", "HEAD~1", "--model", "Pico/16", "--mode", "inference", "--processes",
+             "2", "--seconds", "0.2", "--block-s", "0.01", "--threshold", "0.5"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gate", *words], cwd=tmp_path, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    (rows,) = tmp_path.glob("runs/gate/*/rows.jsonl")
+    (found,) = read(rows)
+    assert found["failed"]
+    assert found["outputs_apart"] == 0
+    assert found["reference"] != found["candidate"]
+    assert found["ratio_high"] < 0.5
 
 
 def test_a_side_of_the_gate_that_hangs_is_ended(tmp_path, monkeypatch):

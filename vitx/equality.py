@@ -36,6 +36,11 @@ algebra, as of a key's bias, and what is seen of them is the rounding of the oth
 
 LEAST_VALUES = 1000
 """Output values that the error in the timed dtype is taken over."""
+AT_ONCE = 8
+"""Images that the float64 side of that error computes at once: of a batch that fits as it is timed,
+the activations in float64 need not."""
+BATCHED = nn.modules.batchnorm._BatchNorm
+"""Modules in which the images of a batch depend on each other."""
 
 Convert = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """From a module's weights to those of another that computes the same; linear, so that it turns the
@@ -245,7 +250,11 @@ def timed_error(
         _refuse_randomness(exact, example.to(device).double())
     images = _enough_images(exact, example.to(device), training, seed)
     convert = as_conversion(keys)
-    wanted = [_values(exact, exact, image.double(), training, seed, convert) for image in images]
+    alone = not any(isinstance(module, BATCHED) for module in exact.modules())
+    most = AT_ONCE if alone else len(example)
+    wanted = [
+        _values(exact, exact, image.double(), training, seed, convert, most) for image in images
+    ]
     found = [_values(run, model, image.to(example), training, seed) for image in images]
     difference = torch.cat(found).to(device) - torch.cat(wanted)
     error = (difference.square().mean() / torch.cat(wanted).square().mean()).sqrt().item()
@@ -281,12 +290,17 @@ def _values(
     training: bool,
     seed: int,
     convert: Convert = dict,
+    most: int | None = None,
 ) -> Tensor:
-    """Outputs, or all gradients after `convert` in the order of their names."""
+    """Outputs, or all gradients after `convert` in the order of their names.
+
+    Of at most so many images at once.
+    """
     if not training:
         with torch.inference_mode():
-            return rearrange(_exact(run(image)), "... -> (...)")
-    grads = convert(_outputs_and_gradients(model, image, seed, run)[1])
+            outputs = torch.cat([run(part) for part in image.split(most or len(image))])
+            return rearrange(_exact(outputs), "... -> (...)")
+    grads = convert(_outputs_and_gradients(model, image, seed, run, most)[1])
     return torch.cat([rearrange(_exact(grads[name]), "... -> (...)") for name in sorted(grads)])
 
 
@@ -295,19 +309,31 @@ def _exact(value: Tensor) -> Tensor:
 
 
 def _outputs_and_gradients(
-    model: nn.Module, image: Tensor, seed: int, run: Callable[[Tensor], Tensor] | None = None
+    model: nn.Module,
+    image: Tensor,
+    seed: int,
+    run: Callable[[Tensor], Tensor] | None = None,
+    most: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Outputs, and the gradients of a random linear function of them."""
-    out = model(image) if run is None else run(image)
-    generator = torch.Generator().manual_seed(seed + 1)
-    cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+    """Outputs, and the gradients of a random linear function of them, at most so many at once."""
     names, parameters = zip(*model.named_parameters(), strict=True)
-    grads = torch.autograd.grad(out, parameters, cotangent, allow_unused=True)
-    filled = (
-        torch.zeros_like(p) if grad is None else grad
-        for p, grad in zip(parameters, grads, strict=True)
-    )
-    return out.detach(), dict(zip(names, filled, strict=True))
+    cotangents, outputs = torch.empty(0), []
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    for part in image.split(most or len(image)):
+        out = model(part) if run is None else run(part)
+        if not outputs:
+            shape = out.shape if len(part) == len(image) else (len(image), *out.shape[1:])
+            generator = torch.Generator().manual_seed(seed + 1)
+            cotangents = torch.randn(shape, generator=generator, dtype=torch.float64).to(out)
+        start = sum(map(len, outputs))
+        cotangent = cotangents[start : start + len(out)]
+        grads = torch.autograd.grad(out, parameters, cotangent, allow_unused=True)
+        total = [
+            before if grad is None else before + grad
+            for before, grad in zip(total, grads, strict=True)
+        ]
+        outputs.append(out.detach())
+    return torch.cat(outputs), dict(zip(names, total, strict=True))
 
 
 def _reason(output: float, gradient: float, worst: str, entropy: float | None, limit: float) -> str:

@@ -24,7 +24,7 @@ CLOCK_LIMIT = 0.90
 class Machine:
     """Readings around a block, as shares of the time of the cores that this process may use.
 
-    None where they can't be read. They say nothing of a GPU.
+    None where they can't be read. They say nothing of a GPU, which is not judged by them.
     """
 
     foreign: float | None

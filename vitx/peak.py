@@ -147,15 +147,16 @@ def _seconds(act: Any, device: torch.device) -> float:
 
 
 def last_cache(device: torch.device) -> int:
-    """Bytes of the device's last cache; 32 MiB where that can't be read."""
+    """Bytes of the device's last caches together; 32 MiB where that can't be read."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
-    sizes = [
-        int(text.removesuffix("K")) * 2**10
-        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-        if (text := path.read_text().strip()).endswith("K")
-    ]
-    return max(sizes, default=2**25)
+    found: dict[int, dict[str, int]] = {}
+    for path in Path("/sys/devices/system/cpu").glob("cpu*/cache/index*/size"):
+        if (text := path.read_text().strip()).endswith("K"):
+            level = int(path.with_name("level").read_text())
+            cores = path.with_name("shared_cpu_list").read_text()
+            found.setdefault(level, {})[cores] = int(text.removesuffix("K")) * 2**10
+    return sum(found[max(found)].values()) if found else 2**25
 
 
 def utilisation(flops: float, before: Peak, after: Peak) -> dict[str, Any]:

@@ -154,9 +154,8 @@ def make_step(
     """
     if isinstance(subject, Training):
         return subject.make_step(example.device)
-    run = (
-        prepare(subject, plan) if run is None else run
-    )  # a compiled module may have no truth value
+    if run is None:  # not `run or …`: a compiled module may have no truth value
+        run = prepare(subject, plan)
     if plan.mode == "inference":
         subject.eval()
 
@@ -381,8 +380,8 @@ def write_job(
 ) -> None:
     """Write what the processes of a job need; raises what pickle raises.
 
-    They get this process's number of threads and its precision of float32 products; ValueError if
-    that was set by PyTorch's newer interface.
+    They get this process's number of threads and its precision of float32 products and
+    convolutions; ValueError if that was set by PyTorch's newer interface.
     """
     private_folder(folder)
     try:
@@ -392,7 +391,11 @@ def write_job(
             "torch.backends.*.fp32_precision is set, which fresh processes can't take over; use "
             "torch.set_float32_matmul_precision"
         ) from None
-    settings = {"threads": torch.get_num_threads(), "matmul_precision": precision}
+    settings = {
+        "threads": torch.get_num_threads(),
+        "matmul_precision": precision,
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+    }
     (folder / "job.json").write_text(json.dumps({"plan": asdict(plan), "settings": settings}))
     pickles = {"candidate": candidate, "example": example, "keys": keys}
     if reference is not None:
@@ -427,7 +430,9 @@ def _watched(
         "started": started,
         "seconds": seconds,
         "page_faults": faults,
-        "disturbed": state.disturbed(max(clock_mhz, state.clock_mhz or 0.0)),
+        # What the CPU's other users do says little of a GPU.
+        "disturbed": device.type == "cpu"
+        and state.disturbed(max(clock_mhz, state.clock_mhz or 0.0)),
         **asdict(state),
     }
 
@@ -457,6 +462,7 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
     plan = Plan(**job["plan"])
     torch.set_num_threads(job["settings"]["threads"])
     torch.set_float32_matmul_precision(job["settings"]["matmul_precision"])
+    torch.backends.cudnn.allow_tf32 = job["settings"]["tf32_convolutions"]
 
     # The pickles are this project's own, in a folder that only this user can write to.
     def load(name: str, device: str | None = None) -> Any:
