@@ -358,6 +358,20 @@ def test_a_plan_knows_the_smallest_effect_from_pairs():
     assert "with 80% power: 0.0116; power for the effect of interest, 0.02: 100%" in words[1]
 
 
+def test_shipped_questions_would_find_one_point_before_any_run_of_theirs():
+    """From the stored seed variance of their baseline alone."""
+    powers = {}
+    for name in question.names():
+        asked = question.read(name)
+        known = plan.deviation(asked, {})
+        if asked.metric == tracking.VAL_ACCURACY and known:
+            powers[name] = stats.paired_power(
+                effect=0.01, std=known.std, seeds=len(asked.seeds), family=asked.family
+            )
+    assert len(powers) >= 6
+    assert min(powers.values()) >= 0.8, powers
+
+
 def test_the_sweep_file_has_an_arm_and_a_seed_for_every_run():
     asked = ask()
     settings = ablate.Settings(data_root="there", device="cpu")
