@@ -175,6 +175,8 @@ def answer_table(found: Sequence[Row]) -> Table:
     return Table(header, body)
 
 
+WHOLE = "-whole"
+"""How the name of a sweep ends that lets every trial of another one end."""
 UNCHANGED = "unchanged"
 """What a sweep's command is called with none of its parameters varied."""
 
@@ -185,8 +187,7 @@ def sweep_table(found: Sequence[Row]) -> Table:
               "in the sweep", "on fresh seeds (95 %)", "Δ to unchanged (all at once, 95 %)", "p",
               "verdict", "seeds", "machine")  # fmt: skip
     body = []
-    some = [row for row in found if row.get("what") == "sweep"]
-    for row in rows.latest(some, "sweep", "device", *pages.MACHINE):
+    for row in sweeps(found):
         saved, trials = row["saved"], row["trials"]
         ended = sum(one["state"] in ("complete", "pruned", "fail") for one in trials)
         count = f"{ended} of {len(trials)}" if ended < len(trials) else str(ended)
@@ -204,6 +205,33 @@ def sweep_table(found: Sequence[Row]) -> Table:
                  f"{effect.p:.3f}" if effect else "–", effect.verdict if effect else "–",
                  f"{len(values)} of {len(one['values'])}", machine(row))
             )  # fmt: skip
+    return Table(header, body)
+
+
+def sweeps(found: Sequence[Row]) -> list[Row]:
+    """The latest row of each sweep on each machine."""
+    said = [row for row in found if row.get("what") == "sweep"]
+    return rows.latest(said, "sweep", "device", *pages.MACHINE)
+
+
+def stopping_table(found: Sequence[Row]) -> Table:
+    """What stopping early saved, and what it cost: the best of a sweep that did beside the best of
+    one that let every trial end, on the same fresh seeds."""
+    header = ("sweep", "steps saved", "metric", "best, stopped early", "best of whole trials",
+              "Δ in pairs (95 %)", "seeds", "machine")  # fmt: skip
+    where = {(row["sweep"], machine(row)): row for row in sweeps(found)}
+    body = []
+    for (name, place), row in where.items():
+        whole = where.get((f"{name}{WHOLE}", place))
+        if whole is None:
+            continue
+        values, others = (_whole(one["confirmed"][1]) for one in (row, whole))
+        pairs = list(paired(others, values).values())
+        each = (list(values.values()), list(others.values()), pairs)
+        shown = [_interval(mean_interval(some) if len(some) > 1 else None, sign)
+                 for some, sign in zip(each, ("", "", "+"), strict=True)]  # fmt: skip
+        saved = f"{row['saved']['share']:.0%}"
+        body.append((name, saved, row["metric"], *shown, str(len(pairs)), place))
     return Table(header, body)
 
 
@@ -288,6 +316,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "faults": fault_table,
     "answers": answer_table,
     "sweeps": sweep_table,
+    "stopping": stopping_table,
     "variance": variance_table,
 }
 

@@ -27,6 +27,7 @@ except ImportError as error:
     raise SystemExit(2) from None
 
 from experiments import cli, findings, runs, workers
+from experiments.results import WHOLE
 from experiments.runs import How
 from experiments.study import CODE, RUN, SEEN_S, STEPS, Claim, Trials
 from experiments.sweepfile import Sweep, read
@@ -78,7 +79,7 @@ def main(args: list[str]) -> None:
             raise ValueError(
                 f"{settings.file}: --whole is for files with early_terminate, and without --wandb"
             )
-        sweep = replace(sweep, name=f"{sweep.name}-whole", hyperband=None)
+        sweep = replace(sweep, name=f"{sweep.name}{WHOLE}", hyperband=None)
     if settings.wandb:
         if settings.storage:
             raise ValueError("--storage is for sweeps without --wandb, whose server keeps them")

@@ -21,7 +21,7 @@ from standin import StandIn
 
 from experiments import findings, sweep, sweepfile
 from experiments.pages import RESULTS, ROOT
-from experiments.results import sweep_table
+from experiments.results import stopping_table, sweep_table
 from experiments.rows import read
 from experiments.study import CODE, LOSSES, MOST_LOSSES, OWNER, SLOT, STEPS, Trials, error_of
 from vitx import tracking
@@ -590,6 +590,21 @@ def test_settings_that_are_confirmed_are_judged_together():
     assert lines[1]["p"] == f"{3 * 2 / 2**8:.3f}"
     assert {line["trials"] for line in lines} == {"1 of 2 (stale: 2)"}
     assert [line["settings"] for line in lines] == ["unchanged", "a=1", "a=2", "a=3"]
+
+
+def test_what_stopping_early_cost_is_read_on_the_same_seeds():
+    def row(name, values):
+        best = {"settings": {"a": 1}, "value": 1.0, "seeds": 1, "values": values}
+        return {"what": "sweep", "sweep": name, "metric": "val/loss", "saved": {"share": 0.4},
+                "confirmed": [best | {"values": {}}, best], "device": "cpu",
+                "environment": {"cpu": "A", "cores": 2, "gpu": None}}  # fmt: skip
+
+    early = row("s", {"1": 1.5, "2": 2.5, "3": None})
+    (line,) = stopping_table([early, row("s-whole", {"1": 1.0, "2": 1.9, "3": 9.0})]).records()
+    assert line["steps saved"] == "40%"
+    assert line["Δ in pairs (95 %)"].startswith("+0.5500 (")
+    assert line["seeds"] == "2"
+    assert stopping_table([early]).body == []
 
 
 def test_workers_share_a_journal_that_was_named(tmp_path, capsys):
