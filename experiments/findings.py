@@ -10,7 +10,9 @@ from statistics import mean
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState, create_trial
 
 from experiments import cli, runs
 from experiments.pages import Table
@@ -18,6 +20,7 @@ from experiments.results import UNCHANGED, sweep_table
 from experiments.rows import Rows
 from experiments.runs import Job
 from experiments.study import RUN, STEPS, Trials, error_of
+from experiments.sweepfile import Range
 from vitx import tracking
 from vitx.config import override
 
@@ -81,14 +84,30 @@ def ranking(trials: Trials) -> list[tuple[float, dict[str, Any], int]]:
 def importances(trials: Trials) -> dict[str, float]:
     """Each parameter's share of the variance that they explain together, of whole trials.
 
-    By fANOVA (Hutter et al. 2014). Empty with fewer than four such trials, or when nothing varies.
+    By fANOVA (Hutter et al. 2014). Numbers count as numbers, also where the file lists them. Left
+    out are the seed and a parameter with more than MOST_WORDS words, as the time for them doubles
+    with each. Empty with fewer than four such trials, or when nothing varies.
     """
     done = trials.all(TrialState.COMPLETE)
-    varied = [n for n in trials.sweep.parameters if len({t.params.get(n) for t in done}) > 1]
-    if len(done) < 4 or not varied or len({t.value for t in done}) == 1:
+    spaces: dict[str, BaseDistribution] = {}
+    for name, each in trials.sweep.parameters.items():
+        values = {trial.params[name] for trial in done}
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if name == "seed" or len(values) < 2 or not (numbers or len(values) <= MOST_WORDS):
+            continue
+        log = isinstance(each, Range) and each.log
+        spaces[name] = (
+            FloatDistribution(min(values), max(values), log=log)
+            if numbers
+            else CategoricalDistribution(sorted(values, key=str))
+        )
+    if len(done) < 4 or not spaces or len({trial.value for trial in done}) == 1:
         return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return optuna.importance.get_param_importances(trials.study, evaluator=evaluator, params=varied)
+    study = optuna.create_study()
+    for trial in done:
+        params = {name: trial.params[name] for name in spaces}
+        study.add_trial(create_trial(params=params, distributions=spaces, value=trial.value))
+    return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
 
 
 @dataclass(frozen=True)
@@ -119,6 +138,8 @@ def saved(trials: Trials) -> Saving:
     return Saving(ended, len(stopped), share)
 
 
+MOST_WORDS = 10
+"""Words of a parameter up to which its importance is computed."""
 FRESH = 10_000
 """Seeds from here on confirm; recipes were chosen with lower ones."""
 

@@ -228,6 +228,24 @@ def test_every_point_of_a_grid_is_run_once_and_shown(tmp_path, capsys):
     assert "3 trials ended, none stopped early" in text
 
 
+def test_importance_is_read_of_numbers_and_of_few_words_in_a_moment(tmp_path):
+    words = [f"word {number}" for number in range(4)]
+    many = [f"name {number}" for number in range(40)]
+    parameters = {"x": {"values": [*range(40)]}, "y": {"values": words}, "z": {"values": many},
+                  "seed": {"values": [*range(40)]}}  # fmt: skip
+    path = quick(tmp_path, parameters, method="random", run_cap=40)
+    trials = Trials(sweepfile.read(path), "", tmp_path)
+    for number in range(40):
+        trials.complete(claim := trials.take(), float(claim.values["x"]))
+        if number == 2:
+            assert findings.importances(trials) == {}
+    start = time.monotonic()
+    found = findings.importances(trials)
+    assert time.monotonic() - start < 30  # with a column a value it would not end
+    assert set(found) == {"x", "y"}
+    assert found["x"] > 0.8
+
+
 def test_drawn_values_depend_on_the_trial_and_not_on_the_worker(tmp_path):
     parameters = {"x": {"distribution": "log_uniform_values", "min": 0.001, "max": 1.0}}
     path = quick(tmp_path, parameters, method="random", run_cap=4)
@@ -533,6 +551,7 @@ def test_the_best_settings_are_confirmed_on_fresh_seeds(tmp_path, capsys, monkey
     path = small(tmp_path, **{"seed": {"values": [7, 8]}, "ema": {"value": 0.5}})
     trials = Trials(sweepfile.read(path), "", tmp_path)
     for claim in [trials.take() for _ in range(4)]:
+        claim.trial.set_user_attr(CODE, tracking.code())
         trials.complete(claim, claim.values["optim.lr"] * claim.values["seed"])
     mean, values, seeds = findings.ranking(trials)[0]
     assert (mean, values["optim.lr"], seeds) == (pytest.approx(0.0075), 0.001, 2)
@@ -559,12 +578,11 @@ def test_the_best_settings_are_confirmed_on_fresh_seeds(tmp_path, capsys, monkey
     assert [one["state"] for one in row["trials"]] == ["complete"] * 4
     assert row["saved"] == {"ended": 4, "stopped": 0, "share": 0.0}
     assert row["stale"] == 0
+    findings.show(trials)
+    assert "stale" not in capsys.readouterr().out
     monkeypatch.setattr(tracking, "code", lambda: "other")
     findings.show(trials)
-    assert "stale" not in capsys.readouterr().out  # these trials were never run by any code
-    trials.study._storage.set_trial_user_attr(trials.all()[0]._trial_id, CODE, "this")
-    findings.show(trials)
-    assert "stale: 1 trials were run by other code" in capsys.readouterr().out
+    assert "stale: 4 trials were run by other code" in capsys.readouterr().out
     lost = row["confirmed"][0] | {"values": {"10000": 1.0, "10001": None}}
     line = sweep_table([row | {"confirmed": [lost, row["confirmed"][1]]}]).body[1]
     assert line[-5:-1] == ("–", "–", "–", "2 of 2")  # of one pair nothing is said
