@@ -5,6 +5,7 @@ same; otherwise each has its own lines.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,21 @@ def check(row: Row, where: str) -> None:
     missing += [f"environment.{name}" for name in ENVIRONMENT if name not in environment]
     if missing:
         raise ValueError(f"{where} is a throughput row without {missing[0]}")
+    shown(row, where, TABLES)
     try:
-        shown = [table([row]) for table in TABLES.values()]
-        if not all(
-            isinstance(cell, str) for table in shown for line in table.body for cell in line
-        ):
-            raise TypeError("a cell is no text")
         _recompute(row)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{where} is no whole throughput row: {error!r}") from None
+
+
+def shown(row: Row, where: str, tables: Mapping[str, Callable[[Sequence[Row]], Table]]) -> None:
+    """ValueError if a table can't show the row."""
+    try:
+        lines = [line for table in tables.values() for line in table([row]).body]
+        if not all(isinstance(cell, str) for line in lines for cell in line):
+            raise TypeError("a cell is no text")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is no whole row of kind {row['kind']}: {error!r}") from None
 
 
 def _recompute(row: Row) -> None:
@@ -76,11 +83,10 @@ def setting(row: Row) -> str:
     free = environment["affinity"]
     bound = f" of {free} cores" if free not in (None, environment["cores"]) else ""
     versions = environment["versions"]
-    sent = f", sent as {row['origin']}" if "origin" in row else ""
     return (
         f"{machine(row)}{host}, {environment['threads']} threads{bound}, torch "
         f"{versions['torch']}, timm {versions['timm']}, float32 products "
-        f"{environment['matmul_precision']}{sent}"
+        f"{environment['matmul_precision']}"
     )
 
 
@@ -329,25 +335,45 @@ def _drawn(rows: Sequence[Row], title: str) -> dict[str, Figure]:
 
 
 def _by_batch(rows: Sequence[Row]) -> dict[str, list[tuple[int, float, float, float]]]:
-    """For each model and compile mode: batch, rate and the ends of its interval."""
-    found: dict[str, dict[int, tuple[int, float, float, float]]] = {}
+    """For each model and compile mode: batch, rate and the ends of its interval.
+
+    Of a reference, which was timed with every model, the geometric mean of its rates, and the
+    lowest and the highest end of their intervals.
+    """
+    found: dict[str, dict[int, list[tuple[float, float, float]]]] = {}
     for row in rows:
         for side, rate in row["images_per_s"].items():
-            ends = [rate.get(key, rate["median"]) for key in ("mean", "mean_low", "mean_high")]
+            value, low, high = (
+                rate.get(key, rate["median"]) for key in ("mean", "mean_low", "mean_high")
+            )
             name = f"{_name(row, side)}, compile {row['compile']}"
-            found.setdefault(name, {})[row["batch"]] = (row["batch"], *ends)
-    return {name: [points[batch] for batch in sorted(points)] for name, points in found.items()}
+            found.setdefault(name, {}).setdefault(row["batch"], []).append((value, low, high))
+    return {
+        name: [(batch, *_span(points[batch])) for batch in sorted(points)]
+        for name, points in found.items()
+    }
+
+
+def _span(rates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    values, lows, highs = zip(*rates, strict=True)
+    return statistics.geometric_mean(values), min(lows), max(highs)
 
 
 def _label(row: Row) -> str:
     return f"{_name(row, 'candidate')}\nbatch {row['batch']}, compile {row['compile']}"
 
 
-def write(rows: Sequence[Row], folder: Path, *, pictures: str = ".svg") -> list[Path]:
+def write(
+    rows: Sequence[Row],
+    folder: Path,
+    *,
+    tables: Mapping[str, Callable[[Sequence[Row]], Table]] = TABLES,
+    pictures: str = ".svg",
+) -> list[Path]:
     """Every table as markdown and CSV, every figure as SVG or PNG; the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         shown = table(rows)
         if not shown.body:
             continue

@@ -26,7 +26,7 @@ LIMIT = 200 * 2**10
 ENVIRONMENT = ("time", "commit", "code", "dirty", "python", "versions", "cuda", "cudnn", "gpu",
                "cpu", "cores", "affinity", "threads", "matmul_precision", "system")  # fmt: skip
 """What is kept of a row's environment."""
-LEFT_OUT = ("raw", "order", "rounds_used", "rounds_disturbed", "warm_up", "plan", "keep_memory")
+LEFT_OUT = ("raw", "order", "rounds_used", "rounds_disturbed", "warm_up")
 WORDS = ("kind", "what", "device", "mode", "compile", "dtype", "verdict")
 """Fields that hold words of this program alone."""
 MAGIC = b"\x1f\x8b"

@@ -204,9 +204,9 @@ def _function(name: str, rest: str) -> Callable[[], Any]:
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            filter(None, (folder, os.environ.get("PYTHONPATH")))
-        )
+    others = os.environ.get("PYTHONPATH", "")
+    if folder not in others.split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, others)))
     module = cli.module(Path(path).stem, f"model = {name!r}: {path}")
     if Path(str(module.__file__)).resolve() != Path(path).resolve():
         raise ValueError(

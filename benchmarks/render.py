@@ -315,24 +315,26 @@ SIDES = ("reference", "candidate")
 
 
 def headline(rows: Sequence[Row]) -> Table:
-    """The verdict table: a line a claim; a column for the CPU and for each kind of accelerator.
+    """The verdict table: a line a claim, a column for the CPU, for each kind of accelerator and for
+    each packed file.
 
     Of several machines of a kind it shows the one that most claims were measured on, the later one
     if they are equal; the other tables show all.
     """
     evidence = _evidence(rows)
     counts = Counter(machine(row) for row in evidence)
-    columns: dict[str, str] = {}
+    columns: dict[tuple[str, str], str] = {}
     for row in sorted(evidence, key=rows_file.when):
-        kind, name = row.get("device", "cpu").partition(":")[0], machine(row)
-        if counts[name] >= counts[columns.get(kind, "")]:
-            columns[kind] = name
-    machines = [columns[kind] for kind in sorted(columns)]
+        kind = row.get("device", "cpu").partition(":")[0]
+        column, name = (kind, row.get("origin", "")), machine(row)
+        if counts[name] >= counts[columns.get(column, "")]:
+            columns[column] = name
+    machines = [columns[column] for column in sorted(columns)]
     claims: dict[str, dict[str, list[str]]] = {}
     for row in evidence:
         claim, said = _claim(row, rows)
         claims.setdefault(claim, {}).setdefault(machine(row), []).append(said)
-    unmeasured = [] if set(columns) - {"cpu"} else ["CUDA"]
+    unmeasured = [] if {kind for kind, _ in columns} - {"cpu"} else ["CUDA"]
     body = []
     for claim, found in claims.items():
         cells = ("; ".join(found.get(name, ["–"])) for name in machines)
@@ -447,6 +449,14 @@ def committed() -> list[Row]:
     return [{"device": "cpu"} | row for row in rows_file.read_all(RESULTS)]
 
 
+def read(path: Path) -> list[Row]:
+    """The rows of a file, packed or not; ValueError naming the file if a table can't show one."""
+    rows = [{"device": "cpu"} | row for row in pack.read(path)]
+    for number, row in enumerate(rows, 1):
+        matrix.shown(row, f"{path} row {number}", TABLES)
+    return rows
+
+
 @dataclass(frozen=True)
 class Settings:
     """Rewrite the rendered parts of the READMEs, and the figures, from committed rows.
@@ -472,15 +482,17 @@ def main(args: list[str]) -> None:
     if settings.files and settings.keep:
         raise ValueError("--keep goes with no files; choose one")
     if settings.files:
-        given = sorted((row for path in settings.files for row in pack.read(path)),
-                       key=rows_file.when)  # fmt: skip
+        given = sorted((row for path in settings.files for row in read(path)), key=rows_file.when)
         if settings.pack:
             pack.write(given, Path(settings.pack))
             print(settings.pack)
-        elif not (paths := matrix.write(given, settings.out)):
-            raise ValueError(f"{settings.files[0]} holds no throughput row to show")
-        else:
-            print("\n".join(map(str, paths)))
+            return
+        paths = matrix.write(given, settings.out, tables=TABLES)
+        if claimed(given):
+            paths.append(save(speed_figure(given), settings.out / FIGURE.name))
+        if not paths:
+            raise ValueError(f"{settings.files[0]} holds no row that a table shows")
+        print("\n".join(map(str, paths)))
         return
     for folder in settings.keep:
         rows_file.commit(rows_file.read(folder / "rows.jsonl"), RESULTS, folder.resolve().name)

@@ -257,7 +257,8 @@ def measure(configuration: Configuration, folder: Path) -> dict[str, Any]:
         )
     batch, tried = configuration.batch, {}
     if not batch:
-        batch, tried = best_batch(candidate, plan, folder, device)
+        plan = replace(plan, limit_gib=room_gib(plan, device))
+        batch, tried = best_batch(reference, candidate, plan, folder, device)
     example = _images(candidate, batch, device)
     with within(plan.limit_s):
         checked, why = check(reference, candidate, example[:2])
@@ -331,29 +332,39 @@ def check(reference: Model | None, candidate: Model, image: Tensor) -> tuple[Equ
         return None, str(error)
 
 
+def room_gib(plan: Plan, device: torch.device) -> float:
+    """What each of the processes that look for a batch, and then time it, may take; 0: no limit.
+
+    Without `plan.limit_gib` most of the machine's memory on a CPU, which has no other limit, and on
+    a GPU its own. Raises ValueError where this process has taken all.
+    """
+    if not plan.limit_gib:
+        return MOST_MEMORY * machine.memory_gib() if device.type == "cpu" else 0.0
+    own = machine.tree_mib(os.getpid()) / 2**10
+    if plan.limit_gib <= own:
+        raise ValueError(f"limit_gib = {plan.limit_gib:g} is less than the {own:.1f} before it")
+    return plan.limit_gib - own
+
+
 def best_batch(
-    candidate: Model, plan: Plan, folder: Path, device: torch.device
+    reference: Model | None, candidate: Model, plan: Plan, folder: Path, device: torch.device
 ) -> tuple[int, dict[str, float | str]]:
     """The batch with most images/s; the rates of all that were tried, and why no more were.
 
-    Chosen by a few calls, up to what fits into `plan.limit_gib`, or on a CPU without such a limit
-    into most of the machine's memory; the configuration is timed afterwards in fresh processes.
-    Raises ValueError if not even one image fits.
+    Chosen by a few calls of the candidate in fresh processes, which hold what a pair does, up to
+    what fits; the configuration is timed afterwards. Raises ValueError if not even one image fits.
     """
-    if plan.limit_gib:
-        own = machine.tree_mib(os.getpid()) / 2**10
-        if plan.limit_gib <= own:
-            raise ValueError(f"limit_gib = {plan.limit_gib:g} is less than the {own:.1f} before it")
-        plan = replace(plan, limit_gib=plan.limit_gib - own)
-    elif device.type == "cpu":
-        plan = replace(plan, limit_gib=MOST_MEMORY * machine.memory_gib())
     tried: dict[str, float | str] = {}
     rates: dict[int, float] = {}
+    other = reference.module if reference else None
     batch = 1
     while batch <= AUTO_MOST:
         example = _images(candidate, batch, device)
-        timing.write_job(folder / "probe", plan, None, candidate.module, example, None)
-        found = timing.run_task(folder / "probe", plan, "probe", cache=folder / "cache")
+        timing.write_job(folder / "probe", plan, other, candidate.module, example, None)
+        del example
+        if device.type != "cpu":
+            torch.accelerator.empty_cache()  # the device's memory is for the processes
+        found = timing.run_task(folder / "probe", plan, "probe", "0", cache=folder / "cache")
         tried[str(batch)] = found.get("images_per_s", found.get("failure", ""))
         if "failure" in found:
             break

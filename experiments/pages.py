@@ -47,16 +47,17 @@ class Table:
             csv.writer(file).writerows([self.header, *self.body])
 
 
-MACHINE = ("environment.cpu", "environment.gpu", "environment.cores")
+MACHINE = ("environment.cpu", "environment.gpu", "environment.cores", "origin")
 """Rows that differ in one of these are never in one cell."""
 
 
 def machine(row: Row) -> str:
-    """What a row was measured on: the GPU, or the CPU with its cores."""
+    """What a row was measured on: the GPU, or the CPU with its cores; and what it was sent as."""
     environment, devices = row["environment"], row.get("device", "cpu").split(" and ")
     cpu = f"CPU ({environment['cpu']}, {environment['cores']} cores)"
     each = (cpu if device.startswith("cpu") else environment["gpu"] or device for device in devices)
-    return " and ".join(each)
+    sent = f", sent as {row['origin']}" if "origin" in row else ""
+    return " and ".join(each) + sent
 
 
 def ratio_text(row: Row) -> str:

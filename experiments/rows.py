@@ -26,8 +26,10 @@ KINDS = (
     "fault",
     "failure",
 )
-RAW = ("raw",)
+RAW = ("raw", "order")
 """Fields that hold all raw values of a row; a committed row leaves them in the `.gz` beside it."""
+COARSE = ("foreign", "steal", "load", "clock_mhz")
+"""Readings around a block, of which three digits are committed."""
 
 
 class Rows:
@@ -138,14 +140,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _rounded(value: Any) -> Any:
-    """The value with its floats to seven digits, times of day to microseconds."""
+def _rounded(value: Any, digits: int = 7) -> Any:
+    """The value with its floats to so many digits, times of day to milliseconds."""
     if isinstance(value, float):
-        return round(value, 6) if abs(value) > 1e6 else float(f"{value:.7g}")
+        return round(value, 3) if abs(value) > 1e6 else float(f"{value:.{digits}g}")
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [_rounded(item, digits) for item in value]
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {k: _rounded(item, 3 if k in COARSE else digits) for k, item in value.items()}
     return value
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as main_job
 from experiments import cli, rows, train
 from experiments.recipes import RECIPES
 from experiments.train import name_run
@@ -149,12 +150,67 @@ def test_a_mistake_is_one_plain_sentence_and_exit_code_2(
 def test_the_throughput_of_one_configuration_stands_in_its_summary(tmp_path, unchecked, capsys):
     words = ["--models=vitx:Pico/32", "--batch=2", "--seconds=0.1", "--processes=2",
              f"--out={tmp_path}"]  # fmt: skip
-    cli.run(importlib.import_module("benchmarks.throughput").main, [*words, "--wandb=disabled"])
+    cli.run(importlib.import_module("benchmarks.throughput").main, [*words, "--wandb=offline"])
+    assert list(tmp_path.glob("throughput/*/wandb/offline-run-*/files/media/table/throughput*"))
+    assert list(tmp_path.glob("throughput/*/wandb/offline-run-*/files/media/images/throughput-*"))
     (path,) = tmp_path.glob("throughput/*/summary.json")
     found = json.loads(path.read_text())
     low, high = (found[f"images_per_s_mean_{end}"] for end in ("low", "high"))
     assert low <= found["images_per_s"] <= high
     assert f"{found['images_per_s']:,.1f} images/s" in capsys.readouterr().out
+
+
+def test_a_wrong_device_ends_the_check_with_a_row_and_exit_code_1(tmp_path, monkeypatch, capsys):
+    found = {"verdict": "outside a band", "within": {"logits": False}, "device": "cpu"}
+    monkeypatch.setattr(main_job.check, "run", lambda device: found)
+    monkeypatch.setattr(main_job.check, "text", lambda row: row["verdict"])
+    words = ["--check", "--out", str(tmp_path), "--wandb", "disabled"]
+    with pytest.raises(SystemExit) as stopped:
+        main_job.main(words)
+    assert stopped.value.code == 1
+    (path,) = tmp_path.glob("*-check/rows.jsonl")
+    assert [row["kind"] for row in rows.read(path)] == ["check"]
+    assert capsys.readouterr().out == f"outside a band\nrow: {path}\n"
+    found["within"] = {"logits": True}
+    main_job.main(words)
+
+
+def test_the_calibration_goes_on_where_it_was_left(tmp_path, monkeypatch, capsys):
+    def trial(number, make, plan, **_):
+        share = main_job.calibration.trials()[number]
+        return "plant" if share else "noise", {
+            "what": "trial", "trial": number, "share": share, "verdict": "no difference seen",
+            "protocol": main_job.calibration.protocol(), "plan": vars(plan), "device": "cpu",
+            "ratio": 1.0, "seconds": 1.0, "planted_counted": share, "reference": "a",
+            "candidate": "b",
+        }  # fmt: skip
+
+    monkeypatch.setattr(main_job.calibration, "trial", trial)
+    monkeypatch.setattr(main_job.render, "RESULTS", tmp_path / "none")
+    for count in (2, 3):
+        main_job.main(["--calibrate", str(count), "--out", str(tmp_path), "--wandb", "disabled"])
+        time.sleep(1)  # a folder is named by the second
+    made = [[row["trial"] for row in rows.read(path)]
+            for path in sorted(tmp_path.glob("*-calibration/rows.jsonl"))]  # fmt: skip
+    assert made == [[0, 1], [2, 3, 4]]
+    assert "| planted | work counted | trials |" in capsys.readouterr().out
+
+
+def test_accuracy_of_weights_leaves_a_row(tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def measure(model, folder, *, batch, device):
+        asked.update(model=model, folder=folder, batch=batch)
+        return {"identical": 4}
+
+    monkeypatch.setattr(main_job.pretrained, "measure", measure)
+    monkeypatch.setattr(main_job.pretrained, "text", lambda row: f"{row['identical']} of 4")
+    main_job.main(["--accuracy", "a", "--data", "b", "--batch", "4", "--out", str(tmp_path),
+                   "--wandb", "disabled"])  # fmt: skip
+    assert asked == {"model": "a", "folder": Path("b"), "batch": 4}
+    (path,) = tmp_path.glob("*-accuracy/rows.jsonl")
+    assert rows.read(path)[0]["kind"] == "pretrained"
+    assert capsys.readouterr().out == f"4 of 4\nrow: {path}\n"
 
 
 def test_another_librarys_error_keeps_its_traceback():
@@ -300,11 +356,14 @@ def test_kept_rows_leave_their_raw_times_in_the_file_beside_them(smoke):
     clean = [row | {"environment": row["environment"] | {"dirty": False}} for row in found]
     rows.commit(clean, folder / "kept", "run")
     kept = rows.read(folder / "kept" / "run.jsonl")
-    assert not any("raw" in row for row in kept)
+    assert not any({"raw", "order"} & set(row) for row in kept)
     with gzip.open(folder / "kept" / "run.raw.jsonl.gz", "rt") as file:
         raw = [json.loads(line) for line in file]
     assert [line["id"] for line in raw] == [row["id"] for row in found if "raw" in row]
-    assert raw[0]["raw"][0]["rounds"][0]["blocks"]["candidate"]["seconds"] > 0
+    block = raw[0]["raw"][0]["rounds"][0]["blocks"]["candidate"]
+    assert block["seconds"] > 0
+    assert block["started"] == round(block["started"], 3)
+    assert "rac" in raw[0]["order"][0]
     with pytest.raises(FileExistsError):
         rows.commit(clean, folder / "kept", "run")
     with pytest.raises(ValueError, match="uncommitted code"):

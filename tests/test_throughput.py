@@ -25,7 +25,7 @@ from experiments.pages import ROOT
 from experiments.rows import Rows, read
 from vitx import breakdown, machine, peak, stats, timing, tracking
 from vitx.compare import equality
-from vitx.config import ModelConfig, override
+from vitx.config import ModelConfig, override, size
 from vitx.cost import forward_macs, step_macs
 from vitx.model import build
 
@@ -128,17 +128,61 @@ def test_four_that_fail_do_not_stop_the_others(tmp_path, record):
 def test_the_best_batch_is_found_up_to_what_fits(tmp_path, monkeypatch):
     rates = {1: 10.0, 2: 30.0, 4: 20.0}
 
-    def task(folder, plan, name, cache):
+    def task(folder, plan, name, process, cache):
         images = len(torch.load(folder / "example.pt"))
         return {"images_per_s": rates[images]} if images in rates else {"failure": "out of memory"}
 
     monkeypatch.setattr(timing, "run_task", task)
     model = peers.make(f"python:{PLANTED}:small")
-    found = throughput.best_batch(model, timing.Plan(), tmp_path, torch.device("cpu"))
+    found = throughput.best_batch(None, model, timing.Plan(), tmp_path, torch.device("cpu"))
     assert found == (2, {"1": 10.0, "2": 30.0, "4": 20.0, "8": "out of memory"})
     monkeypatch.setattr(timing, "run_task", lambda *_, **__: {"failure": "a crash"})
     with pytest.raises(ValueError, match="not one image can be timed: a crash"):
-        throughput.best_batch(model, timing.Plan(), tmp_path, torch.device("cpu"))
+        throughput.best_batch(None, model, timing.Plan(), tmp_path, torch.device("cpu"))
+
+
+def test_a_training_step_of_the_best_batch_is_timed_beside_a_reference(tmp_path, monkeypatch):
+    monkeypatch.setattr(throughput, "AUTO_MOST", 2)
+    plan = timing.Plan(mode="training", dtype="float32", processes=1, pair_s=0.1, block_s=0.01,
+                       warm_up_s=0.1, details=True)  # fmt: skip
+    names = (f"python:{PLANTED}:{name}" for name in ("same", "small"))
+    found = throughput.measure(throughput.Configuration(*names, 0, plan, "cpu"), tmp_path)
+    assert found["kind"] == "speed"
+    assert set(found["batches_tried"]) == {"1", "2"}
+    tried = found["batches_tried"]
+    assert tried[str(found["batch"])] == max(tried.values())
+    assert found["plan"]["limit_gib"] == pytest.approx(0.8 * machine.memory_gib())
+    assert all(found["phases"][side]["backward"] > 0 for side in ("reference", "candidate"))
+
+
+def test_what_looks_for_a_batch_has_what_is_left_of_the_limit():
+    plan, cpu = timing.Plan(limit_gib=1000.0), torch.device("cpu")
+    own = machine.tree_mib(os.getpid()) / 2**10
+    assert throughput.room_gib(plan, cpu) == pytest.approx(1000 - own, abs=1)
+    assert throughput.room_gib(timing.Plan(), torch.device("cuda")) == 0
+    with pytest.raises(ValueError, match=r"limit_gib = 0\.01 is less than the"):
+        throughput.room_gib(timing.Plan(limit_gib=0.01), cpu)
+
+
+def test_a_gpu_without_bfloat16_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old GPU")
+    throughput._check_dtype("float16", torch.device("cuda"))
+    throughput._check_dtype("bfloat16", torch.device("cpu"))
+    with pytest.raises(ValueError, match="dtype = 'bfloat16': an old GPU has no bfloat16"):
+        throughput._check_dtype("bfloat16", torch.device("cuda"))
+
+
+def test_a_folder_of_transformers_and_lucidrains_vit_give_logits(tmp_path):
+    small = _shrunk("hf:Ti/32")
+    small.module.model.save_pretrained(tmp_path)
+    found = peers.make(f"hf:{tmp_path}")
+    image = torch.randn(2, *found.image)
+    assert (found.image, found.depth) == ((3, 64, 64), 2)
+    torch.testing.assert_close(found.module.eval()(image), small.module.eval()(image))
+    other = _shrunk("vit_pytorch:Ti/32")
+    assert other.module(image).shape == (2, 5)
+    assert peers.conversion(other, found) is None
 
 
 @pytest.mark.parametrize("name", ["torchvision:Ti/32", "hf:Ti/32", "vitx:Ti/32"])
@@ -183,6 +227,11 @@ def test_every_stage_of_a_call_is_seen_and_the_model_stays_as_it_is():
         breakdown.stages(nn.Linear(3, 3), image)
 
 
+def test_little_of_a_call_belongs_to_no_stage():
+    found = breakdown.stages(build(size("Ti/16")), torch.randn(1, 3, 224, 224))
+    assert abs(found["remainder"]) <= 0.05 * sum(found.values())
+
+
 def test_phases_of_a_step_are_all_there():
     config = timing.step_config(4, timing.Plan(mode="training"))
     found = breakdown.phases(build(CONFIG), torch.randn(4, 3, 16, 16), config)
@@ -200,9 +249,16 @@ def test_intervals_of_quantiles_hold_them_95_times_in_100(share):
     assert 0.93 < held / 1000 < 0.99
 
 
-def test_latency_waits_for_every_call():
-    slow = itertools.cycle([0.001] * 19 + [0.02])  # every twentieth call
-    found = breakdown.latency(lambda: time.sleep(next(slow)), torch.device("cpu"), 0.01)
+def test_latency_waits_for_every_call(monkeypatch):
+    """Of a device that works on by itself, as a GPU does."""
+    slow, given = itertools.cycle([0.001] * 19 + [0.02]), []  # every twentieth call
+
+    def synchronise(device):
+        while given:
+            time.sleep(given.pop())
+
+    monkeypatch.setattr(machine, "synchronise", synchronise)
+    found = breakdown.latency(lambda: given.append(next(slow)), torch.device("cuda"), 0.01)
     assert found["calls"] == breakdown.LEAST_CALLS
     assert 0.001 <= found["p50"]["low"] <= found["p50"]["value"] <= found["p50"]["high"] < 0.02
     assert found["p99"]["value"] >= 0.02
@@ -308,6 +364,16 @@ def test_tables_and_figures_come_from_rows(tmp_path):
     near = row(rate=104.0, compile="default", compile_s={"candidate": {"cold": 60.0, "warm": 1}})
     (line,) = matrix.break_even_table([row(), near]).body
     assert line[6:8] == ("not told apart", "not told apart")
+
+
+def test_a_reference_that_was_timed_with_every_model_is_one_point():
+    """At the geometric mean of its rates, between the ends of all intervals."""
+    rows = [row("vitx:S/16", rate=100.0), row("hf:S/16", rate=121.0)]
+    points = matrix._by_batch(rows)
+    assert points["timm:vit_small_patch16_224, compile none"] == [
+        (8, pytest.approx(110), pytest.approx(95), pytest.approx(127.05))
+    ]
+    assert points["vitx:S/16, compile none"] == [(8, *map(pytest.approx, (100, 95, 105)))]
 
 
 def test_rows_of_other_settings_are_never_ranked_together():
@@ -451,11 +517,11 @@ def test_a_pack_that_was_changed_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images_per_s": None}, "no whole throughput row"),
-        ({"candidate": 5}, "no whole throughput row"),
-        ({"compile_s": {"candidate": 5.0}}, "no whole throughput row"),
-        ({"latency": {"candidate": {"calls": 3}}}, "no whole throughput row"),
-        ({"stages": {"candidate": {"attention": 1.0}}}, "no whole throughput row"),
+        ({"images_per_s": None}, "no whole row of kind speed"),
+        ({"candidate": 5}, "no whole row of kind speed"),
+        ({"compile_s": {"candidate": 5.0}}, "no whole row of kind speed"),
+        ({"latency": {"candidate": {"calls": 3}}}, "no whole row of kind speed"),
+        ({"stages": {"candidate": {"attention": 1.0}}}, "no whole row of kind speed"),
         ({"kind": "failure", "reason": None, "verdict": "failed"}, None),
         ({"verdict": "slower"}, "ratio, floor and verdict are not those of its processes"),
         ({"ratio_low": 1.09}, "ratio, floor and verdict are not those of its processes"),
@@ -485,6 +551,37 @@ def test_two_packs_of_one_name_never_rank_together(tmp_path):
     assert len({line[-1] for line in table.body}) == 3
     figures = matrix.figures([*given, row()])
     assert {f"throughput-inference-float32-{number}" for number in (1, 2, 3)} <= set(figures)
+
+
+def test_a_packed_file_adds_a_column_to_the_verdicts(tmp_path, capsys):
+    """Also where it is of the same kind of machine, with rows of the main job."""
+    both = {"reference": 1.0, "candidate": 1.0}
+    kept = {"candidate": "vitx:from_timm(a)", "reference": "timm:vit_tiny_patch16_224",
+            "keep_memory": True, "page_faults": both, "macs": both, "peak_mib": both}  # fmt: skip
+    ours = {k: v for k, v in row().items() if k != "what"} | kept
+    plain, packed = tmp_path / "rows.jsonl", tmp_path / "theirs.pack"
+    plain.write_text(json.dumps(ours) + "\n")
+    render.main([str(plain), "--pack", str(packed)])
+    with pytest.raises(FileExistsError):
+        render.main([str(plain), "--pack", str(packed)])
+    render.main([str(plain), str(packed), "--out", str(tmp_path / "shown")])
+    names = {Path(line).name for line in capsys.readouterr().out.splitlines()[1:]}
+    assert {"headline.md", "speed.csv", "cost.md", "speed.svg"} <= names
+    header, _, line = (tmp_path / "shown" / "headline.md").read_text().splitlines()
+    assert header.count("cores)") == 2
+    assert header.count("sent as theirs") == 1
+    assert line.count("ViT-Ti/16: 1.100 (") == 2
+    assert len(render.speed_table([*render.read(plain), *render.read(packed)]).body) == 2
+
+
+def test_a_file_of_rows_that_no_table_shows_is_said_to_be(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row() | {"kind": "sweep", "what": "else"}) + "\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl holds no row that a table shows"):
+        render.main([str(path), "--out", str(tmp_path / "shown")])
+    path.write_text(json.dumps(row() | {"kind": "equality"}) + "\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl row 1 is no whole row of kind equality"):
+        render.main([str(path), "--out", str(tmp_path / "shown")])
 
 
 def test_too_many_rows_make_no_pack(tmp_path):
@@ -616,7 +713,7 @@ def test_a_gate_times_two_commits_and_fails_for_the_slower_one(tmp_path):
     path.write_text("import time\n" + text.replace(line, f"        time.sleep(0.02)\n{line}"))
     git("commit", "-am", "after")
     words = ["--against", "HEAD~1", "--model", "Pico/16", "--mode", "inference", "--processes",
-             "2", "--seconds", "0.2", "--block-s", "0.01", "--threshold", "0.5"]  # fmt: skip
+             "4", "--seconds", "0.2", "--block-s", "0.01", "--threshold", "0.5"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gate", *words], cwd=tmp_path, text=True,
         env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,

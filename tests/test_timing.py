@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def record(log_ratio, again=0.001):
         "page_faults": faults,
         "log_ratio": log_ratio, "log_ratio_again": again, "seconds": times, "rounds": [],
         "rounds_disturbed": 0, "rounds_used": 2, "warm_up": {"ended": "steady"}, "quiet": True,
-        "threads": 1, "images": dict.fromkeys(times, 8),
+        "gpu": [None, None], "threads": 1, "images": dict.fromkeys(times, 8),
     }  # fmt: skip
 
 
@@ -141,6 +142,28 @@ def test_the_clock_is_that_of_the_cores_in_use(monkeypatch):
     assert machine.Watch().read().clock_mhz == 3000.5
     monkeypatch.setattr(machine, "core_numbers", lambda: {0, 7})
     assert machine.Watch().read().clock_mhz == 2000.25
+
+
+def test_a_gpus_readings_are_those_of_nvidia_smi(tmp_path, monkeypatch):
+    asked, program = tmp_path / "asked", tmp_path / "nvidia-smi"
+    values = "570.86, 1980, 2619, 412.53, 700.00, 44, 0x0000000000000000"
+    program.write_text(f'#!/bin/sh\necho "$@" > {asked}\necho "{values}"\n')
+    program.chmod(0o700)
+    properties = types.SimpleNamespace(uuid="12ab")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = machine.gpu(torch.device("cuda"))
+    assert (found["driver_version"], found["clocks.sm"], found["power.draw"]) == (
+        "570.86", "1980", "412.53",
+    )  # fmt: skip
+    assert asked.read_text().startswith("--id=GPU-12ab --query-gpu=driver_version,clocks.sm,")
+    asked.unlink()
+    assert machine.gpu(torch.device("cpu")) is None
+    assert not asked.exists()
+    program.write_text("#!/bin/sh\nexit 6\n")  # it does not know the device
+    assert machine.gpu(torch.device("cuda")) is None
+    monkeypatch.setenv("PATH", "")
+    assert machine.gpu(torch.device("cuda")) is None
 
 
 def test_the_watch_does_not_count_this_processs_own_work():

@@ -100,6 +100,7 @@ class Comparison:
             "rounds_disturbed": [p["rounds_disturbed"] for p in self.processes],
             "rounds_used": [p["rounds_used"] for p in self.processes],
             "threads": sorted({p["threads"] for p in self.processes}),
+            "gpu": [p["gpu"] for p in self.processes],
         }
 
     def __str__(self) -> str:

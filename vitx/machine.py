@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -18,6 +19,17 @@ STEAL_LIMIT = 0.05
 """Share of the machine's time that the hypervisor may take during a block."""
 CLOCK_LIMIT = 0.90
 """Lowest clock of a block, as a share of the highest that was read."""
+
+GPU_READINGS = (
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+    "clocks_throttle_reasons.active",
+)
+"""Of an NVIDIA GPU, by `nvidia-smi`'s names: MHz, W and degrees Celsius."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,23 @@ def clocks_mhz() -> dict[int, float]:
     text = path.read_text() if path.exists() else ""
     pairs = re.findall(r"^processor\s*: (\d+)$.*?^cpu MHz\s*: ([\d.]+)$", text, re.M | re.S)
     return {int(core): float(clock) for core, clock in pairs}
+
+
+def gpu(device: torch.device) -> dict[str, str] | None:
+    """What `nvidia-smi` reads of a CUDA device now, by the names of `GPU_READINGS`.
+
+    None of another device, and where that program is missing or does not know the device.
+    """
+    if device.type != "cuda":
+        return None
+    number = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
+    query = f"--query-gpu={','.join(GPU_READINGS)}"
+    command = ["nvidia-smi", number, query, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(zip(GPU_READINGS, re.split(r",\s*", done.stdout.strip()), strict=True))
 
 
 def peak_mib() -> float:

@@ -4,7 +4,7 @@ A job is a folder with `job.json` (a `Plan`) and pickles: candidate, example, an
 there is one. What is timed is a module, or a whole training step (`Training`). The tasks are
 `alone` (one of the two: peak memory, compile seconds, error in the timed dtype, details), `pair`
 (three arms in one process: reference, the same reference again, candidate; without a reference the
-candidate alone) and `probe` (the rate of a few calls).
+candidate alone) and `probe` (the candidate's rate in a few calls, all arms in memory).
 """
 
 import itertools
@@ -33,6 +33,7 @@ from vitx.equality import Keys, timed_error
 from vitx.machine import (
     Watch,
     end_with_parent,
+    gpu,
     kill_tree,
     page_faults,
     peak_mib,
@@ -187,20 +188,28 @@ def step_config(batch: int, plan: Plan) -> TrainConfig:
     )
 
 
+def make_steps(
+    subjects: Mapping[str, Subject], example: Tensor, plan: Plan
+) -> dict[str, Callable[[], Any]]:
+    """The step of every arm, each of a copy of the batch in the dtype that is timed."""
+    return {
+        arm: make_step(timed, None, image, plan)
+        for arm, subject in subjects.items()
+        for timed, image in [as_timed(subject, example, plan)]
+    }
+
+
 def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: int) -> dict:
     """Block times of all arms in random balanced order, with the machine's state around each.
 
-    Returns raw times in seconds an iteration and the order. With `ARMS` also medians over rounds:
+    Returns raw times in seconds an iteration, the order, and what a GPU reads before and after
+    (`machine.gpu`). With `ARMS` also medians over rounds:
     `log_ratio` of the reference's time an image (geometric mean of its two arms) to the
     candidate's, `log_ratio_again` of the reference's first arm to its second. Positive means that
     the later of the two is faster.
     """
     images = {arm: images_of(subject, example) for arm, subject in subjects.items()}
-    steps = {
-        arm: make_step(timed, None, image, plan)
-        for arm, subject in subjects.items()
-        for timed, image in [as_timed(subject, example, plan)]
-    }
+    steps = make_steps(subjects, example, plan)
     warm = warm_up(steps, plan, example.device)
     iterations = iterations_of(warm["seconds_each"], plan.block_s)
     round_s = sum(count * warm["seconds_each"][arm] for arm, count in iterations.items())
@@ -208,12 +217,14 @@ def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: 
     wanted = whole * max(1, round(plan.pair_s / round_s / whole))
     rounds: list[dict] = []
     clean: list[dict] = []
+    readings = [gpu(example.device)]
     with torch.compiler.set_stance("fail_on_recompile"):
         for order in orders(random.Random(plan.seed * 1000 + process), tuple(steps)):
             if len(clean) == wanted or len(rounds) == wanted + max(wanted // 2, 1):
                 break
             rounds.append(_round(steps, order, iterations, example.device, rounds))
             clean = [entry for entry in rounds if not entry["disturbed"]]
+    readings.append(gpu(example.device))
     # Where the machine was never quiet, the disturbed rounds are all there is; no verdict follows.
     quiet = len(clean) >= max(wanted // 2, 1)
     used = clean if quiet else rounds
@@ -230,8 +241,19 @@ def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: 
         "made_in_order": list(subjects),
         "threads": torch.get_num_threads(),
         "warm_up": warm,
+        "gpu": readings,
     }
     return found | log_ratios(times, images)
+
+
+def probe(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: int) -> dict:
+    """The candidate's images/s in a few calls, beside all that a pair holds in memory."""
+    steps = make_steps(subjects, example, plan)
+    rounds = [
+        {arm: time_block(step, 1, example.device) for arm, step in steps.items()} for _ in range(4)
+    ]
+    fastest = min(seconds["candidate"] for seconds in rounds[1:])
+    return {"images_per_s": images_of(subjects["candidate"], example) / fastest}
 
 
 def iterations_of(seconds: Mapping[str, float], block_s: float) -> dict[str, int]:
@@ -477,19 +499,15 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
         needs_compiler(example.device)
     torch.manual_seed(plan.seed)
     sides = ["reference", "candidate"] if (folder / "reference.pt").exists() else ["candidate"]
-    if task == "pair":
+    if task in ("pair", "probe"):
         # Which arm is made and warmed first changes from process to process.
         arms = ARMS if len(sides) == 2 else ("candidate",)
         order = random.Random(int(args[0])).sample(arms, len(arms))
         subjects = {arm: load("candidate" if arm == "candidate" else "reference") for arm in order}
-        found = pair(subjects, example, plan, int(args[0]))
+        timed = pair if task == "pair" else probe
+        found = timed(subjects, example, plan, int(args[0]))
     elif task == "details":
         found = _details(*as_timed(load(args[0]), example, plan), plan)
-    elif task == "probe":
-        subject, image = as_timed(load("candidate"), example, plan)
-        step = make_step(subject, None, image, plan)
-        seconds = [time_block(step, 1, example.device) for _ in range(4)][1:]
-        found = {"images_per_s": images_of(subject, example) / min(seconds)}
     else:
         side, *more = args
         # All are first read without their weights, so that each carries the same imports.
