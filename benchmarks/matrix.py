@@ -135,8 +135,17 @@ def _cost(row: Row) -> tuple[str, ...]:
         _both(row["parameters"], lambda number: f"{number:,}"),
         "–" if peak is None else f"{peak:.0f}" + (f", host {host:.0f}" if host else ""),
         f"{compiled['cold']:.0f} cold, {compiled['warm']:.0f} warm" if compiled else "–",
-        (f"{used['mfu']:.0%}" if used["mfu"] is not None else used["why"]) if used else "–",
+        _utilisation(used) if used else "–",
     )
+
+
+def _utilisation(used: Mapping[str, Any]) -> str:
+    """The share of the fastest product's rate, or why there is none; and what a data sheet says."""
+    low, high = (f"{used[f'peak_{end}'] / 1e12:.3g}" for end in ("low", "high"))
+    said = used["why"] if used["mfu"] is None else f"{used['mfu']:.0%}"
+    sheet = used.get("data_sheet")
+    known = f"; data sheet {sheet / 1e12:.3g}" if sheet else ""
+    return f"{said} (peak {low} to {high} TFLOP/s{known})"
 
 
 def _both(values: Mapping[str, Any], text: Callable[[Any], str]) -> str:

@@ -380,6 +380,10 @@ def _images(model: Model, batch: int, device: torch.device) -> Tensor:
     return torch.randn(batch, *model.image, generator=generator).to(device)
 
 
+def _gpu(example: Tensor) -> str | None:
+    return torch.cuda.get_device_name(example.device) if example.is_cuda else None
+
+
 def _parameters(model: Model) -> int:
     return sum(parameter.numel() for parameter in model.module.parameters())
 
@@ -410,6 +414,7 @@ def _utilisation(
         training = found.plan.mode == "training"
         macs = step_macs(sides[side].module, example[:1]) if training else macs
         said[side] = peak.utilisation(2 * macs * rate["median"], before, after)
+        said[side]["data_sheet"] = peak.data_sheet(_gpu(example), getattr(torch, found.dtype))
         if not training:
             said[side]["bytes"] = work.bytes / len(example) * rate["median"]
     return said

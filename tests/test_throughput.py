@@ -312,6 +312,28 @@ def test_utilisation_is_quoted_only_where_it_can_be():
     assert (above["mfu"], above["why"]) == (None, "above the peak")
 
 
+@pytest.fixture
+def tf32():
+    """Afterwards it is as it was before the test."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_a_data_sheets_peak_is_that_of_the_dtype_and_gpu(tf32):
+    assert peak.data_sheet("NVIDIA H200", torch.bfloat16) == 989e12
+    assert peak.data_sheet("NVIDIA A100-SXM4-80GB", torch.float32) == 19.5e12
+    torch.backends.cuda.matmul.allow_tf32 = True
+    assert peak.data_sheet("NVIDIA A100-SXM4-80GB", torch.float32) == 156e12
+    assert peak.data_sheet("Tesla T4", torch.bfloat16) is None
+    assert peak.data_sheet("NVIDIA L40S", torch.float16) is None
+    assert peak.data_sheet(None, torch.float32) is None
+    used = row()["utilisation"]["candidate"]
+    assert matrix._utilisation(used) == "45% (peak 2 to 2.1 TFLOP/s)"
+    said = matrix._utilisation(used | {"mfu": None, "why": "unsteady", "data_sheet": 989e12})
+    assert said == "unsteady (peak 2 to 2.1 TFLOP/s; data sheet 989)"
+
+
 def test_peaks_are_those_of_this_machine():
     found = peak.peak(torch.float32, torch.device("cpu"), [(64, 32, 64)])
     left, right = torch.randn(512, 512), torch.randn(512, 512)

@@ -4,6 +4,7 @@ A model's utilisation (MFU) is its counted work a second over the fastest matrix
 found here in the same dtype with the same threads, before and after the model was timed.
 """
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -34,6 +35,18 @@ ABOVE = 1.05
 ABOVE_PEAK = "above the peak"
 CACHES = 4
 """Arrays that are copied for the bandwidth are so many times the last cache."""
+DATA_SHEET = {
+    "H200": (989e12, 494e12, 67e12),
+    "H100 80GB HBM3": (989e12, 494e12, 67e12),
+    "H100 PCIe": (756e12, 378e12, 51e12),
+    "A100": (312e12, 156e12, 19.5e12),
+    "L4": (121e12, 60e12, 30e12),
+    "RTX 4090": (165e12, 82.6e12, 82.6e12),
+    "V100-SXM2": (125e12, 15.7e12, 15.7e12),
+    "T4": (65e12, 8.1e12, 8.1e12),
+}
+"""FLOP/s that NVIDIA's data sheets give for dense products: of 16 bits with sums of 32, of float32
+as TF32, and of float32. A GPU is known by these words in its name."""
 Shape = tuple[int, int, int]
 """Rows, inner size and columns of a matrix product."""
 
@@ -157,6 +170,20 @@ def last_cache(device: torch.device) -> int:
             cores = path.with_name("shared_cpu_list").read_text()
             found.setdefault(level, {})[cores] = int(text.removesuffix("K")) * 2**10
     return sum(found[max(found)].values()) if found else 2**25
+
+
+def data_sheet(gpu: str | None, dtype: torch.dtype) -> float | None:
+    """FLOP/s that a GPU's maker gives for products in a dtype, as PyTorch is set; None if unknown.
+
+    The T4 and V100 have no products in bfloat16.
+    """
+    name = next((name for name in DATA_SHEET if re.search(rf"\b{name}\b", gpu or "")), None)
+    if name is None or (name in ("V100-SXM2", "T4") and dtype == torch.bfloat16):
+        return None
+    half, tf32, single = DATA_SHEET[name]
+    if dtype == torch.float32:
+        return tf32 if torch.backends.cuda.matmul.allow_tf32 else single
+    return half if dtype in (torch.bfloat16, torch.float16) else None
 
 
 def utilisation(flops: float, before: Peak, after: Peak) -> dict[str, Any]:
