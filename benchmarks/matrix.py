@@ -34,7 +34,7 @@ def check(row: Row, where: str) -> None:
     shown(row, where, TABLES)
     try:
         _recompute(row)
-    except (LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{where} is no whole throughput row: {error!r}") from None
 
 
@@ -79,12 +79,14 @@ def setting(row: Row) -> str:
     host = ""
     if not row["device"].startswith("cpu"):
         cpu, cores = environment["cpu"], environment["cores"]
-        host = f" (CUDA {environment['cuda']}, host {cpu}, {cores} cores)"
+        host = f", CUDA {environment['cuda']}, host {cpu} with {cores} cores"
     free = environment["affinity"]
     bound = f" of {free} cores" if free not in (None, environment["cores"]) else ""
     versions = environment["versions"]
+    changed = " with changes" if environment.get("dirty") else ""
+    commit = f", commit {str(environment.get('commit'))[:7]}{changed}" if "origin" in row else ""
     return (
-        f"{machine(row)}{host}, {environment['threads']} threads{bound}, torch "
+        f"{machine(row)}{commit}{host}, {environment['threads']} threads{bound}, torch "
         f"{versions['torch']}, timm {versions['timm']}, float32 products "
         f"{environment['matmul_precision']}"
     )
@@ -106,7 +108,8 @@ def throughput_table(rows: Sequence[Row]) -> Table:
     """Every configuration: rate with its interval, ratio to the reference, cost; failures too."""
     header = ("model", "mode", "batch", "dtype", "compile", "images/s (95 %)", "reference",
               "its images/s (95 %)", "ratio (95 %)", "floor", "verdict", "outputs",
-              "GMAC (reference)", "parameters (reference)", "peak MiB", "compile s", "MFU",
+              "GMAC (reference)", "parameters (reference)", "peak MiB", "compile s",
+              "MFU (peak)",
               "machine")  # fmt: skip
     body = []
     for row in cells(rows):
@@ -144,8 +147,8 @@ def _utilisation(used: Mapping[str, Any]) -> str:
     low, high = (f"{used[f'peak_{end}'] / 1e12:.3g}" for end in ("low", "high"))
     said = used["why"] if used["mfu"] is None else f"{used['mfu']:.0%}"
     sheet = used.get("data_sheet")
-    known = f"; data sheet {sheet / 1e12:.3g}" if sheet else ""
-    return f"{said} (peak {low} to {high} TFLOP/s{known})"
+    known = f", data sheet {sheet / 1e12:.3g}" if sheet else ""
+    return f"{said} ({low} to {high}{known} TFLOP/s)"
 
 
 def _both(values: Mapping[str, Any], text: Callable[[Any], str]) -> str:

@@ -21,7 +21,7 @@ from benchmarks import matrix
 from experiments import rows as rows_file
 from experiments.pages import Row
 
-FORMAT = "vitx rows, packed, 1"
+FORMAT = "vitx rows, packed, 2"
 LIMIT = 200 * 2**10
 ENVIRONMENT = ("time", "commit", "code", "dirty", "python", "versions", "cuda", "cudnn", "gpu",
                "cpu", "cores", "affinity", "threads", "matmul_precision", "system")  # fmt: skip
@@ -84,17 +84,11 @@ def _unpacked(path: Path, content: bytes) -> list[Row]:
     for number, row in enumerate(rows, 1):
         rows_file.check(row, f"{path} row {number}")
     origin = f"{path.stem} {_digest(rows)[:6]}"
-    return [row | {"origin": f"{origin}, commit {_commit(row)}"} for row in rows]
+    return [row | {"origin": origin} for row in rows]
 
 
 def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no number")
-
-
-def _commit(row: Row) -> str:
-    environment = row["environment"]
-    changed = " with changes" if environment.get("dirty") else ""
-    return f"{str(environment.get('commit'))[:7]}{changed}"
 
 
 def _digest(rows: Sequence[Row]) -> str:

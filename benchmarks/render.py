@@ -22,6 +22,7 @@ from experiments import cli, pages
 from experiments import rows as rows_file
 from experiments.pages import MACHINE, Row, Table, floor_text, machine, ratio_text
 from experiments.recipes import DIGITS
+from vitx.equality import largest
 from vitx.stats import mean_interval
 from vitx.visualize import Bar, ratios, save
 
@@ -136,8 +137,8 @@ def equality_table(rows: Sequence[Row]) -> Table:
     body = [
         (
             model_name(row),
-            f"{row['equality']['output_error']:.0e}",
-            f"{row['equality']['gradient_error']:.0e}",
+            f"{float(row['equality']['output_error']):.0e}",
+            f"{float(row['equality']['gradient_error']):.0e}",
             str(row["equality"]["gradients"]),
             f"{row['equality']['parameters_candidate']:,}",
             row["verdict"],
@@ -361,9 +362,11 @@ def _claim(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
     if row["kind"] == "equality":
         same = [r for r in rows if r["kind"] == "equality" and machine(r) == machine(row)]
         equal = rows_file.latest(same, "reference")
-        errors = [r["equality"][key] for r in equal for key in ("output_error", "gradient_error")]
+        errors = [
+            float(r["equality"][key]) for r in equal for key in ("output_error", "gradient_error")
+        ]
         passed = sum(r["verdict"] == "equal" for r in equal)
-        said = f"{passed} of {len(equal)} models, largest relative error {max(errors):.0e}"
+        said = f"{passed} of {len(equal)} models, largest relative error {largest(errors):.0e}"
         return "float64 outputs and all gradients equal timm's", said
     if row["kind"] == "calibration":
         common = f"{row['caught_by_common_check']} of {row['planted']}"
@@ -408,17 +411,19 @@ def _calibrations(rows: Sequence[Row], what: str) -> list[Row]:
 
 
 def speed_figure(rows: Sequence[Row]) -> Figure:
-    """A forest plot of every timed configuration."""
+    """A forest plot of every timed configuration; with its machine where there are several."""
+    timed = [row for row in claimed(rows) if row["ratio"] is not None]
+    several = len({machine(row) for row in timed}) > 1
     bars = [
         Bar(
-            f"{model_name(row).removesuffix('_224')}\n{row['mode']}, compile {row['compile']}",
+            f"{model_name(row).removesuffix('_224')}\n{row['mode']}, compile {row['compile']}"
+            + (f"\n{machine(row)}" if several else ""),
             row["ratio"],
             row["ratio_low"],
             row["ratio_high"],
             row["noise_floor"],
         )
-        for row in claimed(rows)
-        if row["ratio"] is not None
+        for row in timed
     ]
     return ratios(bars, title="vitx over timm on the same weights")
 
@@ -482,13 +487,14 @@ def main(args: list[str]) -> None:
     if settings.files and settings.keep:
         raise ValueError("--keep goes with no files; choose one")
     if settings.files:
-        given = sorted((row for path in settings.files for row in read(path)), key=rows_file.when)
         if settings.pack:
-            pack.write(given, Path(settings.pack))
+            packed = (row for path in settings.files for row in pack.read(path))
+            pack.write(sorted(packed, key=rows_file.when), Path(settings.pack))
             print(settings.pack)
             return
+        given = sorted((row for path in settings.files for row in read(path)), key=rows_file.when)
         paths = matrix.write(given, settings.out, tables=TABLES)
-        if claimed(given):
+        if any(row["ratio"] is not None for row in claimed(given)):
             paths.append(save(speed_figure(given), settings.out / FIGURE.name))
         if not paths:
             raise ValueError(f"{settings.files[0]} holds no row that a table shows")

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -270,6 +271,7 @@ def measure(configuration: Configuration, folder: Path) -> dict[str, Any]:
         works = {side: _work(model, example, dtype) for side, model in sides.items()}
         products = works["candidate"].products if works["candidate"] else []
         before = peak.peak(dtype, device, products)
+    _leave_memory(device)
     found = _compared(reference, candidate, example, plan, checked, folder)
     with within(plan.limit_s):
         after = peak.peak(dtype, device, products)
@@ -333,10 +335,10 @@ def check(reference: Model | None, candidate: Model, image: Tensor) -> tuple[Equ
 
 
 def room_gib(plan: Plan, device: torch.device) -> float:
-    """What each of the processes that look for a batch, and then time it, may take; 0: no limit.
+    """GiB that each process which looks for a batch, and then times it, may take; 0 for no limit.
 
-    Without `plan.limit_gib` most of the machine's memory on a CPU, which has no other limit, and on
-    a GPU its own. Raises ValueError where this process has taken all.
+    What is left of `plan.limit_gib`; without it `MOST_MEMORY` of the machine on a CPU, and no limit
+    on a GPU. Raises ValueError where this process takes `limit_gib` already.
     """
     if not plan.limit_gib:
         return MOST_MEMORY * machine.memory_gib() if device.type == "cpu" else 0.0
@@ -360,10 +362,14 @@ def best_batch(
     batch = 1
     while batch <= AUTO_MOST:
         example = _images(candidate, batch, device)
-        timing.write_job(folder / "probe", plan, other, candidate.module, example, None)
+        try:
+            timing.write_job(folder / "probe", plan, other, candidate.module, example, None)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"batch = '{AUTO}' needs models that can be pickled: {error}"
+            ) from None
         del example
-        if device.type != "cpu":
-            torch.accelerator.empty_cache()  # the device's memory is for the processes
+        _leave_memory(device)
         found = timing.run_task(folder / "probe", plan, "probe", "0", cache=folder / "cache")
         tried[str(batch)] = found.get("images_per_s", found.get("failure", ""))
         if "failure" in found:
@@ -373,6 +379,12 @@ def best_batch(
     if not rates:
         raise ValueError(f"not one image can be timed: {tried['1']}")
     return max(rates, key=lambda each: rates[each]), tried
+
+
+def _leave_memory(device: torch.device) -> None:
+    """Give back what this process keeps of a device's memory, which the timed ones need."""
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
 
 
 def _images(model: Model, batch: int, device: torch.device) -> Tensor:

@@ -363,7 +363,10 @@ def test_kept_rows_leave_their_raw_times_in_the_file_beside_them(smoke):
     block = raw[0]["raw"][0]["rounds"][0]["blocks"]["candidate"]
     assert block["seconds"] > 0
     assert block["started"] == round(block["started"], 3)
-    assert "rac" in raw[0]["order"][0]
+    assert {block["load"], block["foreign"]} == {
+        float(f"{block[name]:.3g}") for name in ("load", "foreign")
+    }
+    assert set("rac") == set(raw[0]["order"][0])
     with pytest.raises(FileExistsError):
         rows.commit(clean, folder / "kept", "run")
     with pytest.raises(ValueError, match="uncommitted code"):

@@ -14,6 +14,7 @@ import sys
 import time
 import types
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -129,15 +130,51 @@ def test_the_best_batch_is_found_up_to_what_fits(tmp_path, monkeypatch):
     rates = {1: 10.0, 2: 30.0, 4: 20.0}
 
     def task(folder, plan, name, process, cache):
+        assert (folder / "reference.pt").exists()
         images = len(torch.load(folder / "example.pt"))
         return {"images_per_s": rates[images]} if images in rates else {"failure": "out of memory"}
 
     monkeypatch.setattr(timing, "run_task", task)
     model = peers.make(f"python:{PLANTED}:small")
-    found = throughput.best_batch(None, model, timing.Plan(), tmp_path, torch.device("cpu"))
+    found = throughput.best_batch(model, model, timing.Plan(), tmp_path, torch.device("cpu"))
     assert found == (2, {"1": 10.0, "2": 30.0, "4": 20.0, "8": "out of memory"})
     monkeypatch.setattr(timing, "run_task", lambda *_, **__: {"failure": "a crash"})
     with pytest.raises(ValueError, match="not one image can be timed: a crash"):
+        throughput.best_batch(None, model, timing.Plan(), tmp_path, torch.device("cpu"))
+
+
+def test_a_probe_runs_all_that_a_pair_does_and_tells_the_candidates_rate(monkeypatch):
+    calls = []
+    blocks = iter([9.0, 9.0, 0.5, 0.1, 0.1, 0.4, 0.1, 0.1, 0.3, 0.1, 0.1, 0.2])
+
+    def block(step, iterations, device):
+        step()
+        return next(blocks)
+
+    monkeypatch.setattr(timing, "make_steps", lambda arms, *_: {
+        arm: partial(calls.append, arm) for arm in arms
+    })  # fmt: skip
+    monkeypatch.setattr(timing, "time_block", block)
+    plan = timing.Plan()
+    found = timing.probe(dict.fromkeys(timing.ARMS, nn.Identity()), torch.zeros(8, 3), plan, 0)
+    assert calls == [*timing.ARMS] * 4
+    assert found == {"images_per_s": 8 / 0.2}
+
+
+def test_a_probe_keeps_memory_as_a_pair_does(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(timing, "run_limited", lambda command, environment, **_: (
+        seen.append(environment.get("MALLOC_MMAP_MAX_")) or (1, "")
+    ))  # fmt: skip
+    for task in ("pair", "probe", "alone"):
+        timing.run_task(tmp_path, timing.Plan(), task, "0", cache=tmp_path / "cache")
+    assert seen == ["0", "0", None]
+
+
+def test_the_best_batch_of_what_cant_be_pickled_is_refused(tmp_path):
+    model = peers.make(f"python:{PLANTED}:small")
+    model.module.anything = lambda: None
+    with pytest.raises(ValueError, match="batch = 'auto' needs models that can be pickled"):
         throughput.best_batch(None, model, timing.Plan(), tmp_path, torch.device("cpu"))
 
 
@@ -155,13 +192,13 @@ def test_a_training_step_of_the_best_batch_is_timed_beside_a_reference(tmp_path,
     assert all(found["phases"][side]["backward"] > 0 for side in ("reference", "candidate"))
 
 
-def test_what_looks_for_a_batch_has_what_is_left_of_the_limit():
-    plan, cpu = timing.Plan(limit_gib=1000.0), torch.device("cpu")
-    own = machine.tree_mib(os.getpid()) / 2**10
-    assert throughput.room_gib(plan, cpu) == pytest.approx(1000 - own, abs=1)
+def test_what_looks_for_a_batch_has_what_is_left_of_the_limit(monkeypatch):
+    monkeypatch.setattr(machine, "tree_mib", lambda _: 3 * 2**10)
+    plan, cpu = timing.Plan(limit_gib=10.0), torch.device("cpu")
+    assert throughput.room_gib(plan, cpu) == 7
     assert throughput.room_gib(timing.Plan(), torch.device("cuda")) == 0
-    with pytest.raises(ValueError, match=r"limit_gib = 0\.01 is less than the"):
-        throughput.room_gib(timing.Plan(limit_gib=0.01), cpu)
+    with pytest.raises(ValueError, match=r"limit_gib = 2 is less than the 3\.0 before"):
+        throughput.room_gib(timing.Plan(limit_gib=2.0), cpu)
 
 
 def test_a_gpu_without_bfloat16_is_named(monkeypatch):
@@ -227,6 +264,7 @@ def test_every_stage_of_a_call_is_seen_and_the_model_stays_as_it_is():
         breakdown.stages(nn.Linear(3, 3), image)
 
 
+@pytest.mark.timing
 def test_little_of_a_call_belongs_to_no_stage():
     found = breakdown.stages(build(size("Ti/16")), torch.randn(1, 3, 224, 224))
     assert abs(found["remainder"]) <= 0.05 * sum(found.values())
@@ -314,10 +352,20 @@ def test_utilisation_is_quoted_only_where_it_can_be():
 
 @pytest.fixture
 def tf32():
-    """Afterwards it is as it was before the test."""
+    """Off at first, and afterwards as it was before the test."""
     before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
     yield
     torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["NVIDIA H200 NVL", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "GRID A100-10C", "NVIDIA L40S",
+     "NVIDIA GeForce RTX 4090 Laptop GPU"],
+)  # fmt: skip
+def test_a_part_or_a_relative_of_a_gpu_has_no_data_sheet(name):
+    assert peak.data_sheet(name, torch.float16) is None
 
 
 def test_a_data_sheets_peak_is_that_of_the_dtype_and_gpu(tf32):
@@ -326,12 +374,11 @@ def test_a_data_sheets_peak_is_that_of_the_dtype_and_gpu(tf32):
     torch.backends.cuda.matmul.allow_tf32 = True
     assert peak.data_sheet("NVIDIA A100-SXM4-80GB", torch.float32) == 156e12
     assert peak.data_sheet("Tesla T4", torch.bfloat16) is None
-    assert peak.data_sheet("NVIDIA L40S", torch.float16) is None
     assert peak.data_sheet(None, torch.float32) is None
     used = row()["utilisation"]["candidate"]
-    assert matrix._utilisation(used) == "45% (peak 2 to 2.1 TFLOP/s)"
+    assert matrix._utilisation(used) == "45% (2 to 2.1 TFLOP/s)"
     said = matrix._utilisation(used | {"mfu": None, "why": "unsteady", "data_sheet": 989e12})
-    assert said == "unsteady (peak 2 to 2.1 TFLOP/s; data sheet 989)"
+    assert said == "unsteady (2 to 2.1, data sheet 989 TFLOP/s)"
 
 
 def test_peaks_are_those_of_this_machine():
@@ -451,7 +498,10 @@ def test_a_persons_name_is_no_part_of_other_words(tmp_path, monkeypatch):
         assert found["reference"] == "timm:vit_small_patch16_224"
         assert found["compile"] == "max-autotune"
         assert found["reason"] == "by …"
-        assert re.fullmatch(rf"{name} [0-9a-f]{{6}}, commit [0-9a-f]{{7}}", found["origin"])
+        assert re.fullmatch(rf"{name} [0-9a-f]{{6}}", found["origin"])
+        assert re.search(
+            rf"sent as {name} [0-9a-f]{{6}}, commit [0-9a-f]{{7}}", matrix.setting(found)
+        )
     pack._secrets.cache_clear()
     unknown = {"getpwuid": lambda _: {}["no such user"]}  # as in containers
     monkeypatch.setattr(pack, "pwd", types.SimpleNamespace(**unknown))
@@ -547,6 +597,7 @@ def test_a_pack_that_was_changed_is_refused(tmp_path):
         ({"kind": "failure", "reason": None, "verdict": "failed"}, None),
         ({"verdict": "slower"}, "ratio, floor and verdict are not those of its processes"),
         ({"ratio_low": 1.09}, "ratio, floor and verdict are not those of its processes"),
+        ({"log_ratios": [1000.0, 1001.0]}, "no whole throughput row"),
         ({"noise_floor": 0.0}, "ratio, floor and verdict are not those of its processes"),
     ],
 )
@@ -593,7 +644,29 @@ def test_a_packed_file_adds_a_column_to_the_verdicts(tmp_path, capsys):
     assert header.count("cores)") == 2
     assert header.count("sent as theirs") == 1
     assert line.count("ViT-Ti/16: 1.100 (") == 2
-    assert len(render.speed_table([*render.read(plain), *render.read(packed)]).body) == 2
+    both_files = [*render.read(plain), *render.read(packed)]
+    assert len(render.speed_table(both_files).body) == 2
+    (axes,) = render.speed_figure(both_files).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert sum("sent as theirs" in label for label in labels) == 1
+    assert all("cores" in label for label in labels)
+
+
+def test_what_went_wrong_can_be_shown_and_sent(tmp_path):
+    """An equality check that found no number; a failure has no figure."""
+    equal = {"output_error": "nan", "gradient_error": 1e-9, "gradients": 3,
+             "parameters_candidate": 10}  # fmt: skip
+    wrong = row(verdict="not equal", equality=equal) | {"kind": "equality"}
+    failed = {k: v for k, v in row(candidate="vitx:a").items() if k != "what"} | {
+        "kind": "failure", "verdict": "failed", "ratio": None, "images_per_s": {}
+    }  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{json.dumps(wrong)}\n{json.dumps(failed)}\n")
+    render.main([str(path), "--pack", str(tmp_path / "rows.pack")])
+    render.main([str(tmp_path / "rows.pack"), "--out", str(tmp_path / "shown")])
+    assert "| nan | 1e-09 |" in (tmp_path / "shown" / "equality.md").read_text()
+    assert "largest relative error inf" in (tmp_path / "shown" / "headline.md").read_text()
+    assert not (tmp_path / "shown" / "speed.svg").exists()
 
 
 def test_a_file_of_rows_that_no_table_shows_is_said_to_be(tmp_path):

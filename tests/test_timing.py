@@ -49,7 +49,7 @@ def record(log_ratio, again=0.001):
         "page_faults": faults,
         "log_ratio": log_ratio, "log_ratio_again": again, "seconds": times, "rounds": [],
         "rounds_disturbed": 0, "rounds_used": 2, "warm_up": {"ended": "steady"}, "quiet": True,
-        "gpu": [None, None], "threads": 1, "images": dict.fromkeys(times, 8),
+        "gpu_readings": None, "threads": 1, "images": dict.fromkeys(times, 8),
     }  # fmt: skip
 
 
@@ -160,8 +160,9 @@ def test_a_gpus_readings_are_those_of_nvidia_smi(tmp_path, monkeypatch):
     asked.unlink()
     assert machine.gpu(torch.device("cpu")) is None
     assert not asked.exists()
-    program.write_text("#!/bin/sh\nexit 6\n")  # it does not know the device
-    assert machine.gpu(torch.device("cuda")) is None
+    for wrong in ("exit 6", "echo 570.86, 1980"):  # an unknown device, a driver of other words
+        program.write_text(f"#!/bin/sh\n{wrong}\n")
+        assert machine.gpu(torch.device("cuda")) is None
     monkeypatch.setenv("PATH", "")
     assert machine.gpu(torch.device("cuda")) is None
 

@@ -100,7 +100,7 @@ class Comparison:
             "rounds_disturbed": [p["rounds_disturbed"] for p in self.processes],
             "rounds_used": [p["rounds_used"] for p in self.processes],
             "threads": sorted({p["threads"] for p in self.processes}),
-            "gpu": [p["gpu"] for p in self.processes],
+            "gpu_readings": [p["gpu_readings"] for p in self.processes if p["gpu_readings"]],
         }
 
     def __str__(self) -> str:

@@ -247,7 +247,7 @@ def timed_error(
     exact.to(device).double().train(training)
     model.train(training)
     if training:
-        _refuse_randomness(exact, example.to(device).double())
+        _refuse_randomness(exact, example[:AT_ONCE].to(device).double())
     images = _enough_images(exact, example.to(device), training, seed)
     convert = as_conversion(keys)
     alone = not any(isinstance(module, BATCHED) for module in exact.modules())
@@ -274,7 +274,7 @@ def _enough_images(exact: nn.Module, example: Tensor, training: bool, seed: int)
     if training:
         return [example]
     with torch.no_grad():
-        values = exact(example.double()).numel()
+        values = len(example) * exact(example[:1].double()).numel()
     generator = torch.Generator().manual_seed(seed)
     more = [
         torch.randn(example.shape, generator=generator).to(example)

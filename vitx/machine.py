@@ -148,7 +148,7 @@ def clocks_mhz() -> dict[int, float]:
 def gpu(device: torch.device) -> dict[str, str] | None:
     """What `nvidia-smi` reads of a CUDA device now, by the names of `GPU_READINGS`.
 
-    None of another device, and where that program is missing or does not know the device.
+    None of another device, and where that program is missing or does not tell all of them.
     """
     if device.type != "cuda":
         return None
@@ -159,7 +159,10 @@ def gpu(device: torch.device) -> dict[str, str] | None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return dict(zip(GPU_READINGS, re.split(r",\s*", done.stdout.strip()), strict=True))
+    values = re.split(r",\s*", done.stdout.strip())
+    return (
+        dict(zip(GPU_READINGS, values, strict=True)) if len(values) == len(GPU_READINGS) else None
+    )
 
 
 def peak_mib() -> float:

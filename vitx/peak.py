@@ -36,17 +36,16 @@ ABOVE_PEAK = "above the peak"
 CACHES = 4
 """Arrays that are copied for the bandwidth are so many times the last cache."""
 DATA_SHEET = {
-    "H200": (989e12, 494e12, 67e12),
-    "H100 80GB HBM3": (989e12, 494e12, 67e12),
-    "H100 PCIe": (756e12, 378e12, 51e12),
-    "A100": (312e12, 156e12, 19.5e12),
-    "L4": (121e12, 60e12, 30e12),
-    "RTX 4090": (165e12, 82.6e12, 82.6e12),
-    "V100-SXM2": (125e12, 15.7e12, 15.7e12),
-    "T4": (65e12, 8.1e12, 8.1e12),
+    r"NVIDIA (H200|H100 80GB HBM3)": (989e12, 494e12, 67e12),
+    r"NVIDIA H100 PCIe": (756e12, 378e12, 51e12),
+    r"NVIDIA A100(-SXM4-\d+GB|-PCIE-40GB| 80GB PCIe)": (312e12, 156e12, 19.5e12),
+    r"NVIDIA L4": (121e12, 60e12, 30e12),
+    r"NVIDIA GeForce RTX 4090": (165e12, 82.6e12, 82.6e12),
+    r"Tesla V100-SXM2-\d+GB": (125e12, 15.7e12, 15.7e12),
+    r"Tesla T4": (65e12, 8.1e12, 8.1e12),
 }
-"""FLOP/s that NVIDIA's data sheets give for dense products: of 16 bits with sums of 32, of float32
-as TF32, and of float32. A GPU is known by these words in its name."""
+"""By a GPU's whole name: FLOP/s that NVIDIA's data sheets give for dense products of 16 bits with
+sums of 32, of float32 as TF32, and of float32."""
 Shape = tuple[int, int, int]
 """Rows, inner size and columns of a matrix product."""
 
@@ -177,10 +176,10 @@ def data_sheet(gpu: str | None, dtype: torch.dtype) -> float | None:
 
     The T4 and V100 have no products in bfloat16.
     """
-    name = next((name for name in DATA_SHEET if re.search(rf"\b{name}\b", gpu or "")), None)
-    if name is None or (name in ("V100-SXM2", "T4") and dtype == torch.bfloat16):
+    known = next((name for name in DATA_SHEET if re.fullmatch(name, gpu or "")), None)
+    if known is None or (known.startswith("Tesla") and dtype == torch.bfloat16):
         return None
-    half, tf32, single = DATA_SHEET[name]
+    half, tf32, single = DATA_SHEET[known]
     if dtype == torch.float32:
         return tf32 if torch.backends.cuda.matmul.allow_tf32 else single
     return half if dtype in (torch.bfloat16, torch.float16) else None

@@ -191,7 +191,7 @@ def step_config(batch: int, plan: Plan) -> TrainConfig:
 def make_steps(
     subjects: Mapping[str, Subject], example: Tensor, plan: Plan
 ) -> dict[str, Callable[[], Any]]:
-    """The step of every arm, each of a copy of the batch in the dtype that is timed."""
+    """The step of every arm, in the dtype that is timed."""
     return {
         arm: make_step(timed, None, image, plan)
         for arm, subject in subjects.items()
@@ -202,7 +202,7 @@ def make_steps(
 def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: int) -> dict:
     """Block times of all arms in random balanced order, with the machine's state around each.
 
-    Returns raw times in seconds an iteration, the order, and what a GPU reads before and after
+    Returns raw times in seconds an iteration, the order, and what a GPU reads at work after them
     (`machine.gpu`). With `ARMS` also medians over rounds:
     `log_ratio` of the reference's time an image (geometric mean of its two arms) to the
     candidate's, `log_ratio_again` of the reference's first arm to its second. Positive means that
@@ -217,14 +217,13 @@ def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: 
     wanted = whole * max(1, round(plan.pair_s / round_s / whole))
     rounds: list[dict] = []
     clean: list[dict] = []
-    readings = [gpu(example.device)]
     with torch.compiler.set_stance("fail_on_recompile"):
         for order in orders(random.Random(plan.seed * 1000 + process), tuple(steps)):
             if len(clean) == wanted or len(rounds) == wanted + max(wanted // 2, 1):
                 break
             rounds.append(_round(steps, order, iterations, example.device, rounds))
             clean = [entry for entry in rounds if not entry["disturbed"]]
-    readings.append(gpu(example.device))
+    readings = _gpu_at_work(steps["candidate"], iterations["candidate"], example.device)
     # Where the machine was never quiet, the disturbed rounds are all there is; no verdict follows.
     quiet = len(clean) >= max(wanted // 2, 1)
     used = clean if quiet else rounds
@@ -241,7 +240,7 @@ def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: 
         "made_in_order": list(subjects),
         "threads": torch.get_num_threads(),
         "warm_up": warm,
-        "gpu": readings,
+        "gpu_readings": readings,
     }
     return found | log_ratios(times, images)
 
@@ -350,7 +349,7 @@ def run_task(folder: Path, plan: Plan, task: str, *args: str, cache: Path) -> di
     result = folder / f"result-{task}-{'-'.join(args) or 'all'}.json"
     result.unlink(missing_ok=True)
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache.resolve())}
-    if task in ("pair", "details") and plan.keep_memory:
+    if task in ("pair", "probe", "details") and plan.keep_memory:
         environment |= KEEP_MEMORY
     command = [sys.executable, "-m", "vitx.timing", str(folder), str(result), task, *args]
     code, words = run_limited(command, environment, limit_s=plan.limit_s, limit_gib=plan.limit_gib)
@@ -457,6 +456,19 @@ def _watched(
         and state.disturbed(max(clock_mhz, state.clock_mhz or 0.0)),
         **asdict(state),
     }
+
+
+def _gpu_at_work(
+    step: Callable[[], Any], iterations: int, device: torch.device
+) -> dict[str, str] | None:
+    """What a CUDA device reads while it works off a block that was queued; None of another."""
+    if device.type != "cuda":
+        return None
+    for _ in range(iterations):
+        step()
+    found = gpu(device)
+    synchronise(device)
+    return found
 
 
 def time_block(step: Callable[[], Any], iterations: int, device: torch.device) -> float:
