@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +52,19 @@ def pictures(folder, count, size, *, name="{}.jpg"):
 def read(folder):
     (found,) = folder.iterdir()
     return found, json.loads((found / "summary.json").read_text())
+
+
+@pytest.mark.skipif("VITX_DATA" not in os.environ, reason="VITX_DATA names no folder of data sets")
+def test_a_tenth_of_the_small_recipe_learns_from_the_real_cifar10(tmp_path, unchecked):
+    root = Path(os.environ["VITX_DATA"], "cifar10")
+    words = ["--data.root", str(root), "--data.val=2000", "--steps=120", "--eval-every=120"]
+    cli.run(
+        train.main, ["cifar10-small", *words, "--out", str(tmp_path), "--wandb", "disabled"]
+    )  # fmt: skip
+    _, said = read(tmp_path / "cifar10-small")
+    assert 0.25 < said["val/accuracy"] < 0.5  # chance is 0.1
+    assert said["test/images"] == 10_000
+    assert said["test/accuracy"] == pytest.approx(said["val/accuracy"], abs=0.04)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
