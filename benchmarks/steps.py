@@ -338,6 +338,7 @@ def first_step(root: str) -> float:
 def _child(name: str, number: int, steps: int, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.steps", "--child", name, str(number), str(steps)]
     environment = {**os.environ, **KEEP_MEMORY, "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
+    environment.pop("WANDB_SERVICE", None)  # its own processes of W&B, not this one's
     found = subprocess.run(
         [*command, str(folder / "data.pt")], env=environment, stdout=subprocess.PIPE, check=True
     )

@@ -504,6 +504,7 @@ def _newest(group: Path, values: dict[str, Any]) -> Path | None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
+        machine.end_with_parent()
         cli.run(lambda args: child(Path(args[0])), sys.argv[2:])
     else:
         cli.run(main)

@@ -32,7 +32,7 @@ def test_a_process_of_a_comparison_ends_well_though_wandb_stood_still(tmp_path, 
     torch.save(dataset, tmp_path / "data.pt")
     record = steps._child("wandb", 0, 1, tmp_path)
     assert len(record["rounds"]) == 6
-    assert all(0 < s < 1 for each in record["rounds"] for s in each["seconds"].values())
+    assert all(s > 0 for each in record["rounds"] for s in each["seconds"].values())
 
 
 def test_plain_pytorch_takes_the_recipes_steps(tmp_path, dataset):

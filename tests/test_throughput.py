@@ -516,10 +516,10 @@ def test_a_row_without_what_is_shown_is_refused_by_name(tmp_path, name):
     if name == "environment":
         odd["environment"] = {}
     path.write_text(json.dumps(odd) + "\n")
-    with pytest.raises(ValueError, match=rf"row 1 is (a|no whole) throughput row.*{name}"):
+    with pytest.raises(ValueError, match=rf"row 1 is (a throughput|no whole) row.*{name}"):
         render.main([str(path), "--out", str(tmp_path / "out")])
     path.write_text("")
-    with pytest.raises(ValueError, match="holds no throughput row"):
+    with pytest.raises(ValueError, match="holds no row that a table shows"):
         render.main([str(path), "--out", str(tmp_path / "out")])
 
 

@@ -177,7 +177,7 @@ def peak_mib() -> float:
 
 
 def end_with_parent() -> None:
-    """In a new process: have the kernel end it when the one that started it dies (Linux only)."""
+    """Have the kernel end this process when the one that started it dies (Linux only)."""
     if sys.platform == "linux":
         import ctypes
 

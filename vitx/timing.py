@@ -363,12 +363,12 @@ def run_limited(
 ) -> tuple[int, str]:
     """Run a program to its end, or to a limit of time or memory; its status and last words.
 
-    At a limit, and on Ctrl-C, it is killed with all that it started.
+    At a limit, and on Ctrl-C, it is killed with all that it started. A program that should end when
+    this process is killed calls `end_with_parent`.
     """
     child = subprocess.Popen(
-        command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, preexec_fn=end_with_parent,
-    )  # fmt: skip
+        command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     end = time.monotonic() + limit_s
     errors = ""
     try:
@@ -574,4 +574,5 @@ if __name__ == "__main__":
     # By its own name: what was pickled is of that module, not of this one.
     from vitx.timing import _main
 
+    end_with_parent()
     _main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
