@@ -39,7 +39,7 @@ def check(row: Row, where: str) -> None:
 
 
 def shown(row: Row, where: str, tables: Mapping[str, Callable[[Sequence[Row]], Table]]) -> None:
-    """ValueError if a table can't show the row."""
+    """ValueError if one of the tables can't show the row."""
     try:
         lines = [line for table in tables.values() for line in table([row]).body]
         if not all(isinstance(cell, str) for line in lines for cell in line):
@@ -109,8 +109,7 @@ def throughput_table(rows: Sequence[Row]) -> Table:
     header = ("model", "mode", "batch", "dtype", "compile", "images/s (95 %)", "reference",
               "its images/s (95 %)", "ratio (95 %)", "floor", "verdict", "outputs",
               "GMAC (reference)", "parameters (reference)", "peak MiB", "compile s",
-              "MFU (peak)",
-              "machine")  # fmt: skip
+              "MFU (peak)", "machine")  # fmt: skip
     body = []
     for row in cells(rows):
         candidate, name = _names(row)

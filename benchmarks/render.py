@@ -316,8 +316,7 @@ SIDES = ("reference", "candidate")
 
 
 def headline(rows: Sequence[Row]) -> Table:
-    """The verdict table: a line a claim, a column for the CPU, for each kind of accelerator and for
-    each packed file.
+    """The verdict table: a line a claim; a column for the CPU, each accelerator, each packed file.
 
     Of several machines of a kind it shows the one that most claims were measured on, the later one
     if they are equal; the other tables show all.

@@ -58,9 +58,8 @@ def read(folder):
 def test_a_tenth_of_the_small_recipe_learns_from_the_real_cifar10(tmp_path, unchecked):
     root = Path(os.environ["VITX_DATA"], "cifar10")
     words = ["--data.root", str(root), "--data.val=2000", "--steps=120", "--eval-every=120"]
-    cli.run(
-        train.main, ["cifar10-small", *words, "--out", str(tmp_path), "--wandb", "disabled"]
-    )  # fmt: skip
+    words += ["--out", str(tmp_path), "--wandb", "disabled"]
+    cli.run(train.main, ["cifar10-small", *words])
     _, said = read(tmp_path / "cifar10-small")
     assert 0.25 < said["val/accuracy"] < 0.5  # chance is 0.1
     assert said["test/images"] == 10_000

@@ -156,7 +156,7 @@ def test_a_probe_runs_all_that_a_pair_does_and_tells_the_candidates_rate(monkeyp
     })  # fmt: skip
     monkeypatch.setattr(timing, "time_block", block)
     plan = timing.Plan()
-    found = timing.probe(dict.fromkeys(timing.ARMS, nn.Identity()), torch.zeros(8, 3), plan, 0)
+    found = timing.probe(dict.fromkeys(timing.ARMS, nn.Identity()), torch.zeros(8, 3), plan)
     assert calls == [*timing.ARMS] * 4
     assert found == {"images_per_s": 8 / 0.2}
 

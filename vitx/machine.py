@@ -160,9 +160,9 @@ def gpu(device: torch.device) -> dict[str, str] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     values = re.split(r",\s*", done.stdout.strip())
-    return (
-        dict(zip(GPU_READINGS, values, strict=True)) if len(values) == len(GPU_READINGS) else None
-    )
+    if len(values) != len(GPU_READINGS):
+        return None
+    return dict(zip(GPU_READINGS, values, strict=True))
 
 
 def peak_mib() -> float:

@@ -203,10 +203,9 @@ def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: 
     """Block times of all arms in random balanced order, with the machine's state around each.
 
     Returns raw times in seconds an iteration, the order, and what a GPU reads at work after them
-    (`machine.gpu`). With `ARMS` also medians over rounds:
-    `log_ratio` of the reference's time an image (geometric mean of its two arms) to the
-    candidate's, `log_ratio_again` of the reference's first arm to its second. Positive means that
-    the later of the two is faster.
+    (`machine.gpu`). With `ARMS` also medians over rounds: `log_ratio` of the reference's time an
+    image (geometric mean of its two arms) to the candidate's, `log_ratio_again` of the reference's
+    first arm to its second. Positive means that the later of the two is faster.
     """
     images = {arm: images_of(subject, example) for arm, subject in subjects.items()}
     steps = make_steps(subjects, example, plan)
@@ -245,7 +244,7 @@ def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: 
     return found | log_ratios(times, images)
 
 
-def probe(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: int) -> dict:
+def probe(subjects: Mapping[str, Subject], example: Tensor, plan: Plan) -> dict:
     """The candidate's images/s in a few calls, beside all that a pair holds in memory."""
     steps = make_steps(subjects, example, plan)
     rounds = [
@@ -516,8 +515,10 @@ def _main(folder: Path, result: Path, task: str, *args: str) -> None:
         arms = ARMS if len(sides) == 2 else ("candidate",)
         order = random.Random(int(args[0])).sample(arms, len(arms))
         subjects = {arm: load("candidate" if arm == "candidate" else "reference") for arm in order}
-        timed = pair if task == "pair" else probe
-        found = timed(subjects, example, plan, int(args[0]))
+        if task == "pair":
+            found = pair(subjects, example, plan, int(args[0]))
+        else:
+            found = probe(subjects, example, plan)
     elif task == "details":
         found = _details(*as_timed(load(args[0]), example, plan), plan)
     else:
