@@ -72,7 +72,8 @@ QUICK = Scale(
     timed=(("vit_tiny_patch16_224", {}),),
     configurations=(*EAGER, ("inference", "default")),
     equal=(("vit_tiny_patch16_224", {}),),
-    plan=Plan(processes=5, pair_s=8.0, warm_up_s=4.0),
+    plan=Plan(processes=10, pair_s=3.0, warm_up_s=2.0),
+    batch=2,
 )
 SMOKE = Scale(
     name="smoke",
@@ -106,7 +107,7 @@ class Settings:
     smoke: bool = False
     """Every stage, tiny, no verdicts."""
     full: bool = False
-    """The careful run: S/16 too, compiled training, 10 processes, 10 seeds, controls."""
+    """The careful run: S/16 too, compiled training, longer timing, 10 seeds, controls."""
     out: Path = Path("runs/benchmarks")
     """Folder; a run makes its own inside, named by time."""
     device: str = ""
@@ -259,12 +260,15 @@ def calibrate(settings: Settings) -> None:
     device = tracking.device(settings.device)
     scale = grown(QUICK, device)
     kept = [*render.RESULTS.glob("*.jsonl"), *settings.out.glob("*-calibration/rows.jsonl")]
-    before = calibration.made(kept, scale.plan, device)
+    name, batch = scale.timed[0][0], scale.batch
+    before = calibration.made(
+        kept, scale.plan, reference=f"timm:{name}", batch=batch, device=device
+    )
     done = {row["trial"] for row in before}
     left = [number for number in range(len(calibration.trials())) if number not in done]
     with _one(settings, "calibration", flat(scale.plan)) as (run, rows):
         job = Job(scale, device, rows, run)
-        make = partial(speed.make_pair, scale.timed[0][0], batch=scale.batch, device=device)
+        make = partial(speed.make_pair, name, batch=batch, device=device)
         numbers = left[: settings.calibrate]
         calibration.run(numbers, make, scale.plan, run.folder, job.add, job.say)
         print(f"{calibration.table([*before, *rows.kept]).markdown()}\nrows: {rows.path}")
@@ -314,7 +318,7 @@ def time_speed(job: Job) -> None:
 def time_controls(job: Job) -> None:
     """Known cases: a slowdown of counted size, which must be found, and none, which must not.
 
-    And the first configuration once more without `timing.KEEP_MEMORY`, which shows what that does.
+    And the first configuration once more without `machine.keep_memory`, which shows what that does.
     """
     name, options = job.scale.timed[0]
     pair = speed.make_pair(name, batch=job.scale.batch, device=job.device, **options)
@@ -415,10 +419,11 @@ def finish(job: Job) -> None:
 
 def _stages(scale: Scale) -> dict[str, tuple[float, Callable[[Job], None]]]:
     """Each stage's minutes on two cores, by its counts, and its function."""
-    # Seconds on two cores: starting a process takes about 7, the two models alone about 35 for
-    # each configuration, and a training step of digits 0.032 / 2, as two train at a time.
-    process_s = 7 + 0.5 * scale.plan.warm_up_s + scale.plan.pair_s
-    per_configuration = 35 + scale.plan.processes * process_s
+    # Seconds on two cores: a process takes about 1.5 beside its blocks, the two models alone and
+    # the first imports about 30 for each configuration, and a training step of digits 0.032 / 2, as
+    # two train at a time.
+    process_s = 1.5 + scale.plan.warm_up_s + scale.plan.pair_s
+    per_configuration = 30 + scale.plan.processes * process_s
     configurations = len(scale.timed) * len(scale.configurations)
     training = scale.recipe.steps * 0.032 / 60
     stages = {

@@ -18,7 +18,7 @@ import torch
 from benchmarks import speed
 from experiments import rows as rows_file
 from experiments.pages import Row, Table, machine
-from vitx import compare, equality, stats, timing, tracking
+from vitx import compare, equality, job, stats, timing, tracking
 from vitx import machine as machine_state
 from vitx.timing import Plan
 
@@ -28,7 +28,7 @@ WHAT = "trial"
 PROTOCOL = (
     *(
         Path(str(module.__file__))
-        for module in (stats, machine_state, equality, timing, compare, speed)
+        for module in (stats, machine_state, equality, timing, job, compare, speed)
     ),
     Path(__file__),
 )
@@ -42,17 +42,19 @@ def trials() -> list[float]:
     return shares
 
 
-def made(paths: Sequence[Path], plan: Plan, device: torch.device) -> list[Row]:
-    """The trials in these files of rows that say the same of the same: made with this plan, code
-    and device by as many threads on a machine like this one.
+def made(
+    paths: Sequence[Path], plan: Plan, *, reference: str, batch: int, device: torch.device
+) -> list[Row]:
+    """The trials in these files of rows that say the same of the same: made with this plan, code,
+    model, batch and device by as many threads on a machine like this one.
 
     Of a trial that was made twice the first counts, whatever it said.
     """
     rows = sorted(
         (row for path in paths for row in rows_file.read(path, cut=True)), key=rows_file.when
     )
-    here = {"device": str(device), "plan": vars(plan), "protocol": protocol(),
-            "environment": tracking.environment()}  # fmt: skip
+    here = {"reference": reference, "batch": batch, "device": str(device), "plan": vars(plan),
+            "protocol": protocol(), "environment": tracking.environment()}  # fmt: skip
     wanted = [row for row in rows if row.get("what") == WHAT and _kind(row) == _kind(here)]
     return rows_file.first(wanted, "trial")
 
@@ -65,7 +67,8 @@ def protocol() -> str:
 
 def _kind(row: Mapping[str, Any]) -> str:
     """What trials share whose verdicts are counted together."""
-    said = [row["plan"], row["protocol"], row["device"], machine(dict(row))]
+    said = [row[key] for key in ("plan", "protocol", "reference", "batch", "device")]
+    said.append(machine(dict(row)))
     return json.dumps([*said, row["environment"]["threads"], row["environment"]["affinity"]])
 
 
@@ -86,7 +89,7 @@ def trial(
 def table(rows: Sequence[Row]) -> Table:
     """How many of each kind were claimed to differ, with exact intervals, for each protocol."""
     header = ("planted", "work counted", "trials", "said slower", "said faster", "inconclusive",
-              "failed", "rate (95 %, exact)", "seconds a trial", "plan", "machine")  # fmt: skip
+              "failed", "rate (95 %, exact)", "seconds a trial", "settings", "machine")  # fmt: skip
     by: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
         if row.get("what") == WHAT:
@@ -97,7 +100,7 @@ def table(rows: Sequence[Row]) -> Table:
             some = rows_file.first(by.get((kind, share), []), "trial")
             if not some:
                 continue
-            plan, where = _plan(some[0]), machine(some[0])
+            settings, where = _settings(some[0]), machine(some[0])
             words = [row["verdict"] for row in some]
             claimed = sum(word in (("slower", "faster") if share == 0 else ("slower",))
                           for word in words)  # fmt: skip
@@ -112,16 +115,17 @@ def table(rows: Sequence[Row]) -> Table:
                  str(words.count(stats.INCONCLUSIVE)),
                  str(sum(row["kind"] == "failure" for row in some)),
                  f"{what}: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})",
-                 f"{statistics.median(seconds):.0f} (at most {max(seconds):.0f})", plan, where)
+                 f"{statistics.median(seconds):.0f} (at most {max(seconds):.0f})", settings, where)
             )  # fmt: skip
     return Table(header, body)
 
 
-def _plan(row: Row) -> str:
-    """The settings of a trial, for people."""
+def _settings(row: Row) -> str:
+    """What a trial timed and how, for people."""
     plan = row["plan"]
     return (
-        f"{plan['processes']} processes, {plan['pair_s']:g} s each in blocks of {plan['block_s']:g}"
+        f"{row['reference']}, batch {row['batch']}, {plan['processes']} processes of "
+        f"{plan['pair_s']:g} s, blocks of {plan['block_s']:g} s"
     )
 
 

@@ -28,8 +28,9 @@ from experiments.rows import Rows
 from vitx import stats, tracking
 from vitx.config import size
 from vitx.equality import TOLERANCE, largest
+from vitx.machine import KEEP_MEMORY
 from vitx.registry import choose
-from vitx.timing import ARMS, KEEP_MEMORY, MODES, iterations_of, log_ratios, orders
+from vitx.timing import ARMS, MODES, iterations_of, log_ratios, orders
 
 PROG = "python -m benchmarks.gate"
 SIDE = ROOT / "benchmarks" / "gate_side.py"
@@ -49,7 +50,7 @@ class Settings:
     processes: int = 5
     seconds: float = 10.0
     """How long blocks are timed in a process."""
-    block_s: float = 0.15
+    block_s: float = 0.03
     limit_s: float = 600.0
     """A side that takes longer to answer is ended, and so is the gate."""
     out: Path = tracking.OUT

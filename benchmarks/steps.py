@@ -35,10 +35,10 @@ from vitx import data, evaluate, stats, tracking, vectorize, weights
 from vitx.config import TrainConfig, override
 from vitx.cost import forward_macs
 from vitx.interop.timm import from_timm
-from vitx.machine import Watch, descendants
+from vitx.machine import Watch, descendants, keep_memory
 from vitx.model import build
 from vitx.sources import FACTS
-from vitx.timing import ARMS, KEEP_MEMORY, log_ratios
+from vitx.timing import ARMS, log_ratios
 from vitx.train import batches, init, step
 
 CONFIG = RECIPES["scratch-cifar10"]
@@ -337,7 +337,7 @@ def first_step(root: str) -> float:
 
 def _child(name: str, number: int, steps: int, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.steps", "--child", name, str(number), str(steps)]
-    environment = {**os.environ, **KEEP_MEMORY, "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
     environment.pop("WANDB_SERVICE", None)  # its own processes of W&B, not this one's
     found = subprocess.run(
         [*command, str(folder / "data.pt")], env=environment, stdout=subprocess.PIPE, check=True
@@ -347,6 +347,7 @@ def _child(name: str, number: int, steps: int, folder: Path) -> dict[str, Any]:
 
 def child(name: str, number: int, steps: int, path: Path) -> None:
     """One process of a comparison: warm up, then rounds in every order; prints its record."""
+    keep_memory()
     dataset: data.Dataset = torch.load(path, weights_only=False)  # written by `main`
     made = random.Random(number).sample(ARMS, 3)
     sides = {arm: "candidate" if arm == "candidate" else "reference" for arm in ARMS}

@@ -31,7 +31,7 @@ from benchmarks.speed import usual
 from experiments import cli
 from experiments.pages import ROOT, Row
 from experiments.rows import Rows
-from vitx import machine, peak, timing, tracking
+from vitx import job, machine, peak, timing, tracking
 from vitx.compare import Comparison, compare, equality, speed
 from vitx.cost import step_macs
 from vitx.equality import Equality, Unmatched
@@ -205,7 +205,7 @@ def _check_dtype(dtype: str, device: torch.device) -> None:
 
 def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, Any]]:
     """One configuration in a process of its own: the kind and the fields of its row."""
-    timing.private_folder(folder)
+    job.private_folder(folder)
     asked, result = folder / "configuration.json", folder / "result.json"
     result.unlink(missing_ok=True)
     asked.write_text(json.dumps(asdict(configuration)))
@@ -216,7 +216,7 @@ def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, An
     whole_s = plan.limit_s * tasks
     # While it looks for the best batch, its processes find the limit of memory, not itself.
     limit_gib = plan.limit_gib if configuration.batch else 0.0
-    code, words = timing.run_limited(command, os.environ, limit_s=whole_s, limit_gib=limit_gib)
+    code, words = job.run_limited(command, os.environ, limit_s=whole_s, limit_gib=limit_gib)
     if code == -signal.SIGALRM:
         words = f"to make, check or measure the models took longer than {plan.limit_s:g} s"
     labels = {
@@ -360,22 +360,23 @@ def best_batch(
     rates: dict[int, float] = {}
     other = reference.module if reference else None
     batch = 1
-    while batch <= AUTO_MOST:
-        example = _images(candidate, batch, device)
-        try:
-            timing.write_job(folder / "probe", plan, other, candidate.module, example, None)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"batch = '{AUTO}' needs models that can be pickled: {error}"
-            ) from None
-        del example
-        _leave_memory(device)
-        found = timing.run_task(folder / "probe", plan, "probe", "0", cache=folder / "cache")
-        tried[str(batch)] = found.get("images_per_s", found.get("failure", ""))
-        if "failure" in found:
-            break
-        rates[batch] = found["images_per_s"]
-        batch *= 2
+    with job.Tasks(folder / "probe", plan) as tasks:
+        while batch <= AUTO_MOST:
+            example = _images(candidate, batch, device)
+            try:
+                job.write(folder / "probe", plan, other, candidate.module, example, None)
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise ValueError(
+                    f"batch = '{AUTO}' needs models that can be pickled: {error}"
+                ) from None
+            del example
+            _leave_memory(device)
+            found = tasks.run("probe", "0", cache=folder / "cache")
+            tried[str(batch)] = found.get("images_per_s", found.get("failure", ""))
+            if "failure" in found:
+                break
+            rates[batch] = found["images_per_s"]
+            batch *= 2
     if not rates:
         raise ValueError(f"not one image can be timed: {tried['1']}")
     return max(rates, key=lambda each: rates[each]), tried

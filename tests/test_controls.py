@@ -36,5 +36,5 @@ def test_only_timings_with_freed_memory_kept_are_claimed():
     (*_, last) = pairs()
     kept, default = (last | {"keep_memory": keep, "ratio": 1.5 - keep} for keep in (True, False))
     assert render.claimed([kept, default]) == render.claimed([default, kept]) == [kept]
-    assert [line[3] for line in render.speed_table([default, kept]).body] == ["kept", "by default"]
+    assert [line[4] for line in render.speed_table([default, kept]).body] == ["kept", "by default"]
     assert "1.500" not in render.headline([kept, default]).markdown()

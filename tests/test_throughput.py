@@ -24,7 +24,7 @@ from torch import nn
 from benchmarks import calibration, check, gate, matrix, pack, peers, pretrained, render, throughput
 from experiments.pages import ROOT
 from experiments.rows import Rows, read
-from vitx import breakdown, machine, peak, stats, timing, tracking
+from vitx import breakdown, job, machine, peak, stats, timing, tracking
 from vitx.compare import equality
 from vitx.config import ModelConfig, override, size
 from vitx.cost import forward_macs, step_macs
@@ -129,16 +129,16 @@ def test_four_that_fail_do_not_stop_the_others(tmp_path, record):
 def test_the_best_batch_is_found_up_to_what_fits(tmp_path, monkeypatch):
     rates = {1: 10.0, 2: 30.0, 4: 20.0}
 
-    def task(folder, plan, name, process, cache):
-        assert (folder / "reference.pt").exists()
-        images = len(torch.load(folder / "example.pt"))
+    def task(tasks, name, process, cache):
+        assert (tmp_path / "probe" / "reference.pt").exists()
+        images = len(torch.load(tmp_path / "probe" / "example.pt"))
         return {"images_per_s": rates[images]} if images in rates else {"failure": "out of memory"}
 
-    monkeypatch.setattr(timing, "run_task", task)
+    monkeypatch.setattr(job.Tasks, "run", task)
     model = peers.make(f"python:{PLANTED}:small")
     found = throughput.best_batch(model, model, timing.Plan(), tmp_path, torch.device("cpu"))
     assert found == (2, {"1": 10.0, "2": 30.0, "4": 20.0, "8": "out of memory"})
-    monkeypatch.setattr(timing, "run_task", lambda *_, **__: {"failure": "a crash"})
+    monkeypatch.setattr(job.Tasks, "run", lambda *_, **__: {"failure": "a crash"})
     with pytest.raises(ValueError, match="not one image can be timed: a crash"):
         throughput.best_batch(None, model, timing.Plan(), tmp_path, torch.device("cpu"))
 
@@ -162,13 +162,14 @@ def test_a_probe_runs_all_that_a_pair_does_and_tells_the_candidates_rate(monkeyp
 
 
 def test_a_probe_keeps_memory_as_a_pair_does(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(timing, "run_limited", lambda command, environment, **_: (
-        seen.append(environment.get("MALLOC_MMAP_MAX_")) or (1, "")
-    ))  # fmt: skip
-    for task in ("pair", "probe", "alone"):
-        timing.run_task(tmp_path, timing.Plan(), task, "0", cache=tmp_path / "cache")
-    assert seen == ["0", "0", None]
+    kept: list[bool] = []
+    monkeypatch.setattr(job, "keep_memory", lambda: kept.append(True))
+    small = peers.make(f"python:{PLANTED}:small").module
+    plan = timing.Plan(processes=1, pair_s=0.01, block_s=0.001, warm_up_s=0.01)
+    job.write(tmp_path, plan, small, small, torch.randn(1, 3, 16, 16), {})
+    for task, argument in (("pair", "0"), ("probe", "0"), ("alone", "candidate")):
+        job._do(tmp_path, task, argument)
+    assert len(kept) == 2
 
 
 def test_the_best_batch_of_what_cant_be_pickled_is_refused(tmp_path):
@@ -316,7 +317,7 @@ class SlowAtFirst(nn.Module):
 
 def test_what_a_first_call_does_once_is_no_latency():
     plan = timing.Plan(pair_s=0.01, warm_up_s=0.1, block_s=0.01, details=True)
-    found = timing._details(SlowAtFirst(), torch.zeros(1, 3), plan)
+    found = job._details(SlowAtFirst(), torch.zeros(1, 3), plan)
     assert found["latency"]["p99"]["high"] < 0.3
 
 
@@ -694,13 +695,15 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
     rows = Rows(tmp_path)
     for number, verdict in ((3, "slower"), (7, "no difference seen")):
         rows.add("plant", what="trial", trial=number, share=0.05, plan=vars(plan), device="cpu",
-                 protocol=protocol, verdict=verdict, seconds=100.0)  # fmt: skip
+                 reference="timm:vit", batch=2, protocol=protocol, verdict=verdict,
+                 seconds=100.0)  # fmt: skip
     (tmp_path / "committed.jsonl").write_text(rows.path.read_text())
     paths = sorted(tmp_path.glob("*.jsonl"))  # a trial that stands in both counts once
-    cpu = torch.device("cpu")
-    found = calibration.made(paths, plan, cpu)
+    made = partial(calibration.made, paths, reference="timm:vit", device=torch.device("cpu"))
+    found = made(plan, batch=2)
     assert [row["trial"] for row in found] == [3, 7]
-    assert calibration.made(paths, timing.Plan(processes=9), cpu) == []
+    assert made(timing.Plan(processes=9), batch=2) == []
+    assert made(plan, batch=8) == []
     (line,) = calibration.table([*found, *rows.kept]).body
     other = rows.kept[0] | {"protocol": "other", "trial": 9}
     assert len(calibration.table([*rows.kept, other]).body) == 2  # never in one rate
@@ -714,8 +717,10 @@ def test_a_trial_that_was_made_twice_counts_as_it_did_first(tmp_path):
     plan, rows, protocol = timing.Plan(), Rows(tmp_path), calibration.protocol()
     for verdict in ("faster", "no difference seen"):
         rows.add("noise", what="trial", trial=3, share=0.0, plan=vars(plan), protocol=protocol,
-                 device="cpu", verdict=verdict, seconds=100.0, planted_counted=0.0)  # fmt: skip
-    (found,) = calibration.made([rows.path], plan, torch.device("cpu"))
+                 reference="timm:vit", batch=2, device="cpu", verdict=verdict, seconds=100.0,
+                 planted_counted=0.0)  # fmt: skip
+    (found,) = calibration.made([rows.path], plan, reference="timm:vit", batch=2,
+                                device=torch.device("cpu"))  # fmt: skip
     assert found["verdict"] == "faster"
     (line,) = calibration.table(rows.kept).body
     assert line[:5] == ("nothing", "0.00% to 0.00%", "1", "0", "1")

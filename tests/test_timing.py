@@ -1,5 +1,6 @@
 """Paired timing: order, rounds, failures as results, and the words of a comparison."""
 
+import itertools
 import math
 import os
 import platform
@@ -18,7 +19,7 @@ from torch import nn
 
 import vitx
 from vitx import compare as compare_file
-from vitx import machine, timing
+from vitx import job, machine, timing
 from vitx.compare import compare, equality, summarise
 from vitx.config import ModelConfig
 from vitx.machine import Machine
@@ -87,7 +88,7 @@ def test_arms_of_unlike_speed_have_blocks_of_like_length():
 
 
 def test_disturbed_rounds_are_run_again_and_kept(monkeypatch, unchecked):
-    readings = iter([Machine(0.5, 0.0, None, 0.0)] * 3 + [Machine(0.0, 0.0, None, 0.0)] * 99)
+    readings = iter([Machine(0.5, 0.0, None, 0.0)] + [Machine(0.0, 0.0, None, 0.0)] * 99)
     monkeypatch.setattr(machine.Watch, "read", lambda self: next(readings))
     monkeypatch.setattr(timing, "make_step", lambda model, run, example, plan: model)
     monkeypatch.setattr(timing, "time_block", lambda step, iterations, device: step * iterations)
@@ -242,8 +243,9 @@ def test_a_timed_process_keeps_the_memory_that_it_frees(tmp_path):
     faults = {}
     for keep in (True, False):
         plan = replace(QUICK, block_s=0.1, pair_s=0.1, keep_memory=keep)
-        timing.write_job(tmp_path, plan, a, a, torch.randn(2000, 3, 12, 12), {})
-        found = timing.run_task(tmp_path, plan, "pair", "0", cache=tmp_path / "cache")
+        job.write(tmp_path, plan, a, a, torch.randn(2000, 3, 12, 12), {})
+        with job.Tasks(tmp_path, plan) as tasks:
+            found = tasks.run("pair", "0", cache=tmp_path / "cache")
         faults[keep] = statistics.median(found["page_faults"]["reference"])
     assert faults[True] < 1
     assert faults[False] > 100
@@ -263,10 +265,11 @@ def test_fresh_processes_get_this_processs_settings(tmp_path):
     a = vitx.build(CONFIG)
     torch.set_num_threads(2)
     try:
-        timing.write_job(tmp_path, QUICK, a, a, torch.randn(4, 3, 12, 12), {})
+        job.write(tmp_path, QUICK, a, a, torch.randn(4, 3, 12, 12), {})
     finally:
         torch.set_num_threads(1)
-    found = timing.run_task(tmp_path, QUICK, "pair", "0", cache=tmp_path / "cache")
+    with job.Tasks(tmp_path, QUICK) as tasks:
+        found = tasks.run("pair", "0", cache=tmp_path / "cache")
     assert found["threads"] == 2
 
 
@@ -288,9 +291,47 @@ def test_a_crash_is_a_failure_with_its_last_words(monkeypatch):
 def test_a_process_over_its_time_is_ended(tmp_path):
     a = vitx.build(CONFIG)
     plan = replace(QUICK, limit_s=0.2)
-    timing.write_job(tmp_path, plan, a, a, torch.randn(4, 3, 12, 12), {})
-    found = timing.run_task(tmp_path, plan, "alone", "reference", cache=tmp_path / "cache")
+    job.write(tmp_path, plan, a, a, torch.randn(4, 3, 12, 12), {})
+    with job.Tasks(tmp_path, plan) as tasks:
+        found = tasks.run("alone", "reference", cache=tmp_path / "cache")
     assert found["failure"] == "the process took longer than 0 s and was ended"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked under Linux only")
+def test_processes_are_forked_from_one_that_a_crash_does_not_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    a, broken = vitx.build(CONFIG), Crash()
+    job.write(tmp_path, QUICK, broken, broken, torch.randn(4, 3), {})
+    with job.Tasks(tmp_path, QUICK) as tasks:
+        first = tasks.run("pair", "0", cache=tmp_path / "cache")
+        server = tasks._server[0]
+        job.write(tmp_path, QUICK, a, a, torch.randn(4, 3, 12, 12), {})
+        second = tasks.run("pair", "1", cache=tmp_path / "cache")
+        assert tasks._server[0] is server
+        assert server.poll() is None
+    assert first == {"failure": "RuntimeError: the kernel is broken", "rebuilt": True}
+    assert second["log_ratio"] is not None
+    assert server.poll() is not None
+
+
+def test_what_may_not_be_forked_has_a_process_of_its_own_for_each_task(tmp_path):
+    a = vitx.build(CONFIG)
+    job.write(tmp_path, QUICK, a, a, torch.randn(4, 3, 12, 12), {})
+    path = tmp_path / "job.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "an accelerator"'))
+    with job.Tasks(tmp_path, QUICK) as tasks:
+        for number in ("0", "1"):
+            assert "log_ratio" in tasks.run("pair", number, cache=tmp_path / "cache")
+            assert tasks._server is None
+
+
+def test_imports_that_start_threads_are_not_forked(tmp_path, monkeypatch):
+    a = vitx.build(CONFIG)
+    job.write(tmp_path, QUICK, a, a, torch.randn(4, 3, 12, 12), {})
+    assert job._may_fork(tmp_path) == (sys.platform == "linux")
+    numbers = itertools.count(3)
+    monkeypatch.setattr(job, "threads", lambda: next(numbers))
+    assert not job._may_fork(tmp_path)
 
 
 def test_without_a_compiler_the_compiled_configuration_fails_by_name(monkeypatch):
@@ -319,7 +360,7 @@ def test_what_no_other_process_can_rebuild_is_timed_in_one_without_verdict():
 
 
 def test_the_folder_of_pickles_and_compiled_code_is_private(tmp_path):
-    timing.private_folder(tmp_path / "cache")
+    job.private_folder(tmp_path / "cache")
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
 
 
@@ -372,14 +413,14 @@ def test_limits_of_time_and_memory_end_a_process_with_its_children(tmp_path):
     child = f"import time; time.sleep(3); open({str(mark)!r}, 'w')"
     start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])"
     slow = [sys.executable, "-c", f"{start}; import time; time.sleep(60)"]
-    code, words = timing.run_limited(slow, os.environ, limit_s=1.0, limit_gib=0.0)
+    code, words = job.run_limited(slow, os.environ, limit_s=1.0, limit_gib=0.0)
     assert (code, words) == (-1, "the process took longer than 1 s and was ended")
     hungry = [sys.executable, "-c", "x = bytearray(2**29); import time; time.sleep(60)"]
-    code, words = timing.run_limited(hungry, os.environ, limit_s=60.0, limit_gib=0.3)
+    code, words = job.run_limited(hungry, os.environ, limit_s=60.0, limit_gib=0.3)
     assert code == -1
     assert "GiB of memory, more than 0.3, and was ended" in words
     wrong = [sys.executable, "-c", "raise RuntimeError('so it goes')"]
-    assert timing.run_limited(wrong, os.environ, limit_s=60.0, limit_gib=1.0) == (
+    assert job.run_limited(wrong, os.environ, limit_s=60.0, limit_gib=1.0) == (
         1, "RuntimeError: so it goes",
     )  # fmt: skip
     time.sleep(3)

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitx import job as jobs
 from vitx import stats, timing
 from vitx.compiler import needs_compiler
 from vitx.cost import forward_macs
@@ -225,27 +226,28 @@ def _time(
         job = Path(folder or temporary, "job")
         compiled = Path(cache or temporary, "compiled")
         try:
-            timing.write_job(job, base.plan, reference, candidate, example, keys)
+            jobs.write(job, base.plan, reference, candidate, example, keys)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             return _one_process(base, reference, candidate, example, str(error))
         try:
-            return _in_processes(base, job, compiled, say, paired=reference is not None)
+            with jobs.Tasks(job, base.plan) as tasks:
+                return _in_processes(base, tasks, compiled, say, paired=reference is not None)
         except _CantRebuild as error:
             return _one_process(base, reference, candidate, example, str(error))
 
 
 def _in_processes(
-    base: Comparison, job: Path, cache: Path, say: Say, *, paired: bool
+    base: Comparison, tasks: jobs.Tasks, cache: Path, say: Say, *, paired: bool
 ) -> Comparison:
     plan, resources = base.plan, {}
     for side in ("reference", "candidate") if paired else ("candidate",):
-        resources[side] = _alone(job, plan, side, cache, checked=base.equality is not None)
+        resources[side] = _alone(tasks, plan, side, cache, checked=base.equality is not None)
         if "failure" in resources[side]:
             if not resources[side].get("rebuilt", True):
                 raise _CantRebuild(resources[side]["failure"])
             return replace(base, verdict="failed", reason=resources[side]["failure"])
         if plan.details:
-            details = timing.run_task(job, plan, "details", side, cache=cache)
+            details = tasks.run("details", side, cache=cache)
             if "failure" in details:
                 return replace(base, verdict="failed", reason=details["failure"])
             resources[side] |= details
@@ -262,7 +264,7 @@ def _in_processes(
         say(f"as timed, error to float64: {errors['reference']:.1e} and {errors['candidate']:.1e}")
     records = []
     for process in range(plan.processes):
-        record = timing.run_task(job, plan, "pair", str(process), cache=cache)
+        record = tasks.run("pair", str(process), cache=cache)
         if "failure" in record:
             reason = f"process {process + 1}: {record['failure']}"
             return replace(checked, verdict="failed", reason=reason, processes=records)
@@ -307,24 +309,24 @@ def summarise(found: Comparison) -> Comparison:
     return replace(found, verdict=verdict, reason=disturbed, ratio=ratio, floor=floor)
 
 
-def _alone(job: Path, plan: Plan, side: str, cache: Path, *, checked: bool) -> dict:
+def _alone(tasks: jobs.Tasks, plan: Plan, side: str, cache: Path, *, checked: bool) -> dict:
     """One model by itself: peak memory, error as timed, and compile seconds cold and warm.
 
     What it compiled into its own empty folder is then added to the folder that the pairs share.
     """
     error = ("error",) if checked else ()
     if plan.compile == "none":
-        found = timing.run_task(job, plan, "alone", side, *error, cache=cache)
+        found = tasks.run("alone", side, *error, cache=cache)
         return found | {"compile_s": None}
     own = cache.with_name(f"{cache.name}-{side}")
     shutil.rmtree(own, ignore_errors=True)
-    cold = timing.run_task(job, plan, "alone", side, *error, cache=own)
+    cold = tasks.run("alone", side, *error, cache=own)
     if "failure" in cold:
         return cold
-    warm = timing.run_task(job, plan, "alone", side, cache=own)
+    warm = tasks.run("alone", side, cache=own)
     if "failure" in warm:
         return warm
-    timing.private_folder(cache)
+    jobs.private_folder(cache)
     shutil.copytree(own, cache, dirs_exist_ok=True)
     shutil.rmtree(own)
     return cold | {"compile_s": {"cold": cold["compile_s"], "warm": warm["compile_s"]}}

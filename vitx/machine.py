@@ -1,7 +1,9 @@
 """The state of the machine around a timed block, and what processes have used of it."""
 
 import contextlib
+import ctypes
 import os
+import platform
 import re
 import resource
 import signal
@@ -14,11 +16,14 @@ from pathlib import Path
 import torch
 
 FOREIGN_LIMIT = 0.10
-"""Share of the machine's time that others may use during a block."""
+"""Share of the machine's time that others may use during a round of blocks."""
 STEAL_LIMIT = 0.05
-"""Share of the machine's time that the hypervisor may take during a block."""
+"""Share of the machine's time that the hypervisor may take during a round."""
 CLOCK_LIMIT = 0.90
-"""Lowest clock of a block, as a share of the highest that was read."""
+"""Lowest clock of a round, as a share of the highest that was read."""
+
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**60)}
+"""What `keep_memory` sets, for a process to come."""
 
 GPU_READINGS = (
     "driver_version",
@@ -34,7 +39,7 @@ GPU_READINGS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """Readings around a block, as shares of the time of the cores that this process may use.
+    """Readings around a round, as shares of the time of the cores that this process may use.
 
     None where they can't be read. They say nothing of a GPU, which is not judged by them.
     """
@@ -176,11 +181,28 @@ def peak_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def threads() -> int:
+    """Threads of this process (Linux; elsewhere 0)."""
+    return len(list(Path("/proc/self/task").glob("*")))
+
+
+def keep_memory() -> None:
+    """Have this process keep the memory that it frees, where the allocator is glibc's.
+
+    By default large blocks go back to the system and are mapped again page by page, as often as the
+    order of allocations happens to ask for; the cost differs between processes by more than the
+    differences that are timed.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        allocator = ctypes.CDLL(None)
+        most_mapped, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD
+        if not (allocator.mallopt(most_mapped, 0) and allocator.mallopt(trim_threshold, -1)):
+            raise RuntimeError("the allocator did not take its settings")
+
+
 def end_with_parent() -> None:
     """Have the kernel end this process when the one that started it dies (Linux only)."""
     if sys.platform == "linux":
-        import ctypes
-
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 

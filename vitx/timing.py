@@ -1,58 +1,28 @@
-"""Paired timing in fresh processes: `python -m vitx.timing` does one task of a job.
+"""Paired timing: how a pair is timed in one process, and what a plan asks of it.
 
-A job is a folder with `job.json` (a `Plan`) and pickles: candidate, example, and the reference if
-there is one. What is timed is a module, or a whole training step (`Training`). The tasks are
-`alone` (one of the two: peak memory, compile seconds, error in the timed dtype, details), `pair`
-(three arms in one process: reference, the same reference again, candidate; without a reference the
-candidate alone) and `probe` (the candidate's rate in a few calls, all arms in memory).
+What is timed is a module, or a whole training step (`Training`). `vitx.job` starts the processes.
 """
 
 import itertools
-import json
 import math
-import os
 import random
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitx import breakdown
 from vitx import train as trainer
-from vitx.compiler import needs_compiler
 from vitx.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, override
-from vitx.equality import Keys, timed_error
-from vitx.machine import (
-    Watch,
-    end_with_parent,
-    gpu,
-    kill_tree,
-    page_faults,
-    peak_mib,
-    synchronise,
-    tree_mib,
-)
+from vitx.machine import Watch, gpu, page_faults, peak_mib, synchronise
 
 MODES = ("inference", "training")
 COMPILES = ("none", "default", "max-autotune")
 DTYPES = ("as given", "float32", "bfloat16", "float16")
 ARMS = ("reference", "again", "candidate")
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**60)}
-"""Settings of glibc by which a process keeps the memory that it frees. By default large blocks go
-back to the system and are mapped again page by page, as often as the order of allocations happens
-to ask for; the cost differs between processes by more than the differences that are timed."""
-REBUILD_FAILED = 3
-"""Exit status of a process that can't unpickle a module."""
-POLL_S = 0.2
-"""Seconds between two looks at the memory of a process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +36,17 @@ class Plan:
     processes: int = 5
     pair_s: float = 15.0
     """Seconds of blocks in a process; they become whole sets of rounds, which balance order."""
-    block_s: float = 0.15
+    block_s: float = 0.03
     """A block is the fewest iterations that last this long. Short blocks keep the members of a
-    pair close in time: on a shared machine the noise is correlated over seconds."""
+    pair close in time: on a shared machine a block of 0.03 s varies hardly more than one of 0.2 s,
+    so that pairs of the former say more in the same time."""
     warm_up_s: float = 20.0
     limit_s: float = 600.0
     """A process that takes longer is killed and reported."""
     limit_gib: float = 0.0
     """So is one that takes more memory, with its children; 0 for no limit."""
     keep_memory: bool = True
-    """Pairs run under `KEEP_MEMORY`; otherwise as the allocator is set up."""
+    """Pairs run after `machine.keep_memory`; otherwise as the allocator is set up."""
     details: bool = False
     """Also say where each module's time goes: latency of calls at batch 1, stages, phases."""
     mean: bool = False
@@ -200,7 +171,7 @@ def make_steps(
 
 
 def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: int) -> dict:
-    """Block times of all arms in random balanced order, with the machine's state around each.
+    """Block times of all arms in random balanced order, with the machine's state around each round.
 
     Returns raw times in seconds an iteration, the order, and what a GPU reads at work after them
     (`machine.gpu`). With `ARMS` also medians over rounds: `log_ratio` of the reference's time an
@@ -293,11 +264,20 @@ def _round(
     device: torch.device,
     before: list[dict],
 ) -> dict:
-    """One block of each arm; disturbed if one of them was."""
-    clock = max((b["clock_mhz"] or 0.0 for e in before for b in e["blocks"].values()), default=0.0)
-    blocks = {arm: _watched(steps[arm], iterations[arm], device, clock) for arm in order}
-    disturbed = any(block["disturbed"] for block in blocks.values())
-    return {"order": order, "disturbed": disturbed, "blocks": blocks}
+    """A block of each arm: seconds and page faults an iteration; and the machine's state, which
+    the system counts too coarsely to read it for each."""
+    clock = max((entry["clock_mhz"] or 0.0 for entry in before), default=0.0)
+    started, watch = time.time(), Watch()
+    blocks = {arm: _block(steps[arm], iterations[arm], device) for arm in order}
+    state = watch.read()
+    return {
+        "order": order,
+        "started": started,
+        # What the CPU's other users do says little of a GPU.
+        "disturbed": device.type == "cpu" and state.disturbed(max(clock, state.clock_mhz or 0.0)),
+        **asdict(state),
+        "blocks": blocks,
+    }
 
 
 def warm_up(steps: Mapping[str, Callable[[], Any]], plan: Plan, device: torch.device) -> dict:
@@ -339,98 +319,6 @@ def measure_resources(step: Callable[[], Any], example: Tensor, before_mib: floa
     return found | {"first_s": first, "compile_s": max(first - later, 0.0)}
 
 
-def run_task(folder: Path, plan: Plan, task: str, *args: str, cache: Path) -> dict:
-    """One task in a fresh process. A failure is {"failure": its last words}, never an exception.
-
-    `cache` is the private folder of compiled code. Ctrl-C ends the process first.
-    """
-    private_folder(cache)
-    result = folder / f"result-{task}-{'-'.join(args) or 'all'}.json"
-    result.unlink(missing_ok=True)
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache.resolve())}
-    if task in ("pair", "probe", "details") and plan.keep_memory:
-        environment |= KEEP_MEMORY
-    command = [sys.executable, "-m", "vitx.timing", str(folder), str(result), task, *args]
-    code, words = run_limited(command, environment, limit_s=plan.limit_s, limit_gib=plan.limit_gib)
-    if code == 0 and result.exists():
-        return json.loads(result.read_text())
-    return {"failure": words, "rebuilt": code != REBUILD_FAILED}
-
-
-def run_limited(
-    command: list[str], environment: Mapping[str, str], *, limit_s: float, limit_gib: float
-) -> tuple[int, str]:
-    """Run a program to its end, or to a limit of time or memory; its status and last words.
-
-    At a limit, and on Ctrl-C, it is killed with all that it started. A program that should end when
-    this process is killed calls `end_with_parent`.
-    """
-    child = subprocess.Popen(
-        command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    end = time.monotonic() + limit_s
-    errors = ""
-    try:
-        while True:
-            try:
-                errors = child.communicate(timeout=POLL_S if limit_gib else limit_s)[1]
-                break
-            except subprocess.TimeoutExpired:
-                if time.monotonic() >= end:
-                    return -1, f"the process took longer than {limit_s:.0f} s and was ended"
-            if limit_gib and (used := tree_mib(child.pid) / 2**10) > limit_gib:
-                return -1, (
-                    f"the process took {used:.1f} GiB of memory, more than {limit_gib:g}, and was "
-                    "ended"
-                )
-    finally:
-        if child.poll() is None:
-            kill_tree(child.pid)
-            child.communicate()
-    return child.returncode, _last_words(errors, child.returncode)
-
-
-def write_job(
-    folder: Path,
-    plan: Plan,
-    reference: Subject | None,
-    candidate: Subject,
-    example: Tensor,
-    keys: Keys | None,
-) -> None:
-    """Write what the processes of a job need; raises what pickle raises.
-
-    They get this process's number of threads and its precision of float32 products and
-    convolutions; ValueError if that was set by PyTorch's newer interface.
-    """
-    private_folder(folder)
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        raise ValueError(
-            "torch.backends.*.fp32_precision is set, which fresh processes can't take over; use "
-            "torch.set_float32_matmul_precision"
-        ) from None
-    settings = {
-        "threads": torch.get_num_threads(),
-        "matmul_precision": precision,
-        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
-    }
-    (folder / "job.json").write_text(json.dumps({"plan": asdict(plan), "settings": settings}))
-    pickles = {"candidate": candidate, "example": example, "keys": keys}
-    if reference is not None:
-        pickles["reference"] = reference
-    (folder / "reference.pt").unlink(missing_ok=True)
-    for name, value in pickles.items():
-        torch.save(value, folder / f"{name}.pt")
-
-
-def private_folder(path: Path) -> None:
-    """Make a folder that no other user can write to: compiled code and pickles are run from it."""
-    path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
-
-
 def orders(rng: random.Random, arms: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Endless orders of the arms: each run of n! holds every permutation once."""
     while True:
@@ -439,22 +327,10 @@ def orders(rng: random.Random, arms: tuple[str, ...]) -> Iterator[tuple[str, ...
         yield from permutations
 
 
-def _watched(
-    step: Callable[[], Any], iterations: int, device: torch.device, clock_mhz: float
-) -> dict:
-    """One block: start (UTC seconds), seconds and page faults an iteration, the machine's state."""
-    started, watch, faults = time.time(), Watch(), page_faults()
+def _block(step: Callable[[], Any], iterations: int, device: torch.device) -> dict[str, float]:
+    faults = page_faults()
     seconds = time_block(step, iterations, device) / iterations
-    faults, state = (page_faults() - faults) / iterations, watch.read()
-    return {
-        "started": started,
-        "seconds": seconds,
-        "page_faults": faults,
-        # What the CPU's other users do says little of a GPU.
-        "disturbed": device.type == "cpu"
-        and state.disturbed(max(clock_mhz, state.clock_mhz or 0.0)),
-        **asdict(state),
-    }
+    return {"seconds": seconds, "page_faults": (page_faults() - faults) / iterations}
 
 
 def _gpu_at_work(
@@ -478,102 +354,3 @@ def time_block(step: Callable[[], Any], iterations: int, device: torch.device) -
         step()
     synchronise(device)
     return time.perf_counter() - start
-
-
-def _last_words(errors: str, code: int) -> str:
-    if code < 0:
-        return f"the process was ended by signal {-code}" + (
-            " (out of memory?)" if code == -9 else ""
-        )
-    lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    named = [line for line in lines if "Error" in line.split(":")[0] or "Exception:" in line]
-    return (named or lines or [f"exit code {code} without a word"])[-1][:300]
-
-
-def _main(folder: Path, result: Path, task: str, *args: str) -> None:
-    job = json.loads((folder / "job.json").read_text())
-    plan = Plan(**job["plan"])
-    torch.set_num_threads(job["settings"]["threads"])
-    torch.set_float32_matmul_precision(job["settings"]["matmul_precision"])
-    torch.backends.cudnn.allow_tf32 = job["settings"]["tf32_convolutions"]
-
-    # The pickles are this project's own, in a folder that only this user can write to.
-    def load(name: str, device: str | None = None) -> Any:
-        try:
-            return torch.load(folder / f"{name}.pt", weights_only=False, map_location=device)
-        except (AttributeError, ImportError) as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            raise SystemExit(REBUILD_FAILED) from None
-
-    example = load("example")
-    if plan.compile != "none":
-        needs_compiler(example.device)
-    torch.manual_seed(plan.seed)
-    sides = ["reference", "candidate"] if (folder / "reference.pt").exists() else ["candidate"]
-    if task in ("pair", "probe"):
-        # Which arm is made and warmed first changes from process to process.
-        arms = ARMS if len(sides) == 2 else ("candidate",)
-        order = random.Random(int(args[0])).sample(arms, len(arms))
-        subjects = {arm: load("candidate" if arm == "candidate" else "reference") for arm in order}
-        if task == "pair":
-            found = pair(subjects, example, plan, int(args[0]))
-        else:
-            found = probe(subjects, example, plan)
-    elif task == "details":
-        found = _details(*as_timed(load(args[0]), example, plan), plan)
-    else:
-        side, *more = args
-        # All are first read without their weights, so that each carries the same imports.
-        _ = [load(each, "meta") for each in sides]
-        before_mib = peak_mib()
-        subject, image = as_timed(load(side), example, plan)
-        run = prepare(subject, plan) if more == ["error"] else None
-        step = make_step(subject, run, image, plan)
-        found = measure_resources(step, image, before_mib)
-        if plan.mean:  # as its process is set up by default, which is how timm's benchmark runs
-            seconds = breakdown.mean_of_calls(step, image.device)
-            found["mean_images_per_s"] = images_of(subject, image) / seconds
-        if run is not None:
-            found["timed_error"] = timed_error(
-                load("reference"),
-                subject,
-                image,
-                training=plan.mode == "training",
-                run=partial(_as_stepped, run, plan),
-                keys=load("keys") if side == "candidate" else None,
-            )
-    result.write_text(json.dumps(found))
-
-
-def _as_stepped(run: Callable[[Tensor], Any], plan: Plan, image: Tensor) -> Any:
-    """A module's output as the timed call or step computes it."""
-    if plan.mode == "inference" or plan.dtype == "as given":
-        return run(image)
-    with trainer.autocast(image.device, plan.dtype):
-        return run(image)
-
-
-def _details(subject: Any, example: Tensor, plan: Plan) -> dict[str, Any]:
-    """Where a module's time goes, as far as it can be told for this plan."""
-    found: dict[str, Any] = {}
-    if plan.mode == "inference" and len(example) == 1:
-        step = make_step(subject, None, example, plan)
-        warm_up({"one": step}, plan, example.device)
-        found["latency"] = breakdown.latency(step, example.device, plan.pair_s)
-    if plan.compile != "none":  # whose parts are one
-        return found
-    if plan.mode == "training":
-        config = step_config(len(example), plan)
-        return found | {"phases": breakdown.phases(subject, example, config)}
-    try:
-        return found | {"stages": breakdown.stages(subject, example)}
-    except breakdown.Unknown:
-        return found
-
-
-if __name__ == "__main__":
-    # By its own name: what was pickled is of that module, not of this one.
-    from vitx.timing import _main
-
-    end_with_parent()
-    _main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
