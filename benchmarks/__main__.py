@@ -62,6 +62,7 @@ class Scale:
     """Time known cases, score the equality check, run the pilot."""
 
 
+CPU = torch.device("cpu")
 GPU_BATCH = 128
 TRAINED = "trained"
 """Folder of the trained models, in the run's."""
@@ -72,7 +73,7 @@ QUICK = Scale(
     timed=(("vit_tiny_patch16_224", {}),),
     configurations=(*EAGER, ("inference", "default")),
     equal=(("vit_tiny_patch16_224", {}),),
-    plan=Plan(processes=10, pair_s=3.0, warm_up_s=2.0),
+    plan=Plan(processes=10, pair_s=6.0, warm_up_s=speed.warm_up_s(CPU)),
     batch=2,
 )
 SMOKE = Scale(
@@ -225,7 +226,11 @@ def grown(scale: Scale, device: torch.device, cifar10: str = "") -> Scale:
         scale,
         timed=large if scale is QUICK else (*scale.timed[1:], *large),
         equal=large if scale is QUICK else scale.equal,
-        plan=replace(scale.plan, dtype=speed.usual(device)[1]),
+        plan=replace(
+            scale.plan,
+            dtype=speed.usual(device)[1],
+            warm_up_s=max(scale.plan.warm_up_s, speed.warm_up_s(device)),
+        ),
         batch=GPU_BATCH,
         recipe=recipe,
     )

@@ -1,9 +1,9 @@
 """Models to time, by name, and how the weights of one become those of another.
 
-`vitx:S/16`, `vitx:NAME` (made from timm's model of that name), `timm:NAME`, `torchvision:S/16`,
-`hf:S/16` or `hf:FOLDER`, `vit_pytorch:S/16`, and `python:FILE:FUNCTION` for any other: the function
-gives a module, which may have an attribute `image` (channels, height, width). All give logits of a
-batch of images.
+`vitx:S/16`, `vitx:NAME` (made from timm's model of that name), `timm:NAME`, `torchvision:S/16` or
+`torchvision:NAME`, `hf:S/16` or `hf:FOLDER`, `vit_pytorch:S/16`, and `python:FILE:FUNCTION` for any
+other: the function gives a module, which may have an attribute `image` (channels, height, width).
+All give logits of a batch of images.
 """
 
 import importlib.util
@@ -64,6 +64,12 @@ def check(name: str) -> None:
             timm.get_pretrained_cfg(rest)
         except RuntimeError as error:  # an unknown tag
             raise ValueError(f"model = {name!r}: {error}") from None
+    elif family == "torchvision" and "/" not in rest:
+        from torchvision.models import list_models
+
+        listed = list_models(include="vit_*")
+        if rest not in listed:
+            raise ValueError(f"model = {name!r} is not known; {nearest(rest, listed)}")
     elif family == "hf" and (Path(rest).is_dir() or rest.startswith(("/", ".", "~"))):
         if not Path(rest, "config.json").is_file():
             raise ValueError(f"model = {name!r}: there is no {Path(rest, 'config.json')}")
@@ -119,8 +125,13 @@ def _timm(name: str, rest: str) -> Model:
 
 
 def _torchvision(name: str, rest: str) -> Model:
+    from torchvision.models import get_model
     from torchvision.models.vision_transformer import VisionTransformer
 
+    if "/" not in rest:
+        module: Any = get_model(rest, weights=None)
+        image = (3, module.image_size, module.image_size)
+        return Model(name, module, image, len(module.encoder.layers), names.TORCHVISION)
     config = size(rest)
     module = VisionTransformer(
         image_size=config.size[0],

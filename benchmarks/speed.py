@@ -28,6 +28,11 @@ def usual(device: torch.device) -> tuple[str, str]:
     return "B/16", "bfloat16" if bfloat16 else "float16"
 
 
+def warm_up_s(device: torch.device) -> float:
+    """Seconds of warm-up that are enough where nothing is steadier afterwards."""
+    return 1.0 if device.type == "cpu" else 4.0  # a GPU's clock takes seconds to rise
+
+
 @dataclass(frozen=True)
 class Pair:
     """A timm model and the `Vit` made from it, with a batch of random images."""

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks import matrix, peers
 from benchmarks.peers import Model
-from benchmarks.speed import usual
+from benchmarks.speed import usual, warm_up_s
 from experiments import cli
 from experiments.pages import ROOT, Row
 from experiments.rows import Rows
@@ -52,8 +52,9 @@ class Settings:
     """Time models by themselves, or in pairs with a reference."""
 
     models: tuple[str, ...] = ()
-    """vitx:S/16, vitx:TIMM_NAME, timm:NAME, torchvision:S/16, hf:S/16, hf:FOLDER, vit_pytorch:S/16,
-    or python:FILE:FUNCTION, which gives a module; vitx:Ti/16 if none is named, on a GPU B/16."""
+    """vitx:S/16, vitx:TIMM_NAME, timm:NAME, torchvision:S/16, torchvision:NAME, hf:S/16, hf:FOLDER,
+    vit_pytorch:S/16, or python:FILE:FUNCTION, which gives a module; vitx:Ti/16 if none is named, on
+    a GPU B/16."""
     reference: str = ""
     """A model that all others are timed in pairs with."""
     batch: tuple[str, ...] = ("8",)
@@ -62,9 +63,9 @@ class Settings:
     """float32 if none is named, on a GPU bfloat16."""
     compile: tuple[str, ...] = ("none",)
     mode: tuple[str, ...] = ("inference",)
-    processes: int = 5
+    processes: int = 10
     seconds: float = 6.0
-    """How long blocks are timed in a process after the warm-up."""
+    """How long blocks are timed in a process after the warm-up; at least six of each model."""
     limit_s: float = 900.0
     """A process that takes longer is ended, and its configuration is a failure; so it is if making
     and checking the models takes longer."""
@@ -171,7 +172,7 @@ def configurations(settings: Settings) -> list[Configuration]:
     plan = Plan(
         processes=settings.processes,
         pair_s=settings.seconds,
-        warm_up_s=max(5.0, settings.seconds),
+        warm_up_s=warm_up_s(device),
         limit_s=settings.limit_s,
         limit_gib=settings.limit_gib,
         details=True,

@@ -223,6 +223,14 @@ def test_a_folder_of_transformers_and_lucidrains_vit_give_logits(tmp_path):
     assert peers.conversion(other, found) is None
 
 
+def test_torchvisions_models_are_known_by_its_names_too():
+    made = peers.make("torchvision:vit_b_32")
+    assert (made.image, made.depth) == ((3, 224, 224), 12)
+    assert made.module.hidden_dim == 768
+    with pytest.raises(ValueError, match=r"'torchvision:vit_s_16' is not known; .*vit_b_16"):
+        peers.check("torchvision:vit_s_16")
+
+
 @pytest.mark.parametrize("name", ["torchvision:Ti/32", "hf:Ti/32", "vitx:Ti/32"])
 def test_a_peers_weights_are_made_from_timms(name):
     # The names are those of every size.
