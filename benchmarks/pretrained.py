@@ -91,9 +91,12 @@ def measure(
         same += int((one.argmax(dim=1) == other.argmax(dim=1)).sum())
         apart = largest((apart, float((one - other).abs().max() / one.abs().max())))
     images = len(pictures)
+    local = Path(name).exists()
+    model_name = model.pretrained_cfg["architecture"] if local else name
     return {
-        "reference": f"timm:{Path(name).name}",
-        "candidate": f"vitx:from_timm({Path(name).name})",
+        "reference": f"timm:{model_name}",
+        "candidate": f"vitx:from_timm({model_name})",
+        "weights": Path(name).name if local else "timm's",
         "data": folder.resolve().name,
         "device": str(device),
         "images": images,

@@ -1,7 +1,7 @@
 """Result rows: one JSON object a line, appended and never edited."""
 
-import gzip
 import json
+import lzma
 import math
 import re
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ KINDS = (
     "failure",
 )
 RAW = ("raw", "order")
-"""Fields that hold all raw values of a row; a committed row leaves them in the `.gz` beside it."""
-COARSE = ("foreign", "steal", "load", "clock_mhz")
-"""Readings around a block, of which three digits are committed."""
+"""Fields that hold all raw values of a row; a committed row leaves them in the file beside it."""
+COARSE = ("foreign", "steal", "load", "clock_mhz", "warm_up")
+"""Readings beside the times, of which three digits are committed."""
 
 
 class Rows:
@@ -103,10 +103,11 @@ def when(row: dict) -> tuple[str, int]:
 
 
 def commit(rows: list[dict], folder: Path, name: str) -> None:
-    """Add rows to the kept evidence: `name.jsonl`, and their raw values in `name.raw.jsonl.gz`.
+    """Add rows to the kept evidence: `name.jsonl`, and their raw values in `name.raw.jsonl.xz`.
 
-    Raises ValueError for rows of a smoke run or of uncommitted code, which is also said of code
-    that is in no checkout, and FileExistsError if they were kept before.
+    Raw floats keep four digits, and a list of objects with the same keys becomes one object of
+    lists. Raises ValueError for rows of a smoke run or of uncommitted code, which is also said of
+    code that is in no checkout, and FileExistsError if they were kept before.
     """
     if name.endswith("-smoke"):
         raise ValueError(f"{name} is a smoke run; its rows are not evidence")
@@ -120,13 +121,13 @@ def commit(rows: list[dict], folder: Path, name: str) -> None:
             slim = {key: value for key, value in row.items() if key not in RAW}
             file.write(json.dumps(slim) + "\n")
     raw = [
-        {"id": row["id"]} | {key: _rounded(row[key]) for key in RAW if key in row}
+        {"id": row["id"]} | {key: _columns(_rounded(row[key])) for key in RAW if key in row}
         for row in rows
         if any(key in row for key in RAW)
     ]
     if raw:
-        with gzip.open(folder / f"{name}.raw.jsonl.gz", "wt", encoding="utf8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in raw)
+        with lzma.open(folder / f"{name}.raw.jsonl.xz", "wt", encoding="utf8") as file:
+            file.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in raw)
 
 
 def _plain(value: Any) -> Any:
@@ -140,15 +141,27 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _rounded(value: Any, digits: int = 7) -> Any:
-    """The value with its floats to so many digits, times of day to milliseconds."""
+def _rounded(value: Any, digits: int = 4) -> Any:
+    """The value with its floats to so many digits, times of day to tenths of a second."""
     if isinstance(value, float):
-        return round(value, 3) if abs(value) > 1e6 else float(f"{value:.{digits}g}")
+        return round(value, 1) if abs(value) > 1e6 else float(f"{value:.{digits}g}")
     if isinstance(value, list):
         return [_rounded(item, digits) for item in value]
     if isinstance(value, dict):
         return {k: _rounded(item, 3 if k in COARSE else digits) for k, item in value.items()}
     return value
+
+
+def _columns(value: Any) -> Any:
+    """The value with each list of objects that have the same keys as one object of lists."""
+    if isinstance(value, dict):
+        return {key: _columns(item) for key, item in value.items()}
+    if not isinstance(value, list):
+        return value
+    keys = {frozenset(item) if isinstance(item, dict) else None for item in value}
+    if len(keys) != 1 or None in keys:
+        return [_columns(item) for item in value]
+    return {key: _columns([item[key] for item in value]) for key in value[0]}
 
 
 def latest(rows: list[dict], *keys: str) -> list[dict]:

@@ -771,6 +771,8 @@ def test_accuracy_of_a_saved_timm_model_in_both(tmp_path):
     place = tmp_path / "saved" / "model.safetensors"
     found = pretrained.measure(str(place), tmp_path / "val", batch=5, device=torch.device("cpu"))
     assert found["identical"] == found["images"] == 12
+    assert found["reference"] == "timm:vit_tiny_patch16_224"
+    assert found["weights"] == "model.safetensors"
     assert found["top1"]["reference"] == found["top1"]["candidate"]
     assert found["top5"]["candidate"] == 1
     assert found["logits_apart"] < 1e-4

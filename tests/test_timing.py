@@ -82,6 +82,17 @@ def test_a_pair_finds_planted_times(monkeypatch, unchecked):
     assert found["warm_up"]["ended"] == "steady"
 
 
+def test_noise_that_only_slows_favours_no_arm():
+    noise = random.Random(0)
+    times = {arm: [1 + noise.expovariate(10) for _ in range(20_000)] for arm in timing.ARMS}
+    found = timing.log_ratios(times, dict.fromkeys(timing.ARMS, 1))
+    assert abs(found["log_ratio"]) < 0.002
+    assert abs(found["log_ratio_again"]) < 0.002
+    logs = ([math.log(seconds) for seconds in times[arm]] for arm in timing.ARMS)
+    mean_against_one = [(a + b) / 2 - c for a, b, c in zip(*logs, strict=True)]
+    assert statistics.median(mean_against_one) > 0.005  # what the test would find otherwise
+
+
 def test_arms_of_unlike_speed_have_blocks_of_like_length():
     found = timing.iterations_of({"reference": 0.05, "again": 0.04, "candidate": 0.001}, 0.1)
     assert found == {"reference": 3, "again": 3, "candidate": 100}

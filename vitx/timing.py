@@ -174,9 +174,9 @@ def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: 
     """Block times of all arms in random balanced order, with the machine's state around each round.
 
     Returns raw times in seconds an iteration, the order, and what a GPU reads at work after them
-    (`machine.gpu`). With `ARMS` also medians over rounds: `log_ratio` of the reference's time an
-    image (geometric mean of its two arms) to the candidate's, `log_ratio_again` of the reference's
-    first arm to its second. Positive means that the later of the two is faster.
+    (`machine.gpu`). With `ARMS` also `log_ratios`, of the reference's time an image to the
+    candidate's and of its first arm's to its second's. Positive means that the later of the two is
+    faster.
     """
     images = {arm: images_of(subject, example) for arm, subject in subjects.items()}
     steps = make_steps(subjects, example, plan)
@@ -245,14 +245,16 @@ def log_ratios(
 ) -> dict[str, float | None]:
     """Medians over rounds of the log ratios of seconds an image; None without all of `ARMS`.
 
-    The reference (geometric mean of its two arms) over the candidate, and over itself.
+    Of the reference to the candidate, both arms of the reference counted; and of the reference to
+    itself. Differences of single arms have symmetric noise, also where that of the times is not: a
+    mean of the two arms against one would favour the candidate, as slow blocks are rare and long.
     """
     if set(times) != set(ARMS):
         return {"log_ratio": None, "log_ratio_again": None}
     logs = {arm: [math.log(seconds / images[arm]) for seconds in times[arm]] for arm in ARMS}
     arms = list(zip(logs["reference"], logs["again"], logs["candidate"], strict=True))
     return {
-        "log_ratio": statistics.median((a + b) / 2 - c for a, b, c in arms),
+        "log_ratio": statistics.median(one - c for a, b, c in arms for one in (a, b)),
         "log_ratio_again": statistics.median(a - b for a, b, _ in arms),
     }
 
