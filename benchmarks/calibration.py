@@ -54,7 +54,8 @@ def made(
         (row for path in paths for row in rows_file.read(path, cut=True)), key=rows_file.when
     )
     here = {"reference": reference, "batch": batch, "device": str(device), "plan": vars(plan),
-            "protocol": protocol(), "environment": tracking.environment()}  # fmt: skip
+            "protocol": protocol(), "forked": job.forks(device),
+            "environment": tracking.environment()}  # fmt: skip
     wanted = [row for row in rows if row.get("what") == WHAT and _kind(row) == _kind(here)]
     return rows_file.first(wanted, "trial")
 
@@ -68,8 +69,8 @@ def protocol() -> str:
 def _kind(row: Mapping[str, Any]) -> str:
     """What trials share whose verdicts are counted together."""
     said = [row[key] for key in ("plan", "protocol", "reference", "batch", "device")]
-    said.append(machine(dict(row)))
-    return json.dumps([*said, row["environment"]["threads"], row["environment"]["affinity"]])
+    environment = [row["environment"].get(key) for key in ("threads", "affinity", "cpu_id")]
+    return json.dumps([*said, row.get("forked", False), machine(dict(row)), *environment])
 
 
 def trial(
@@ -89,7 +90,8 @@ def trial(
 def table(rows: Sequence[Row]) -> Table:
     """How many of each kind were claimed to differ, with exact intervals, for each protocol."""
     header = ("planted", "work counted", "trials", "said slower", "said faster", "inconclusive",
-              "failed", "rate (95 %, exact)", "seconds a trial", "settings", "machine")  # fmt: skip
+              "failed", "rate (95 %, exact)", "seconds a trial", "settings", "protocol",
+              "machine")  # fmt: skip
     by: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
         if row.get("what") == WHAT:
@@ -115,7 +117,8 @@ def table(rows: Sequence[Row]) -> Table:
                  str(words.count(stats.INCONCLUSIVE)),
                  str(sum(row["kind"] == "failure" for row in some)),
                  f"{what}: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})",
-                 f"{statistics.median(seconds):.0f} (at most {max(seconds):.0f})", settings, where)
+                 f"{statistics.median(seconds):.0f} (at most {max(seconds):.0f})", settings,
+                 some[0]["protocol"][:6], where)
             )  # fmt: skip
     return Table(header, body)
 

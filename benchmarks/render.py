@@ -52,7 +52,13 @@ def speed_rows(rows: Sequence[Row]) -> list[Row]:
     found = rows_file.latest(wanted, *keys)
     return sorted(
         found,
-        key=lambda row: (row["mode"], row["compile"] != "none", _size(row), not row["keep_memory"]),
+        key=lambda row: (
+            row["mode"],
+            row["compile"] != "none",
+            _size(row),
+            row["batch"],
+            not row["keep_memory"],
+        ),
     )
 
 
@@ -384,7 +390,7 @@ def _claim(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
         )
         return f"test accuracy on {row['data']}, from scratch", said
     how = "eager" if row["compile"] == "none" else "compiled"
-    said = f"{_size(row)}: {ratio_text(row)}"
+    said = f"{_size(row)}, batch {row['batch']}: {ratio_text(row)}"
     if row["noise_floor"] is not None:
         said += f", floor {floor_text(row)}, {row['verdict']}"
     return f"images/s over timm's, {row['mode']}, {how}", said
@@ -419,8 +425,8 @@ def speed_figure(rows: Sequence[Row]) -> Figure:
     several = len({machine(row) for row in timed}) > 1
     bars = [
         Bar(
-            f"{model_name(row).removesuffix('_224')}\n{row['mode']}, compile {row['compile']}"
-            + (f"\n{machine(row)}" if several else ""),
+            f"{model_name(row).removesuffix('_224')}\n{row['mode']}, batch {row['batch']}, "
+            f"compile {row['compile']}" + (f"\n{machine(row)}" if several else ""),
             row["ratio"],
             row["ratio_low"],
             row["ratio_high"],

@@ -29,7 +29,7 @@ def usual(device: torch.device) -> tuple[str, str]:
 
 
 def warm_up_s(device: torch.device) -> float:
-    """Seconds of warm-up that are enough where nothing is steadier afterwards."""
+    """Limit of the warm-up in seconds; on a CPU longer ones left times no steadier."""
     return 1.0 if device.type == "cpu" else 4.0  # a GPU's clock takes seconds to rise
 
 

@@ -21,7 +21,18 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import calibration, check, gate, matrix, pack, peers, pretrained, render, throughput
+from benchmarks import (
+    calibration,
+    check,
+    gate,
+    matrix,
+    pack,
+    peers,
+    pretrained,
+    render,
+    speed,
+    throughput,
+)
 from experiments.pages import ROOT
 from experiments.rows import Rows, read
 from vitx import breakdown, job, machine, peak, stats, timing, tracking
@@ -704,7 +715,7 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
     for number, verdict in ((3, "slower"), (7, "no difference seen")):
         rows.add("plant", what="trial", trial=number, share=0.05, plan=vars(plan), device="cpu",
                  reference="timm:vit", batch=2, protocol=protocol, verdict=verdict,
-                 seconds=100.0)  # fmt: skip
+                 forked=job.forks(torch.device("cpu")), seconds=100.0)  # fmt: skip
     (tmp_path / "committed.jsonl").write_text(rows.path.read_text())
     paths = sorted(tmp_path.glob("*.jsonl"))  # a trial that stands in both counts once
     made = partial(calibration.made, paths, reference="timm:vit", device=torch.device("cpu"))
@@ -721,12 +732,25 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
     assert line[7] == f"found: 50% ({exact.low:.0%} to {exact.high:.0%})"
 
 
+def test_a_trials_own_words_find_it_again(tmp_path):
+    name, plan, cpu = "vit_tiny_patch16_224", timing.Plan(), torch.device("cpu")
+    pair = speed.make_pair(name, batch=2, device=cpu, img_size=32, depth=1)
+    rows = Rows(tmp_path)
+    rows.add("noise", what="trial", trial=0, plan=vars(plan), protocol=calibration.protocol(),
+             forked=job.forks(cpu), **pair.labels)  # fmt: skip
+    for batch, found in ((2, 1), (8, 0)):
+        made = calibration.made(
+            [rows.path], plan, reference=f"timm:{name}", batch=batch, device=cpu
+        )
+        assert len(made) == found
+
+
 def test_a_trial_that_was_made_twice_counts_as_it_did_first(tmp_path):
     plan, rows, protocol = timing.Plan(), Rows(tmp_path), calibration.protocol()
     for verdict in ("faster", "no difference seen"):
         rows.add("noise", what="trial", trial=3, share=0.0, plan=vars(plan), protocol=protocol,
                  reference="timm:vit", batch=2, device="cpu", verdict=verdict, seconds=100.0,
-                 planted_counted=0.0)  # fmt: skip
+                 forked=job.forks(torch.device("cpu")), planted_counted=0.0)  # fmt: skip
     (found,) = calibration.made([rows.path], plan, reference="timm:vit", batch=2,
                                 device=torch.device("cpu"))  # fmt: skip
     assert found["verdict"] == "faster"

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import vitx
+from benchmarks import peers
 from vitx import compare as compare_file
 from vitx import job, machine, timing
 from vitx.compare import compare, equality, summarise
@@ -25,6 +26,7 @@ from vitx.config import ModelConfig
 from vitx.machine import Machine
 from vitx.timing import Plan
 
+PLANTED = Path(__file__).parent / "planted.py"
 CONFIG = ModelConfig(image=12, patch=3, width=24, depth=2, heads=3, classes=7)
 QUICK = Plan(processes=2, pair_s=0.05, block_s=0.002, warm_up_s=0.05, limit_s=120.0)
 
@@ -292,6 +294,16 @@ def test_unequal_models_are_not_timed():
     assert found.ratio is None
 
 
+def test_a_crash_in_a_process_that_was_not_forked_has_its_last_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    job.write(tmp_path, QUICK, Crash(), Crash(), torch.randn(4, 3), {})
+    path = tmp_path / "job.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    with job.Tasks(tmp_path, QUICK) as tasks:
+        found = tasks.run("pair", "0", cache=tmp_path / "cache")
+    assert found == {"failure": "RuntimeError: the kernel is broken", "rebuilt": True}
+
+
 def test_a_crash_is_a_failure_with_its_last_words(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     found = compare(Crash(), Crash(), torch.randn(4, 3), plan=QUICK)
@@ -322,6 +334,7 @@ def test_processes_are_forked_from_one_that_a_crash_does_not_end(tmp_path, monke
         assert server.poll() is None
     assert first == {"failure": "RuntimeError: the kernel is broken", "rebuilt": True}
     assert second["log_ratio"] is not None
+    assert second["forked"]
     assert server.poll() is not None
 
 
@@ -329,20 +342,71 @@ def test_what_may_not_be_forked_has_a_process_of_its_own_for_each_task(tmp_path)
     a = vitx.build(CONFIG)
     job.write(tmp_path, QUICK, a, a, torch.randn(4, 3, 12, 12), {})
     path = tmp_path / "job.json"
-    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "an accelerator"'))
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     with job.Tasks(tmp_path, QUICK) as tasks:
         for number in ("0", "1"):
-            assert "log_ratio" in tasks.run("pair", number, cache=tmp_path / "cache")
+            found = tasks.run("pair", number, cache=tmp_path / "cache")
+            assert found["log_ratio"] is not None
+            assert not found["forked"]
             assert tasks._server is None
 
 
 def test_imports_that_start_threads_are_not_forked(tmp_path, monkeypatch):
     a = vitx.build(CONFIG)
     job.write(tmp_path, QUICK, a, a, torch.randn(4, 3, 12, 12), {})
+    monkeypatch.setattr(job, "descendants", lambda process: set())
     assert job._may_fork(tmp_path) == (sys.platform == "linux")
     numbers = itertools.count(3)
     monkeypatch.setattr(job, "threads", lambda: next(numbers))
     assert not job._may_fork(tmp_path)
+
+
+def test_limits_end_a_process_that_is_at_work_and_the_next_task_has_another(tmp_path):
+    small, hang, hungry = (
+        peers.make(f"python:{PLANTED}:{name}").module for name in ("small", "hang", "hungry")
+    )
+    image = torch.randn(1, 3, 16, 16)
+    with job.Tasks(tmp_path, QUICK) as tasks:
+        for module, limit_s, said in ((small, 120.0, ""), (hang, 2.0, "2 s"), (small, 120.0, "")):
+            tasks._plan = replace(QUICK, limit_s=limit_s)
+            job.write(tmp_path, QUICK, None, module, image, None)
+            found = tasks.run("pair", "0", cache=tmp_path / "cache")
+            assert found.get("failure", "") == (said and f"the process took longer than {said} and "
+                                                "was ended")  # fmt: skip
+    with job.Tasks(tmp_path, replace(QUICK, limit_gib=1.5)) as tasks:
+        job.write(tmp_path, QUICK, None, hungry, image, None)
+        found = tasks.run("pair", "0", cache=tmp_path / "cache")
+    assert "GiB of memory, more than 1.5, and was ended" in found["failure"]
+    assert not machine.descendants(os.getpid())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the parent's end")
+def test_all_processes_end_with_the_one_that_started_them(tmp_path):
+    hang = peers.make(f"python:{PLANTED}:hang").module
+    job.write(tmp_path, QUICK, None, hang, torch.randn(1, 3, 16, 16), None)
+    program = (
+        "import sys; from pathlib import Path; from vitx import job, timing\n"
+        "folder = Path(sys.argv[1])\n"
+        "job.Tasks(folder, timing.Plan()).run('pair', '0', cache=folder / 'cache')\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+    end = time.monotonic() + 60
+    while len(started := machine.descendants(child.pid)) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert len(started) == 2
+    child.kill()
+    child.wait()
+    while any(map(_alive, started)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(_alive, started))
+
+
+def _alive(process):
+    status = Path(f"/proc/{process}/status")
+    try:
+        return "State:\tZ" not in status.read_text()
+    except FileNotFoundError:
+        return False
 
 
 def test_without_a_compiler_the_compiled_configuration_fails_by_name(monkeypatch):

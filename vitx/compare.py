@@ -101,6 +101,7 @@ class Comparison:
             "rounds_disturbed": [p["rounds_disturbed"] for p in self.processes],
             "rounds_used": [p["rounds_used"] for p in self.processes],
             "threads": sorted({p["threads"] for p in self.processes}),
+            "forked": all(p.get("forked", False) for p in self.processes),
             "gpu_readings": [p["gpu_readings"] for p in self.processes if p["gpu_readings"]],
         }
 
@@ -150,7 +151,7 @@ def compare(
     """Check that two modules compute the same function, then time them in pairs.
 
     `example` is the timed batch (b, c, h, w) on the device of both modules; `keys` are those of
-    `equality`. Fresh processes rebuild both modules by pickle; where that fails, one
+    `equality`. Other processes rebuild both modules by pickle; where that fails, one
     process times them and the verdict is `one process, no verdict`. Modules that are not equal are
     not timed. `checked` takes an equality result that was found before. `folder` keeps the job's
     files, `cache` its compiled code; both are temporary if not given. A training step ends in a

@@ -8,10 +8,12 @@ again, candidate; without a reference the candidate alone) and `probe` (the cand
 few calls, all arms in memory).
 
 On a CPU under Linux the processes are forked from one that has imported what the pickles need and
-has computed nothing, since the imports take longer than some tasks. Elsewhere each imports by
-itself: what drives an accelerator does not survive a fork.
+has computed nothing, since the imports take longer than some tasks; `forked` says so. Elsewhere,
+and where the imports have started threads, each imports by itself: neither threads nor what drives
+an accelerator survive a fork.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -62,7 +64,6 @@ REBUILD_FAILED = 3
 """Exit status of a process that can't unpickle a module."""
 POLL_S = 0.2
 """Seconds between two looks at the memory of a process."""
-READY = "ready"
 
 
 def write(
@@ -134,7 +135,6 @@ class Tasks:
         result.unlink(missing_ok=True)
         self._errors.write_text("")
         server, pipe = self._server or self._start()
-        asked = (str(result), str(cache.resolve()), task, *args)
         worker, code = server.pid, None
 
         def ended(seconds: float) -> bool:
@@ -142,18 +142,15 @@ class Tasks:
             if not pipe.poll(seconds):
                 return False
             try:
-                said = pipe.recv()
-                if said == READY:
-                    pipe.send(asked)
-                elif "worker" in said:
-                    worker = said["worker"]
-                else:
-                    code = said["ended"]
-            except (EOFError, ConnectionError):  # it has ended, after a task of its own or before
-                code = server.wait()
-                self._end()
+                worker, code = pipe.recv()
+            except (EOFError, ConnectionError):  # after a task of its own, or before it could begin
+                if _has_ended(server, seconds):
+                    code = server.returncode
+                    self._end()
             return code is not None
 
+        with contextlib.suppress(ConnectionError):  # one that has ended already is seen by `ended`
+            pipe.send((str(result), str(cache.resolve()), task, *args))
         limits = self._plan.limit_s, self._plan.limit_gib
         over = _past(ended, lambda: worker, *limits)
         if over:
@@ -245,10 +242,12 @@ def _last_words(errors: str, code: int) -> str:
 
 
 def _serve(folder: Path, pipe: Connection) -> None:
-    """Fork a process for each task that is asked for, or do one in this process."""
-    forks = _may_fork(folder)
+    """Fork a process for each task that is asked for, or do one in this process.
+
+    Of a forked one its number is answered, and when it has ended its status too.
+    """
+    forks, server = _may_fork(folder), os.getpid()
     while True:
-        pipe.send(READY)
         try:
             result, cache, *task = pipe.recv()
         except EOFError:
@@ -258,18 +257,24 @@ def _serve(folder: Path, pipe: Connection) -> None:
             if forks:
                 pipe.close()
                 end_with_parent()
+                if os.getppid() != server:  # it was killed before that was asked for
+                    return
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-            Path(result).write_text(json.dumps(_do(folder, *task)))
+            Path(result).write_text(json.dumps(_do(folder, *task) | {"forked": forks}))
             return
-        pipe.send({"worker": worker})
+        pipe.send((worker, None))
         _, status = os.waitpid(worker, 0)
-        pipe.send({"ended": os.waitstatus_to_exitcode(status)})
+        pipe.send((worker, os.waitstatus_to_exitcode(status)))
+
+
+def forks(device: torch.device) -> bool:
+    """Whether processes that time this device are forked, unless imports have started threads."""
+    return device.type == "cpu" and sys.platform == "linux"
 
 
 def _may_fork(folder: Path) -> bool:
     """Import what the pickles need; whether the imports have left this process fit to be forked."""
-    job = json.loads((folder / "job.json").read_text())
-    if job["device"] != "cpu" or sys.platform != "linux":
+    if not forks(torch.device(json.loads((folder / "job.json").read_text())["device"])):
         return False
     before = threads(), descendants(os.getpid())
     for side in _sides(folder):

@@ -245,18 +245,20 @@ def log_ratios(
 ) -> dict[str, float | None]:
     """Medians over rounds of the log ratios of seconds an image; None without all of `ARMS`.
 
-    Of the reference to the candidate, both arms of the reference counted; and of the reference to
-    itself. Differences of single arms have symmetric noise, also where that of the times is not: a
-    mean of the two arms against one would favour the candidate, as slow blocks are rare and long.
+    Of the reference to the candidate, as the mean over both arms of the reference; and of the
+    reference to itself. Differences of single arms have symmetric noise, also where that of the
+    times is not: a mean of two arms against one would favour the candidate, as slow blocks are rare
+    and long.
     """
     if set(times) != set(ARMS):
         return {"log_ratio": None, "log_ratio_again": None}
     logs = {arm: [math.log(seconds / images[arm]) for seconds in times[arm]] for arm in ARMS}
-    arms = list(zip(logs["reference"], logs["again"], logs["candidate"], strict=True))
-    return {
-        "log_ratio": statistics.median(one - c for a, b, c in arms for one in (a, b)),
-        "log_ratio_again": statistics.median(a - b for a, b, _ in arms),
-    }
+
+    def between(one: str, other: str) -> float:
+        return statistics.median(a - b for a, b in zip(logs[one], logs[other], strict=True))
+
+    both = between("reference", "candidate"), between("again", "candidate")
+    return {"log_ratio": statistics.mean(both), "log_ratio_again": between("reference", "again")}
 
 
 def _round(

@@ -288,7 +288,8 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cpu": _cpu_name(),
+        "cpu": _cpu("model name") or platform.processor(),
+        "cpu_id": "/".join(_cpu(name) for name in ("cpu family", "model", "stepping")),
         "cores": os.cpu_count(),
         "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "threads": torch.get_num_threads(),
@@ -407,8 +408,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def _cpu(field: str) -> str:
+    """What the system says of the first core under this name; empty if it says nothing."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()
+    pairs = (line.partition(":")[::2] for line in lines)
+    return next((value.strip() for name, value in pairs if name.strip() == field), "")
