@@ -181,8 +181,8 @@ def test_the_calibration_goes_on_where_it_was_left(tmp_path, monkeypatch, capsys
         return "plant" if share else "noise", {
             "what": "trial", "trial": number, "share": share, "verdict": "no difference seen",
             "protocol": main_job.calibration.protocol(), "plan": vars(plan), "device": "cpu",
-            "ratio": 1.0, "seconds": 1.0, "planted_counted": share, "reference": "a",
-            "candidate": "b",
+            "ratio": 1.0, "seconds": 1.0, "planted_counted": share, "candidate": "b", "batch": 2,
+            "reference": "timm:vit_tiny_patch16_224", "forked": sys.platform == "linux",
         }  # fmt: skip
 
     monkeypatch.setattr(main_job.calibration, "trial", trial)

@@ -663,7 +663,7 @@ def test_a_packed_file_adds_a_column_to_the_verdicts(tmp_path, capsys):
     header, _, line = (tmp_path / "shown" / "headline.md").read_text().splitlines()
     assert header.count("cores)") == 2
     assert header.count("sent as theirs") == 1
-    assert line.count("ViT-Ti/16: 1.100 (") == 2
+    assert line.count("ViT-Ti/16, batch 8: 1.100 (") == 2
     both_files = [*render.read(plain), *render.read(packed)]
     assert len(render.speed_table(both_files).body) == 2
     (axes,) = render.speed_figure(both_files).axes

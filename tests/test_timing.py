@@ -255,7 +255,7 @@ def test_a_timed_process_keeps_the_memory_that_it_frees(tmp_path):
     a = vitx.build(CONFIG)
     faults = {}
     for keep in (True, False):
-        plan = replace(QUICK, block_s=0.1, pair_s=0.1, keep_memory=keep)
+        plan = replace(QUICK, block_s=0.1, pair_s=0.5, warm_up_s=1.0, keep_memory=keep)
         job.write(tmp_path, plan, a, a, torch.randn(2000, 3, 12, 12), {})
         with job.Tasks(tmp_path, plan) as tasks:
             found = tasks.run("pair", "0", cache=tmp_path / "cache")
@@ -365,7 +365,7 @@ def test_limits_end_a_process_that_is_at_work_and_the_next_task_has_another(tmp_
     small, hang, hungry = (
         peers.make(f"python:{PLANTED}:{name}").module for name in ("small", "hang", "hungry")
     )
-    image = torch.randn(1, 3, 16, 16)
+    image, others = torch.randn(1, 3, 16, 16), machine.descendants(os.getpid())
     with job.Tasks(tmp_path, QUICK) as tasks:
         for module, limit_s, said in ((small, 120.0, ""), (hang, 2.0, "2 s"), (small, 120.0, "")):
             tasks._plan = replace(QUICK, limit_s=limit_s)
@@ -377,7 +377,7 @@ def test_limits_end_a_process_that_is_at_work_and_the_next_task_has_another(tmp_
         job.write(tmp_path, QUICK, None, hungry, image, None)
         found = tasks.run("pair", "0", cache=tmp_path / "cache")
     assert "GiB of memory, more than 1.5, and was ended" in found["failure"]
-    assert not machine.descendants(os.getpid())
+    assert machine.descendants(os.getpid()) <= others
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the parent's end")
