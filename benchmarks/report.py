@@ -75,7 +75,7 @@ EQUALITY_WORDS = (
     "for the outputs and for every parameter's gradient."
 )
 SPEED_WORDS = (
-    "Ratios are vitx's images/s over timm's on the same weights and batch, in fresh processes that "
+    "Ratios are vitx's images/s over timm's on the same weights and batch, in processes that "
     "each hold both models. The last block of vitx computes only the query of the class token, "
     "which is exact; the MACs that this saves stand under Cost, and none are saved when all tokens "
     "are read."
