@@ -130,7 +130,8 @@ def _latency(entries: Sequence[Entry], colours: Mapping[str, str], title: str) -
         if found := entry.of("latency"):
             runs = f", {entry.runs}" if entry.runs else ""
             spans = {name: matrix.quantile(found, name) for name in matrix.QUANTILES}
-            lines.append((f"{entry.name}, {how(entry.row['compile'])}{runs}", spans))
+            label = f"{entry.name}, {how(entry.row['compile'])}{runs}"
+            lines.append((label, colours[entry.name], spans))
     return visualize.latencies(lines, title=title) if lines else None
 
 
@@ -138,11 +139,11 @@ def _memory(entries: Sequence[Entry], colours: Mapping[str, str], title: str) ->
     bars = []
     for entry in entries:
         if found := entry.of("peak_mib"):
-            more = ", compiling included" if entry.row["compile"] != "none" else ""
+            more = " (with compiling)" if entry.row["compile"] != "none" else ""
             ends = statistics.median(found), min(found), max(found)
             bars.append(visualize.Bar(f"{entry.label}{more}", *ends, colour=colours[entry.name]))
     where = "the process" if entries[0].row["device"].startswith("cpu") else "the device"
-    label = f"peak MiB of {where}; of several runs median and range"
+    label = f"peak MiB of {where}\nof several runs median and range"
     return visualize.amounts(bars, label=label, title=title) if bars else None
 
 

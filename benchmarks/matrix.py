@@ -1,44 +1,70 @@
-"""Tables and figures of throughput rows: what was timed, checked, and where its time goes.
+"""What throughput rows say together: which are comparable, which are whole, and their tables.
 
-Rows are shown together, and ranked, only where the machine and the settings of the process were the
-same; otherwise each has its own lines.
+Rows are shown together, and ranked, only where the machine, the settings of the process and the
+protocol were the same (`setting`). A reference was timed beside every model, so it has several
+readings: they are shown as their median and range, its rate as the geometric mean and range.
 """
 
+import csv
+import hashlib
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from experiments.pages import Row, Table, floor_text, machine, ratio_text
-from vitx import stats, visualize
+from vitx import stats
 from vitx.breakdown import STAGES
+from vitx.compare import ALONE, ONE_PROCESS
+from vitx.timing import COMPILES, DTYPES, MODES
 
-CELL = ("candidate", "reference", "mode", "batch", "dtype", "compile", "device")
+Rendering = Callable[[Sequence[Row]], Table]
+
+WHAT = "throughput"
+CHECKED = "checked"
+AUTO = "auto"
+CELL = ("candidate", "reference", "mode", "batch", "batch_asked", "dtype", "compile", "device",
+        "plan", "protocol")  # fmt: skip
 ENVIRONMENT = ("cpu", "gpu", "cuda", "cores", "affinity", "threads", "versions", "matmul_precision")
+SIDES = ("reference", "candidate")
 LIBRARIES = {"hf": "transformers", "vit_pytorch": "vit-pytorch", "torchvision": "torchvision"}
-"""Whose version stands with a model's name; those of PyTorch and timm stand with the machine."""
+"""Whose version stands with a model's name; those of PyTorch and timm stand with the setting."""
+MEASURED = ("images_per_s", "macs", "parameters", "peak_mib", "host_mib", "compile_s",
+            "utilisation", "latency", "stages", "phases", "mean_images_per_s",
+            "page_faults")  # fmt: skip
+"""Fields that hold a finding of each side."""
+NEEDED = ("images_per_s", "macs", "parameters", "peak_mib", "compile_s", "utilisation")
+RATES = ("flops", "peak_low", "peak_high", "bandwidth")
+MOST = 1e21
+"""No number of a row is larger."""
+MOST_REMAINDER = 0.05
+"""Share of a call beyond which what belongs to no stage is marked."""
+UNKNOWN_STAGES = "its modules do not have timm's names"
 
 
 def check(row: Row, where: str) -> None:
     """ValueError if a throughput row lacks what is shown, or claims what its numbers do not say."""
-    if row.get("what") != "throughput":
+    if row.get("what") != WHAT:
         return
     environment = row["environment"]
     missing = [name for name in CELL if name not in row]
     missing += [f"environment.{name}" for name in ENVIRONMENT if name not in environment]
+    if row["kind"] == "speed":
+        missing += [name for name in NEEDED if not isinstance(row.get(name), Mapping)]
     if missing:
         raise ValueError(f"{where} is a throughput row without {missing[0]}")
     shown(row, where, TABLES)
     try:
+        _check_words(row)
+        _check_numbers(row)
         _recompute(row)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{where} is no whole throughput row: {error!r}") from None
 
 
-def shown(row: Row, where: str, tables: Mapping[str, Callable[[Sequence[Row]], Table]]) -> None:
+def shown(row: Row, where: str, tables: Mapping[str, Rendering]) -> None:
     """ValueError if one of the tables can't show the row."""
     try:
         lines = [line for table in tables.values() for line in table([row]).body]
@@ -48,9 +74,54 @@ def shown(row: Row, where: str, tables: Mapping[str, Callable[[Sequence[Row]], T
         raise ValueError(f"{where} is no whole row of kind {row['kind']}: {error!r}") from None
 
 
+def _check_words(row: Row) -> None:
+    """ValueError for a word that no throughput row has."""
+    known = {"kind": ("speed", "failure"), "mode": MODES, "dtype": DTYPES, "compile": COMPILES}
+    for name, words in known.items():
+        if row[name] not in words:
+            raise ValueError(f"{name} = {row[name]!r}")
+
+
+def _check_numbers(row: Row) -> None:
+    """ValueError for a number that can't be: too large, out of order, or no count of images."""
+    least = 0 if row["kind"] == "failure" else 1  # the best batch of a failure may be unknown
+    if type(row["batch"]) is not int or row["batch"] < least:
+        raise ValueError(f"batch = {row['batch']!r}")
+    for name, value in _flat("", row):
+        if isinstance(value, float | int) and not abs(value) < MOST:
+            raise ValueError(f"{name} = {value}")
+    measured = {what: row.get(what) for what in MEASURED}
+    if any(isinstance(value, bool) for _, value in _flat("", measured)):
+        raise ValueError("a number is true or false")
+    if row["kind"] == "failure":
+        return
+    for side in SIDES if row["ratio"] is not None else ("candidate",):
+        rate = row["images_per_s"][side]
+        _in_order(rate["low"], rate["median"], rate["high"])
+        if "mean" in rate:
+            _in_order(rate["mean_low"], rate["mean"], rate["mean_high"])
+        if used := row["utilisation"].get(side):
+            for name in (*RATES, "bytes") if "bytes" in used else RATES:
+                _in_order(used[name])
+        if found := (row.get("latency") or {}).get(side):
+            for name in QUANTILES:
+                _in_order(*(found[name][key] for key in ("low", "value", "high")))
+
+
+def _in_order(*values: float) -> None:
+    """ValueError unless these are positive numbers, none smaller than the one before."""
+    if list(values) != sorted(values) or not values[0] > 0:
+        raise ValueError(f"{', '.join(map(str, values))} are not in order")
+
+
 def _recompute(row: Row) -> None:
     """ValueError if ratio, floor and verdict are not those of the processes' log ratios."""
-    if row["kind"] != "speed" or row["ratio_low"] is None:
+    if row["kind"] != "speed":
+        return
+    if row["ratio_low"] is None:
+        alone = row["ratio"] is None and row["verdict"] in (ALONE, stats.INCONCLUSIVE)
+        if not (alone or (row["verdict"] == ONE_PROCESS and row["processes"] == 1)):
+            raise ValueError(f"{row['verdict']!r} without an interval")
         return
     ratio, floor = stats.paired_ratio(row["log_ratios"]), stats.noise_floor(row["log_ratios_again"])
     found = (ratio.value, ratio.low, ratio.high, floor)
@@ -64,32 +135,55 @@ def _recompute(row: Row) -> None:
 
 
 def cells(rows: Sequence[Row]) -> list[Row]:
-    """The latest row of each configuration on each machine and setting."""
-    wanted = [row for row in rows if row.get("what") == "throughput"]
-    return list({(*_names(row), *_at(row), row["compile"]): row for row in wanted}.values())
+    """The latest row of each configuration on each machine and setting, oldest first.
 
-
-def timed(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in cells(rows) if row["kind"] == "speed"]
+    Where the best batch was asked for, a later one that was found replaces an earlier one.
+    """
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        if row.get("what") == WHAT:
+            names = (_name(row, side) for side in SIDES)
+            words = (row[key] for key in ("mode", "dtype", "compile", "batch_asked"))
+            key = (setting(row), *names, *words)
+            found.pop(key, None)
+            found[key] = row
+    return list(found.values())
 
 
 def setting(row: Row) -> str:
-    """The machine and the settings of the process that rows must share to be compared."""
-    environment = row["environment"]
+    """The machine, the settings of the process and the protocol that rows share if compared.
+
+    Two GPUs of one type count as one.
+    """
+    environment, plan = row["environment"], row["plan"]
     host = ""
     if not row["device"].startswith("cpu"):
         cpu, cores = environment["cpu"], environment["cores"]
         host = f", CUDA {environment['cuda']}, host {cpu} with {cores} cores"
+    number = environment.get("cpu_id", "")
+    host += f" (family/model/stepping {number})" if number.strip("/") else ""
     free = environment["affinity"]
     bound = f" of {free} cores" if free not in (None, environment["cores"]) else ""
     versions = environment["versions"]
-    changed = " with changes" if environment.get("dirty") else ""
-    commit = f", commit {str(environment.get('commit'))[:7]}{changed}" if "origin" in row else ""
+    commit = f", commit {_commit(row)}" if "origin" in row else ""
+    processes = row["processes"] if row["kind"] == "speed" else plan["processes"]
+    freed = "" if row.get("keep_memory", True) else ", freed memory not kept"
     return (
         f"{machine(row)}{commit}{host}, {environment['threads']} threads{bound}, torch "
         f"{versions['torch']}, timm {versions['timm']}, float32 products "
-        f"{environment['matmul_precision']}"
+        f"{environment['matmul_precision']}; {processes} processes of {plan['pair_s']:g} s, "
+        f"blocks of {plan['block_s']:g} s{freed}, protocol {row['protocol']}"
     )
+
+
+def _commit(row: Row) -> str:
+    environment = row["environment"]
+    return str(environment.get("commit"))[:7] + (" with changes" if environment["dirty"] else "")
+
+
+def short(text: str) -> str:
+    """Six hexadecimal digits for a setting, or for what a figure shows."""
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def _name(row: Row, side: str) -> str:
@@ -100,190 +194,387 @@ def _name(row: Row, side: str) -> str:
     return f"{name} ({library} {version})" if version else name
 
 
-def _names(row: Row) -> tuple[str, str]:
-    return _name(row, "candidate"), _name(row, "reference")
+@dataclass(frozen=True)
+class Entry:
+    """A model in one configuration, with the rows that timed it there.
+
+    A candidate has one row; a reference has one for each model that was timed beside it.
+    """
+
+    name: str
+    side: str
+    rows: list[Row]
+
+    @property
+    def row(self) -> Row:
+        """The latest of its rows, for what all have in common."""
+        return self.rows[-1]
+
+    @property
+    def reference(self) -> str:
+        """The name of the model that it is, or was timed beside; empty for a model alone."""
+        return _name(self.row, "reference")
+
+    @property
+    def checked(self) -> bool:
+        """Whether it was found to compute what its reference does."""
+        return self.row["checked"] == CHECKED
+
+    @property
+    def runs(self) -> str:
+        """What its numbers are the median and range of; empty for a single run."""
+        return f"{len(self.rows)} runs" if len(self.rows) > 1 else ""
+
+    @property
+    def known(self) -> bool:
+        """Whether its rate has an interval or a range, which a single process does not give."""
+        return bool(self.runs) or "mean" in self.of("images_per_s")[0]
+
+    @property
+    def label(self) -> str:
+        """Its name with its batch and compile mode, for figures."""
+        return f"{self.name}, batch {self.row['batch']}, {how(self.row['compile'])}"
+
+    def of(self, what: str) -> list[Any]:
+        """What the rows found of this model, where they did."""
+        found = ((row.get(what) or {}).get(self.side) for row in self.rows)
+        return [value for value in found if value is not None]
+
+    def rate(self) -> tuple[float, float, float]:
+        """Images/s with the ends of its interval over processes, which of one process are alike.
+
+        Of several runs the geometric mean, with the lowest and the highest of their rates.
+        """
+        rates = [
+            tuple(each.get(name, each["median"]) for name in ("mean", "mean_low", "mean_high"))
+            for each in self.of("images_per_s")
+        ]
+        if len(rates) == 1:
+            return rates[0]
+        values = [value for value, _, _ in rates]
+        low, high = min(values), max(values)
+        return min(max(statistics.geometric_mean(values), low), high), low, high
+
+
+def entries(rows: Sequence[Row]) -> list[Entry]:
+    """Every model in every configuration: by setting, mode, dtype, reference, compile and batch,
+    the reference first, then from the fastest to those that failed."""
+    found: dict[tuple[Any, ...], Entry] = {}
+    places = _places(rows)
+    for row in cells(rows):
+        for side in SIDES if row["kind"] == "speed" and row["reference"] else ("candidate",):
+            key = (
+                places.index(setting(row)),
+                row["mode"],
+                row["dtype"],
+                _name(row, "reference"),
+                COMPILES.index(row["compile"]),
+                row["batch"],
+                side == "candidate",
+                _name(row, side),
+                "" if side == "reference" else row["batch_asked"],
+            )
+            found.setdefault(key, Entry(_name(row, side), side, [])).rows.append(row)
+
+    def place(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*key[:-2], -_speed(found[key]), *key[-2:])
+
+    return [found[key] for key in sorted(found, key=place)]
+
+
+def _speed(entry: Entry) -> float:
+    """What ranks models of a configuration: the ratio to their reference, else the rate."""
+    if entry.row["kind"] == "failure":
+        return 0.0
+    ratio = entry.row["ratio"] if entry.side == "candidate" else None
+    return entry.rate()[0] if ratio is None else ratio
+
+
+def _places(rows: Sequence[Row]) -> list[str]:
+    """The settings of the rows."""
+    return list(dict.fromkeys(setting(row) for row in cells(rows)))
+
+
+START = ("setting", "mode", "dtype", "compile", "batch", "model")
+
+
+def _told(rows: Sequence[Row], *, failures: bool = False) -> Iterator[tuple[Entry, tuple]]:
+    """Each entry with the cells under `START`."""
+    for entry in entries(rows):
+        row = entry.row
+        if failures or row["kind"] == "speed":
+            words = (row[key] for key in ("mode", "dtype", "compile"))
+            yield entry, (short(setting(row)), *words, _batch(entry), entry.name)
+
+
+def _batch(entry: Entry) -> str:
+    """The batch, and whether it was found as the model's best one."""
+    row = entry.row
+    if entry.side == "reference" or row["batch_asked"] != AUTO:
+        return str(row["batch"])
+    return f"{row['batch']} ({AUTO})" if row["batch"] else AUTO
+
+
+def how(compiled: str) -> str:
+    """A compile mode in words."""
+    return {"none": "eager", "default": "compiled"}.get(compiled, f"compiled, {compiled}")
+
+
+def settings_table(rows: Sequence[Row]) -> Table:
+    """What rows of a setting share, and the commits that they were made by."""
+    body = []
+    for where in _places(rows):
+        here = [row for row in cells(rows) if setting(row) == where]
+        commits = dict.fromkeys(_commit(row) for row in here)
+        body.append((short(where), str(len(here)), ", ".join(commits), where))
+    return Table(("setting", "rows", "commits", "machine, process and protocol"), body)
+
+
+def summary_table(rows: Sequence[Row]) -> Table:
+    """Ratios to the reference: a line a model, a column for each batch and compile mode."""
+    columns: dict[tuple[int, int, str], str] = {}
+    lines: dict[tuple[str, ...], dict[Any, str]] = {}
+    for entry, (place, mode, dtype, compiled, batch, name) in _told(rows, failures=True):
+        if entry.side == "reference" or not entry.reference:
+            continue
+        column = COMPILES.index(compiled), int(entry.row["batch"]), batch
+        columns[column] = f"batch {batch}, {how(compiled)}"
+        line = lines.setdefault((place, mode, dtype, entry.reference, name), {})
+        line[column] = _summary(entry)
+    body = [(*line, *(found.get(column, "–") for column in sorted(columns)))
+            for line, found in lines.items()]  # fmt: skip
+    header = ("setting", "mode", "dtype", "reference", "model")
+    return Table((*header, *(columns[column] for column in sorted(columns))), body)
+
+
+def _summary(entry: Entry) -> str:
+    """The ratio with its interval, and what limits it."""
+    row = entry.row
+    if row["kind"] == "failure":
+        return row["verdict"]
+    if row["ratio_low"] is None or (entry.checked and row["verdict"] in ("faster", "slower")):
+        return ratio_text(row)
+    return f"{ratio_text(row)}, {verdict(row)}"
+
+
+def verdict(row: Row) -> str:
+    """What may be said of a ratio: of models whose outputs were not checked, which may compute
+    something else, neither faster nor slower."""
+    unchecked = row["ratio"] is not None and row["checked"] != CHECKED
+    if not unchecked:
+        return row["verdict"]
+    return "not checked" + (f", {stats.INCONCLUSIVE}" * (row["verdict"] == stats.INCONCLUSIVE))
 
 
 def throughput_table(rows: Sequence[Row]) -> Table:
-    """Every configuration: rate with its interval, ratio to the reference, cost; failures too."""
-    header = ("model", "mode", "batch", "dtype", "compile", "images/s (95 %)", "reference",
-              "its images/s (95 %)", "ratio (95 %)", "floor", "verdict", "outputs",
-              "GMAC (reference)", "parameters (reference)", "peak MiB", "compile s",
-              "MFU (peak)", "machine")  # fmt: skip
+    """Each model in each configuration: its rate, and its ratio to the reference; failures too."""
+    header = (*START, "images/s (95 %, or range of runs)", "reference", "ratio (95 %)", "floor",
+              "verdict", "outputs")  # fmt: skip
     body = []
-    for row in cells(rows):
-        candidate, name = _names(row)
-        start = (candidate, row["mode"], str(row["batch"] or "auto"), row["dtype"], row["compile"])
-        name = name or "–"
+    for entry, start in _told(rows, failures=True):
+        row = entry.row
+        beside = entry.reference or "–"
+        reason = f": {row['reason']}" if row["reason"] else ""
         if row["kind"] == "failure":
-            said = f"{row['verdict']}: {row['reason']}"
-            body.append((*start, "–", name, *["–"] * 3, said, *["–"] * 6, setting(row)))
-            continue
-        body.append(
-            (*start, _rate(row, "candidate"), name, _rate(row, "reference"),
-             "–" if row["ratio_low"] is None else ratio_text(row), floor_text(row), row["verdict"],
-             row["checked"].partition(":")[0], *_cost(row), setting(row))
-        )  # fmt: skip
+            body.append((*start, "–", beside, "–", "–", row["verdict"] + reason, "–"))
+        elif entry.side == "reference":
+            runs = f"reference, {entry.runs}" if entry.runs else "reference"
+            body.append((*start, _rate(entry), "–", "–", "–", runs, "–"))
+        else:
+            ratio = "–" if row["ratio"] is None else ratio_text(row)
+            said = verdict(row) + reason
+            floor = floor_text(row)
+            body.append((*start, _rate(entry), beside, ratio, floor, said, row["checked"]))
     return Table(header, body)
 
 
-def _cost(row: Row) -> tuple[str, ...]:
-    side = "candidate"
-    peak, compiled = (row[key].get(side) for key in ("peak_mib", "compile_s"))
-    host = row.get("host_mib", {}).get(side)
-    used = row["utilisation"].get(side)
+def _rate(entry: Entry) -> str:
+    value, low, high = entry.rate()
     return (
-        _both(row["macs"], lambda macs: f"{macs / 1e9:.3f}"),
-        _both(row["parameters"], lambda number: f"{number:,}"),
-        "–" if peak is None else f"{peak:.0f}" + (f", host {host:.0f}" if host else ""),
-        f"{compiled['cold']:.0f} cold, {compiled['warm']:.0f} warm" if compiled else "–",
-        _utilisation(used) if used else "–",
+        f"{value:,.1f} ({low:,.1f} to {high:,.1f})"
+        if entry.known
+        else f"{value:,.1f} (one process)"
     )
 
 
-def _utilisation(used: Mapping[str, Any]) -> str:
-    """The share of the fastest product's rate, or why there is none; and what a data sheet says."""
-    low, high = (f"{used[f'peak_{end}'] / 1e12:.3g}" for end in ("low", "high"))
-    said = used["why"] if used["mfu"] is None else f"{used['mfu']:.0%}"
-    sheet = used.get("data_sheet")
-    known = f", data sheet {sheet / 1e12:.3g}" if sheet else ""
-    return f"{said} ({low} to {high}{known} TFLOP/s)"
+def cost_table(rows: Sequence[Row]) -> Table:
+    """What each model costs: work, parameters, memory, compiling, and how near the peak it runs.
+
+    Of a reference's several runs the median and the range.
+    """
+    header = (*START, "GMAC an image forward", "parameters", "peak MiB", "compile s cold",
+              "compile s warm", "MFU", "peak TFLOP/s")  # fmt: skip
+    body = []
+    for entry, start in _told(rows):
+        compiled = entry.of("compile_s")
+        peak = _readings(entry.of("peak_mib"), "{:.0f}")
+        host = _readings(entry.of("host_mib"), ", host {:.0f}")
+        seconds = (_readings([one[state] for one in compiled], "{:.0f}")
+                   for state in ("cold", "warm"))  # fmt: skip
+        body.append(
+            (
+                *start,
+                _readings([macs / 1e9 for macs in entry.of("macs")], "{:.3f}"),
+                _readings(entry.of("parameters"), "{:,.0f}"),
+                peak
+                + (host if host != "–" else "")
+                + (", compiling included" if compiled and peak != "–" else ""),
+                *seconds,
+                *_utilisation(entry.of("utilisation")),
+            )
+        )
+    return Table(header, body)
 
 
-def _both(values: Mapping[str, Any], text: Callable[[Any], str]) -> str:
-    """The candidate's value, and in brackets the reference's."""
-    mine, other = (values.get(side) for side in ("candidate", "reference"))
-    return (text(mine) if mine else "–") + (f" ({text(other)})" if other else "")
-
-
-def _rate(row: Row, side: str) -> str:
-    rate = row["images_per_s"].get(side)
-    if rate is None:
+def _readings(values: Sequence[float], form: str) -> str:
+    """The median of several readings with their range, one reading as it is, a dash for none."""
+    if not values:
         return "–"
-    return _interval(rate) if "mean" in rate else f"{rate['median']:,.1f} (one process)"
+    middle, low, high = (form.format(of(values)) for of in (statistics.median, min, max))
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def _interval(rate: Mapping[str, float]) -> str:
-    return f"{rate['mean']:,.1f} ({rate['mean_low']:,.1f} to {rate['mean_high']:,.1f})"
+def _utilisation(used: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The share of the fastest product's rate, or why there is none; and what that rate was."""
+    if not used:
+        return "–", "–"
+    shares = [each["mfu"] for each in used if each["mfu"] is not None]
+    said = _readings(shares, "{:.0%}") if shares else used[-1]["why"]
+    if 0 < len(shares) < len(used):
+        said += f", {len(shares)} of {len(used)} runs steady"
+    low, high = min(u["peak_low"] for u in used), max(u["peak_high"] for u in used)
+    sheet = used[-1].get("data_sheet")
+    known = f", data sheet {sheet / 1e12:.3g}" if sheet else ""
+    return said, f"{low / 1e12:.3g} to {high / 1e12:.3g}{known}"
 
 
 def break_even_table(rows: Sequence[Row]) -> Table:
     """Images after which compiling has paid for itself, beside the same model not compiled.
 
-    Only where the intervals of both rates do not meet: else it is not known whether it ever does.
+    The two were timed one after the other, not in pairs. The ends are those of the slowest of one
+    beside the fastest of the other; where that says nothing, so does the table.
     """
-    header = ("model", "mode", "batch", "dtype", "compile", "saved ms an image", "cold: images",
-              "warm: images", "machine")  # fmt: skip
-    found = timed(rows)
-    eager = {_at(row): row for row in found if row["compile"] == "none"}
+    header = (*START, "saved ms an image", "cold: images", "warm: images")
+    eager = {_of(entry): entry for entry, _ in _told(rows) if entry.row["compile"] == "none"}
     body = []
-    for row in found:
-        plain, seconds = eager.get(_at(row)), row["compile_s"].get("candidate")
-        if row["compile"] == "none" or plain is None or not seconds:
+    for entry, start in _told(rows):
+        plain, seconds = eager.get(_of(entry)), entry.of("compile_s")
+        if entry.row["compile"] == "none" or plain is None or not seconds:
             continue
-        rates = [one["images_per_s"]["candidate"] for one in (plain, row)]
-        if not all("mean" in rate for rate in rates):
+        if not (plain.known and entry.known):
             continue
-        saved = 1 / rates[0]["mean"] - 1 / rates[1]["mean"]
-        if rates[0]["mean_low"] > rates[1]["mean_high"]:
-            images = ["never", "never"]
-        elif rates[1]["mean_low"] > rates[0]["mean_high"]:
-            images = [f"{seconds[start] / saved:,.0f}" for start in ("cold", "warm")]
-        else:
+        before, after = plain.rate(), entry.rate()
+        saved = 1 / before[0] - 1 / after[0]
+        least, most = 1 / before[2] - 1 / after[1], 1 / before[1] - 1 / after[2]
+        if most <= 0:
+            images = ["never"] * 2
+        elif least <= 0:
             images = ["not told apart"] * 2
-        body.append(
-            (_name(row, "candidate"), row["mode"], str(row["batch"]), row["dtype"], row["compile"],
-             f"{1e3 * saved:+.2f}", *images, setting(row))
-        )  # fmt: skip
+        else:
+            spent = (statistics.median(each[state] for each in seconds)
+                     for state in ("cold", "warm"))  # fmt: skip
+            images = [f"{s / saved:,.0f} ({s / most:,.0f} to {s / least:,.0f})" for s in spent]
+        ends = f"{1e3 * saved:+.2f} ({1e3 * least:+.2f} to {1e3 * most:+.2f})"
+        body.append((*start, ends, *images))
     return Table(header, body)
 
 
-def _at(row: Row) -> tuple[Any, ...]:
-    """A configuration but for how it is compiled."""
-    return (*_names(row), *(row[key] for key in CELL if key != "compile"), setting(row))
+def _of(entry: Entry) -> tuple[Any, ...]:
+    """A configuration of a model but for how it is compiled."""
+    row = entry.row
+    asked = "" if entry.side == "reference" else row["batch_asked"]
+    words = (row["mode"], row["dtype"], row["batch"], asked)
+    return (setting(row), entry.reference, entry.name, entry.side, *words)
 
 
 def latency_table(rows: Sequence[Row]) -> Table:
-    """Milliseconds of single calls with one image in one process, each waited for."""
-    header = ("model", "dtype", "compile", "calls, one process", "p50 ms (95 %)", "p90 ms (95 %)",
-              "p99 ms (95 %)", "machine")  # fmt: skip
+    """Milliseconds of single calls with one image, each waited for, in one process: its intervals
+    say nothing of other processes. Of a reference's several runs the median and the range."""
+    ends = "ms (95 %, or range of runs)"
+    header = (*START, "calls of one process", *(f"{name} {ends}" for name in QUANTILES))
     body = []
-    for row in timed(rows):
-        for name, found in _details(row, "latency"):
-            quantiles = [
-                f"{1e3 * q['value']:.2f} ({1e3 * q['low']:.2f} to {1e3 * q['high']:.2f})"
-                for q in (found[key] for key in ("p50", "p90", "p99"))
-            ]
-            body.append(
-                (name, row["dtype"], row["compile"], str(found["calls"]), *quantiles, setting(row))
-            )
-    return Table(header, _once(body))
+    for entry, start in _told(rows):
+        found = entry.of("latency")
+        if not found:
+            continue
+        calls = _readings([each["calls"] for each in found], "{:,.0f}")
+        calls += f", {entry.runs}" if entry.runs else ""
+        spans = (quantile(found, name) for name in QUANTILES)
+        texts = (f"{1e3 * v:.2f} ({1e3 * low:.2f} to {1e3 * high:.2f})" for v, low, high in spans)
+        body.append((*start, calls, *texts))
+    return Table(header, body)
+
+
+QUANTILES = ("p50", "p90", "p99")
+
+
+def quantile(found: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float]:
+    """A quantile of single calls in seconds with its interval; of several runs median and range."""
+    if len(found) == 1:
+        value, low, high = (found[0][name][key] for key in ("value", "low", "high"))
+        return value, low, high
+    values = [one[name]["value"] for one in found]
+    return statistics.median(values), min(values), max(values)
 
 
 def stage_table(rows: Sequence[Row]) -> Table:
-    """Where an eager inference call spends its time, as shares."""
-    header = ("model", "batch", "dtype", "call ms", *STAGES, "machine")
+    """Where an eager inference call spends its time, as shares of the sum of its stages, which are
+    waited for one by one."""
+    header = (*START, "sum of stages ms", *STAGES)
     body = []
-    for row in timed(rows):
-        for name, found in _details(row, "stages"):
-            whole = sum(found.values())
-            shares = [f"{found[stage] / whole:.1%}" for stage in STAGES]
-            body.append(
-                (name, str(row["batch"]), row["dtype"], f"{1e3 * whole:.1f}", *shares, setting(row))
-            )
-    return Table(header, _once(body))
+    for entry, start in _told(rows):
+        row, found = entry.row, entry.of("stages")
+        if found:
+            shares = _shares(found, STAGES)
+            texts = [f"{share:.1%}" for share in shares]
+            if abs(shares[STAGES.index("remainder")]) > MOST_REMAINDER:
+                texts[STAGES.index("remainder")] += f", above {MOST_REMAINDER:.0%}"
+            body.append((*start, _sums(found), *texts))
+        elif row["mode"] == "inference" and row["compile"] == "none" and "stages" in row:
+            body.append((*start, UNKNOWN_STAGES, *["–"] * len(STAGES)))
+    return Table(header, body)
 
 
 def phase_table(rows: Sequence[Row]) -> Table:
-    """Where an eager training step spends its time, as shares."""
-    header = ("model", "batch", "dtype", "step ms", "forward", "backward", "optimizer", "machine")
-    body = []
-    for row in timed(rows):
-        for name, found in _details(row, "phases"):
-            whole = sum(found.values())
-            shares = [f"{found[phase] / whole:.1%}" for phase in ("forward", "backward",
-                      "optimizer")]  # fmt: skip
-            body.append(
-                (name, str(row["batch"]), row["dtype"], f"{1e3 * whole:.1f}", *shares, setting(row))
-            )
-    return Table(header, _once(body))
+    """Where an eager training step spends its time, as shares of the sum of its phases."""
+    phases = ("forward", "backward", "optimizer")
+    body = [
+        (*start, _sums(found), *(f"{share:.1%}" for share in _shares(found, phases)))
+        for entry, start in _told(rows)
+        if (found := entry.of("phases"))
+    ]
+    return Table((*START, "sum of phases ms", *phases), body)
+
+
+def _sums(found: Sequence[Mapping[str, float]]) -> str:
+    return _readings([1e3 * sum(parts.values()) for parts in found], "{:.1f}")
+
+
+def _shares(found: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[float]:
+    """Each part's share of the whole; of several runs the median."""
+    return [statistics.median(one[name] / sum(one.values()) for one in found) for name in names]
 
 
 def mean_table(rows: Sequence[Row]) -> Table:
     """Rates by this protocol, and as timm's benchmark reports them: a mean of one process."""
-    header = ("model", "mode", "batch", "dtype", "compile", "images/s, over processes (95 %)",
-              "images/s, mean of 40 calls", "apart", "machine")  # fmt: skip
+    header = (*START, "images/s, over processes (95 %, or range of runs)",
+              "images/s, mean of 40 calls", "apart, in the same run")  # fmt: skip
     body = []
-    for row in timed(rows):
-        for name, found in _details(row, "mean_images_per_s"):
-            side = "candidate" if name == _name(row, "candidate") else "reference"
-            rate = row["images_per_s"][side]
-            if "mean" in rate:
-                body.append(
-                    (name, row["mode"], str(row["batch"]), row["dtype"], row["compile"],
-                     _interval(rate), f"{found:,.1f}", f"{found / rate['mean'] - 1:+.1%}",
-                     setting(row))
-                )  # fmt: skip
-    return Table(header, _once(body, 5))
+    for entry, start in _told(rows):
+        means, rates = entry.of("mean_images_per_s"), entry.of("images_per_s")
+        if means:
+            apart = [mean / rate.get("mean", rate["median"]) - 1
+                     for mean, rate in zip(means, rates, strict=True)]  # fmt: skip
+            found = _readings(means, "{:,.1f}")
+            body.append((*start, _rate(entry), found, _readings(apart, "{:+.1%}")))
+    return Table(header, body)
 
 
-def _details(row: Row, what: str) -> list[tuple[str, Any]]:
-    """Each side's name and finding, where there is one."""
-    found = row.get(what) or {}
-    sides = ("reference", "candidate")
-    return [(_name(row, side), found[side]) for side in sides if found.get(side)]
-
-
-def _once(body: list[tuple[str, ...]], named: int = 3) -> list[tuple[str, ...]]:
-    """The last line of each model and setting, told by its first cells and its machine.
-
-    A reference stands in many rows.
-    """
-    return list({(*line[:named], line[-1]): line for line in body}.values())
-
-
-TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
+TABLES: dict[str, Rendering] = {
+    "throughput-settings": settings_table,
+    "throughput-ratios": summary_table,
     "throughput": throughput_table,
+    "throughput-costs": cost_table,
     "latency": latency_table,
     "stages": stage_table,
     "phases": phase_table,
@@ -292,106 +583,35 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
 }
 
 
-def figures(rows: Sequence[Row]) -> dict[str, Figure]:
-    """Every figure that the rows support, by name; one for each machine, mode and dtype."""
-    found: dict[str, Figure] = {}
-    places = list(dict.fromkeys(setting(row) for row in timed(rows)))
-    for number, where in enumerate(places, 1):
-        here = [row for row in timed(rows) if setting(row) == where]
-        end = f"-{number}" if len(places) > 1 else ""
-        for mode, dtype in dict.fromkeys((row["mode"], row["dtype"]) for row in here):
-            some = [row for row in here if (row["mode"], row["dtype"]) == (mode, dtype)]
-            title = f"{mode}, {dtype}: {where}"
-            for name, drawn in _drawn(some, title).items():
-                found[f"{name}-{mode}-{dtype}{end}"] = drawn
-    return found
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Every number of timed rows with all its digits, a line for each side; failures too."""
+    lines = [
+        dict(_record(row, side))
+        for row in cells(rows)
+        for side in (SIDES if row["kind"] == "speed" and row["reference"] else ("candidate",))
+    ]
+    header = list(dict.fromkeys(name for line in lines for name in line))
+    with path.open("w", encoding="utf8", newline="") as file:
+        writer = csv.DictWriter(file, header)
+        writer.writeheader()
+        writer.writerows(lines)
 
 
-def _drawn(rows: Sequence[Row], title: str) -> dict[str, Figure]:
-    drawn = {"throughput": visualize.rates(_by_batch(rows), title=title)}
-    paired = [row for row in rows if row["ratio_low"] is not None]
-    for reference in dict.fromkeys(row["reference"] for row in paired):
-        bars = [
-            visualize.Bar(_label(row), row["ratio"], row["ratio_low"], row["ratio_high"],
-                          row["noise_floor"])
-            for row in paired
-            if row["reference"] == reference
-        ]  # fmt: skip
-        name = "ratios" if reference == paired[0]["reference"] else f"ratios-{len(drawn)}"
-        label = f"images/s over {reference}"
-        drawn[name] = visualize.ratios(bars, title=title, label=label)
-    used = [(row["candidate"], row["utilisation"]["candidate"]) for row in rows
-            if row["utilisation"].get("candidate", {}).get("bytes")]  # fmt: skip
-    if used:
-        drawn["roofline"] = visualize.roofline(
-            [(name, found["flops"] / found["bytes"], found["flops"]) for name, found in used],
-            peak=max(found["peak_high"] for _, found in used),
-            bandwidth=max(found["bandwidth"] for _, found in used),
-            title=title,
-        )
-    quantiles = {
-        f"{name}\ncompile {row['compile']}": found
-        for row in rows
-        for name, found in _details(row, "latency")
-    }
-    if quantiles:
-        drawn["latency"] = visualize.latencies(quantiles, title=title)
-    memory = {_label(row): row["peak_mib"]["candidate"] for row in rows
-              if row["peak_mib"].get("candidate") is not None}  # fmt: skip
-    if memory:
-        where = "the process" if rows[0]["device"].startswith("cpu") else "the device"
-        label = f"peak MiB of {where}"
-        drawn["memory"] = visualize.amounts(memory, label=label, title=title)
-    return drawn
+def _record(row: Row, side: str) -> Iterator[tuple[str, Any]]:
+    yield from {"setting": short(setting(row)), "machine": machine(row), "model": _name(row, side),
+                "side": side, "reference": _name(row, "reference")}.items()  # fmt: skip
+    names = ("mode", "dtype", "compile", "device", "batch", "batch_asked", "kind", "verdict",
+             "reason", "checked", "ratio", "ratio_low", "ratio_high", "noise_floor")  # fmt: skip
+    yield from ((name, row.get(name)) for name in names)
+    for what in MEASURED if row["kind"] == "speed" else ():
+        yield from _flat(what, (row.get(what) or {}).get(side))
+    yield "commit", row["environment"].get("commit")
 
 
-def _by_batch(rows: Sequence[Row]) -> dict[str, list[tuple[int, float, float, float]]]:
-    """For each model and compile mode: batch, rate and the ends of its interval.
-
-    Of a reference, which was timed with every model, the geometric mean of its rates, and the
-    lowest and the highest end of their intervals.
-    """
-    found: dict[str, dict[int, list[tuple[float, float, float]]]] = {}
-    for row in rows:
-        for side, rate in row["images_per_s"].items():
-            value, low, high = (
-                rate.get(key, rate["median"]) for key in ("mean", "mean_low", "mean_high")
-            )
-            name = f"{_name(row, side)}, compile {row['compile']}"
-            found.setdefault(name, {}).setdefault(row["batch"], []).append((value, low, high))
-    return {
-        name: [(batch, *_span(points[batch])) for batch in sorted(points)]
-        for name, points in found.items()
-    }
-
-
-def _span(rates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    values, lows, highs = zip(*rates, strict=True)
-    return statistics.geometric_mean(values), min(lows), max(highs)
-
-
-def _label(row: Row) -> str:
-    return f"{_name(row, 'candidate')}\nbatch {row['batch']}, compile {row['compile']}"
-
-
-def write(
-    rows: Sequence[Row],
-    folder: Path,
-    *,
-    tables: Mapping[str, Callable[[Sequence[Row]], Table]] = TABLES,
-    pictures: str = ".svg",
-) -> list[Path]:
-    """Every table as markdown and CSV, every figure as SVG or PNG; the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, table in tables.items():
-        shown = table(rows)
-        if not shown.body:
-            continue
-        paths.append(folder / f"{name}.md")
-        paths[-1].write_text(shown.markdown() + "\n", encoding="utf8")
-        paths.append(folder / f"{name}.csv")
-        shown.write_csv(paths[-1])
-    for name, figure in figures(rows).items():
-        paths.append(visualize.save(figure, folder / f"{name}{pictures}"))
-    return paths
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Single values within a value, lists left out, under their names joined."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _flat(f"{name}_{key}" if name else key, each)
+    elif value is not None and not isinstance(value, list):
+        yield name, value

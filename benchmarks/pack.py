@@ -11,7 +11,7 @@ import pwd
 import re
 import socket
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +24,14 @@ from experiments.pages import Row
 FORMAT = "vitx rows, packed, 2"
 LIMIT = 200 * 2**10
 ENVIRONMENT = ("time", "commit", "code", "dirty", "python", "versions", "cuda", "cudnn", "gpu",
-               "cpu", "cores", "affinity", "threads", "matmul_precision", "system")  # fmt: skip
+               "cpu", "cpu_id", "cores", "affinity", "threads", "matmul_precision",
+               "system")  # fmt: skip
 """What is kept of a row's environment."""
 LEFT_OUT = ("raw", "order", "rounds_used", "rounds_disturbed", "warm_up")
-WORDS = ("kind", "what", "device", "mode", "compile", "dtype", "verdict")
+WORDS = ("kind", "what", "device", "mode", "compile", "dtype", "batch_asked", "verdict")
 """Fields that hold words of this program alone."""
+NAMES = ("candidate", "reference")
+"""Fields that name a model."""
 MAGIC = b"\x1f\x8b"
 """How a gzip file starts."""
 MOST = 64 * LIMIT
@@ -40,8 +43,13 @@ WORD = re.compile(r"(?:^|(?<=[\s:='\"()]))[^\s:='\"()]*[/\\][^\s:='\"()]*")
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
-    """Pack rows into a file. Raises ValueError if it is larger than LIMIT."""
-    kept = [_clean(row) for row in rows]
+    """Pack rows into a file. Raises ValueError if it is larger than LIMIT, or a row was packed
+    before: what it was sent as would be lost."""
+    sent = [row["origin"] for row in rows if "origin" in row]
+    if sent:
+        raise ValueError(f"rows of {sent[0]} were packed before; pack those of a run")
+    cut = _cut(dict.fromkeys(row[side] for row in rows for side in NAMES if side in row))
+    kept = [_clean(row) | {side: cut[row[side]] for side in NAMES if side in row} for row in rows]
     said = {"format": FORMAT, "sha256": _digest(kept), "rows": kept}
     packed = gzip.compress(json.dumps(said).encode(), mtime=0)
     if len(packed) > LIMIT:
@@ -73,7 +81,7 @@ def _unpacked(path: Path, content: bytes) -> list[Row]:
         raise ValueError(f"{path} is larger than the {LIMIT // 2**10} KiB of packed rows")
     try:
         text = zlib.decompressobj(wbits=31).decompress(content, MOST)
-        said = json.loads(text, parse_constant=_no_number)
+        said = json.loads(text, parse_constant=rows_file.no_number)
     except (ValueError, zlib.error, RecursionError) as error:
         raise ValueError(f"{path} can't be unpacked: {error}") from None
     if not isinstance(said, dict) or said.get("format") != FORMAT:
@@ -87,10 +95,6 @@ def _unpacked(path: Path, content: bytes) -> list[Row]:
     return [row | {"origin": origin} for row in rows]
 
 
-def _no_number(word: str) -> None:
-    raise ValueError(f"{word} is no number")
-
-
 def _digest(rows: Sequence[Row]) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
@@ -101,6 +105,19 @@ def _clean(row: Row) -> Row:
     environment = {name: before[name] for name in ENVIRONMENT if name in before}
     kept |= {"environment": environment}
     return _without_places(kept) | {name: row[name] for name in WORDS if name in row}
+
+
+def _cut(names: Iterable[str]) -> dict[str, str]:
+    """Names of models without their folders; numbered where that makes two alike."""
+    found: dict[str, str] = {}
+    for name in names:
+        cut = other = _without_places(name)
+        number = 1
+        while other in found.values():
+            number += 1
+            other = f"{cut} ({number})"
+        found[name] = other
+    return found
 
 
 def _without_places(value: Any) -> Any:

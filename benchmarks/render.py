@@ -1,7 +1,7 @@
 """Tables and figures from rows: those of a run's report, and those of README from committed rows.
 
 `python -m benchmarks.render` rewrites the marked parts of README.md and benchmarks/README.md, and
-the figure, from `benchmarks/results`; no number in them is typed by hand.
+the figures, from `benchmarks/results`; no number in them is typed by hand.
 """
 
 import re
@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks import calibration, matrix, pack
+from benchmarks import calibration, figures, matrix, pack
 from benchmarks.mutants import Score
 from experiments import cli, pages
 from experiments import rows as rows_file
@@ -31,6 +31,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 FIGURE = RESULTS / "speed.svg"
 READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 NOT_MEASURED = "not measured: run `python -m benchmarks --device cuda`"
+FIGURES = "<!-- figures -->"
+"""Where a page has the figures of throughput rows."""
 PLANTED_BUGS = "bugs of one word, planted in the source, that this check catches"
 
 
@@ -453,8 +455,13 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
 
 
 def fill(text: str, rows: Sequence[Row]) -> str:
-    """Fill the marked parts of a page from speed and equality rows."""
-    return pages.fill(text, TABLES, rows)
+    """Fill the marked parts of a page: tables, and all figures of throughput rows."""
+    text = pages.fill(text, TABLES, rows)
+    if FIGURES not in text:
+        return text
+    shown = "\n\n".join(f"![{name}](results/{name}.svg)" for name in figures.figures(rows))
+    part = f"{FIGURES}\n{shown or 'Not measured yet.'}\n<!-- end -->"
+    return re.sub(rf"{FIGURES}\n.*?<!-- end -->", part, text, flags=re.DOTALL)
 
 
 def committed() -> list[Row]:
@@ -502,7 +509,7 @@ def main(args: list[str]) -> None:
             print(settings.pack)
             return
         given = sorted((row for path in settings.files for row in read(path)), key=rows_file.when)
-        paths = matrix.write(given, settings.out, tables=TABLES)
+        paths = figures.write(given, settings.out, tables=TABLES)
         if any(row["ratio"] is not None for row in claimed(given)):
             paths.append(save(speed_figure(given), settings.out / FIGURE.name))
         if not paths:
@@ -514,8 +521,11 @@ def main(args: list[str]) -> None:
     rows = committed()
     for path in READMES:
         path.write_text(fill(path.read_text(encoding="utf8"), rows), encoding="utf8")
-    save(speed_figure(rows), FIGURE)
-    for name, figure in matrix.figures(rows).items():
+    drawn = {FIGURE.stem: speed_figure(rows), **figures.figures(rows)}
+    for path in RESULTS.glob("*.svg"):  # a figure of rows that newer ones have replaced
+        if path.stem not in drawn:
+            path.unlink()
+    for name, figure in drawn.items():
         save(figure, RESULTS / f"{name}.svg")
     print(f"rendered {len(rows)} rows", file=sys.stderr)
 

@@ -25,25 +25,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import matrix, peers
+from benchmarks import calibration, figures, matrix, peers
+from benchmarks.matrix import AUTO, CHECKED
 from benchmarks.peers import Model
 from benchmarks.speed import usual, warm_up_s
 from experiments import cli
 from experiments.pages import ROOT, Row
 from experiments.rows import Rows
-from vitx import job, machine, peak, timing, tracking
+from vitx import breakdown, cost, job, machine, peak, timing, tracking
 from vitx.compare import Comparison, compare, equality, speed
-from vitx.cost import step_macs
+from vitx.cost import forward_macs, step_macs
 from vitx.equality import Equality, Unmatched
 from vitx.registry import choose
 from vitx.timing import Plan
 
-AUTO = "auto"
 AUTO_MOST = 4096
 """Largest batch that --batch auto tries."""
 MOST_MEMORY = 0.8
-"""Share of the machine's memory that it may take."""
+"""Share of the machine's memory that a configuration may take if nothing is said."""
 NOT_CHECKED = "not checked"
+PARTS = tuple(Path(str(module.__file__)) for module in (breakdown, cost, peak))
+"""The files that decide what is found beside rates and ratios."""
 PROG = "python -m benchmarks.throughput"
 
 
@@ -71,7 +73,7 @@ class Settings:
     and checking the models takes longer."""
     limit_gib: float = 0.0
     """Memory of the machine, not of a GPU, that a configuration may take with all its processes; 0
-    for no limit."""
+    for 80 % of what there is."""
     mean: bool = False
     """Also read rates as timm's benchmark does: the mean of 40 calls of one process."""
     resume: bool = False
@@ -153,7 +155,7 @@ def show(rows: Sequence[Row], run: tracking.Run) -> None:
     """Tables and figures of the rows into the run's folder and W&B."""
     shown = matrix.throughput_table(rows)
     run.table("throughput", shown.header, shown.body)
-    for path in matrix.write(rows, run.figures, pictures=".png"):
+    for path in figures.write(rows, run.figures, pictures=".png"):
         if path.suffix == ".png":
             run.figure(path.stem, path)
 
@@ -166,15 +168,20 @@ def configurations(settings: Settings) -> list[Configuration]:
     for dtype in settings.dtype:
         choose("dtype", dtype, timing.DTYPES[1:])
         _check_dtype(dtype, device)
+    for name in ("batch", "mode", "compile"):
+        if not getattr(settings, name):
+            raise ValueError(f"{name} names nothing to time")
     if not settings.seconds > 0:
         raise ValueError(f"seconds = {settings.seconds} must be positive")
+    if not settings.limit_gib >= 0:
+        raise ValueError(f"limit_gib = {settings.limit_gib} must be 0 or positive")
     batches = [_batch(word) for word in settings.batch]
     plan = Plan(
         processes=settings.processes,
         pair_s=settings.seconds,
         warm_up_s=warm_up_s(device),
         limit_s=settings.limit_s,
-        limit_gib=settings.limit_gib,
+        limit_gib=settings.limit_gib or round(MOST_MEMORY * machine.memory_gib(), 1),
         details=True,
         mean=settings.mean,
     )
@@ -217,36 +224,54 @@ def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, An
     whole_s = plan.limit_s * tasks
     # While it looks for the best batch, its processes find the limit of memory, not itself.
     limit_gib = plan.limit_gib if configuration.batch else 0.0
-    code, words = job.run_limited(command, os.environ, limit_s=whole_s, limit_gib=limit_gib)
-    if code == -signal.SIGALRM:
+    status, words = job.run_limited(command, os.environ, limit_s=whole_s, limit_gib=limit_gib)
+    if status == -signal.SIGALRM:
         words = f"to make, check or measure the models took longer than {plan.limit_s:g} s"
     labels = {
-        "what": "throughput",
+        "what": matrix.WHAT,
         "configuration": configuration.key,
         "candidate": configuration.model,
         "reference": configuration.reference,
         "device": configuration.device,
         "batch": configuration.batch,
+        "batch_asked": str(configuration.batch or AUTO),
         "mode": plan.mode,
         "compile": plan.compile,
         "dtype": plan.dtype,
+        "plan": asdict(plan),
+        "protocol": protocol(),
     }
-    if code == 0 and result.exists():
-        found = json.loads(result.read_text())
-        return found.pop("kind"), labels | found
-    return "failure", labels | {"verdict": "failed", "reason": words}
+    if not result.exists():
+        return "failure", labels | {"verdict": "failed", "reason": words}
+    found = json.loads(result.read_text())
+    if status and found["kind"] == "speed" and not found["utilisation"]:
+        said = (found["reason"], f"no utilisation: {words}")
+        found["reason"] = "; ".join(filter(None, said))
+    return found.pop("kind"), labels | found
+
+
+def protocol() -> str:
+    """The code that decides what a row says: a part of the calibration's hash, and of one of the
+    files that it does not hold."""
+    return f"{calibration.protocol()[:6]}-{tracking.code_of(PARTS, 'torch')[:6]}"
 
 
 def child(folder: Path) -> None:
     """Time the configuration in the folder, in this process and those that it starts."""
     said = json.loads((folder / "configuration.json").read_text())
     configuration = Configuration(**{**said, "plan": Plan(**said["plan"])})
-    fields = measure(configuration, folder)
-    (folder / "result.json").write_text(json.dumps(fields))
+    for fields in measure(configuration, folder):
+        part = folder / "result.part"
+        part.write_text(json.dumps(fields))
+        part.replace(folder / "result.json")
 
 
-def measure(configuration: Configuration, folder: Path) -> dict[str, Any]:
-    """The fields of a configuration's row, with its kind."""
+def measure(configuration: Configuration, folder: Path) -> Iterator[dict[str, Any]]:
+    """The fields of a configuration's row, with its kind.
+
+    Of a model that was timed they come twice, first without utilisation, so that a failure to
+    measure the peak after it loses no times.
+    """
     device, plan = torch.device(configuration.device), configuration.plan
     with within(plan.limit_s):
         candidate = peers.make(configuration.model, device)
@@ -259,39 +284,48 @@ def measure(configuration: Configuration, folder: Path) -> dict[str, Any]:
         )
     batch, tried = configuration.batch, {}
     if not batch:
-        plan = replace(plan, limit_gib=room_gib(plan, device))
+        plan = replace(plan, limit_gib=room_gib(plan))
         batch, tried = best_batch(reference, candidate, plan, folder, device)
     example = _images(candidate, batch, device)
     with within(plan.limit_s):
         checked, why = check(reference, candidate, example[:2])
     if checked and not checked.passed:
-        return {"kind": "failure", "verdict": "not equal", "reason": checked.reason, "batch": batch,
-                "equality": vars(checked)}  # fmt: skip
+        yield {"kind": "failure", "verdict": "not equal", "reason": checked.reason, "batch": batch,
+               "equality": vars(checked)}  # fmt: skip
+        return
     dtype = getattr(torch, plan.dtype)
     with within(plan.limit_s):
-        works = {side: _work(model, example, dtype) for side, model in sides.items()}
-        products = works["candidate"].products if works["candidate"] else []
+        works = {side: _work(model, example, plan) for side, model in sides.items()}
+        products = list(dict.fromkeys(p for work in works.values() if work for p in work.products))
         before = peak.peak(dtype, device, products)
     _leave_memory(device)
     found = _compared(reference, candidate, example, plan, checked, folder)
-    with within(plan.limit_s):
-        after = peak.peak(dtype, device, products)
-    used = _utilisation(found, sides, works, example, before, after)
-    wrong = [side for side, each in used.items() if each["why"] == peak.ABOVE_PEAK]
-    fields = found.fields()
-    if wrong:
-        reason = f"{', '.join(wrong)}: more work a second than the machine can do was counted"
-        fields |= {"verdict": "failed", "reason": reason}
-    return fields | {
-        "kind": "failure" if fields["verdict"] in ("failed", "not timed") else "speed",
+    fields = found.fields() | {
         "batch": batch,
         "batches_tried": tried,
-        "checked": "checked" if checked else f"{NOT_CHECKED}: {why}",
+        "checked": CHECKED if checked else f"{NOT_CHECKED}: {why}",
         "image": list(candidate.image),
         "parameters": {side: _parameters(model) for side, model in sides.items()},
-        "utilisation": used,
+        "utilisation": {},
         "raw": [{k: record[k] for k in ("rounds", "warm_up")} for record in found.processes],
     }
+    failed = fields["verdict"] in ("failed", "not timed")
+    fields["kind"] = "failure" if failed else "speed"
+    yield fields
+    if failed:
+        return
+    with within(plan.limit_s):
+        after = peak.peak(dtype, device, products)
+    used = {
+        side: _utilisation(work, rate["median"], example, dtype, before, after)
+        for side, rate in found.images_per_s.items()
+        if (work := works[side])
+    }
+    wrong = [side for side, each in used.items() if each["why"] == peak.ABOVE_PEAK]
+    if wrong:
+        reason = f"{', '.join(wrong)}: more work a second than the machine can do was counted"
+        fields |= {"kind": "failure", "verdict": "failed", "reason": reason}
+    yield fields | {"utilisation": used}
 
 
 @contextmanager
@@ -335,14 +369,9 @@ def check(reference: Model | None, candidate: Model, image: Tensor) -> tuple[Equ
         return None, str(error)
 
 
-def room_gib(plan: Plan, device: torch.device) -> float:
-    """GiB that each process which looks for a batch, and then times it, may take; 0 for no limit.
-
-    What is left of `plan.limit_gib`; without it `MOST_MEMORY` of the machine on a CPU, and no limit
-    on a GPU. Raises ValueError where this process takes `limit_gib` already.
-    """
-    if not plan.limit_gib:
-        return MOST_MEMORY * machine.memory_gib() if device.type == "cpu" else 0.0
+def room_gib(plan: Plan) -> float:
+    """GiB that each process which looks for a batch, and then times it, may take: what this process
+    leaves of `plan.limit_gib`. Raises ValueError where that is nothing."""
     own = machine.tree_mib(os.getpid()) / 2**10
     if plan.limit_gib <= own:
         raise ValueError(f"limit_gib = {plan.limit_gib:g} is less than the {own:.1f} before it")
@@ -354,7 +383,7 @@ def best_batch(
 ) -> tuple[int, dict[str, float | str]]:
     """The batch with most images/s; the rates of all that were tried, and why no more were.
 
-    Chosen by a few calls of the candidate in fresh processes, which hold what a pair does, up to
+    Chosen by a few calls of the candidate in other processes, which hold what a pair does, up to
     what fits; the configuration is timed afterwards. Raises ValueError if not even one image fits.
     """
     tried: dict[str, float | str] = {}
@@ -402,36 +431,41 @@ def _parameters(model: Model) -> int:
     return sum(parameter.numel() for parameter in model.module.parameters())
 
 
-def _work(model: Model, example: Tensor, dtype: torch.dtype) -> peak.Work | None:
-    """What a call is made of; None for a module that needs values, which `meta` has not."""
+@dataclass(frozen=True)
+class Work:
+    """What an iteration is made of."""
+
+    flops: int
+    """Of one image: forward, in training backward too."""
+    products: list[peak.Shape]
+    bytes: float
+    """Read and written by the operations of a call, for one image; 0 of a training step."""
+
+
+def _work(model: Model, example: Tensor, plan: Plan) -> Work | None:
+    """What is counted on `meta`; None for a module that needs values, which `meta` has not."""
+    training = plan.mode == "training"
     try:
-        return peak.work(model.module, example, dtype)
+        macs = (step_macs if training else forward_macs)(model.module, example[:1])
+        call = peak.work(model.module, example, getattr(torch, plan.dtype))
     except RuntimeError:
         return None
+    return Work(2 * macs, call.products, 0 if training else call.bytes / len(example))
 
 
 def _utilisation(
-    found: Comparison,
-    sides: Mapping[str, Model],
-    works: Mapping[str, peak.Work | None],
+    work: Work,
+    rate: float,
     example: Tensor,
+    dtype: torch.dtype,
     before: peak.Peak,
     after: peak.Peak,
 ) -> dict[str, Any]:
-    """Each side's work a second beside the machine's peak; in inference also what it reads and
-    writes a second, if every operation does by itself."""
-    said = {}
-    for side, rate in found.images_per_s.items():
-        macs, work = found.macs.get(side), works[side]
-        if not macs or work is None:
-            continue
-        training = found.plan.mode == "training"
-        macs = step_macs(sides[side].module, example[:1]) if training else macs
-        said[side] = peak.utilisation(2 * macs * rate["median"], before, after)
-        said[side]["data_sheet"] = peak.data_sheet(_gpu(example), getattr(torch, found.dtype))
-        if not training:
-            said[side]["bytes"] = work.bytes / len(example) * rate["median"]
-    return said
+    """The work a second at a rate in images/s beside the machine's peak; in inference also what is
+    read and written a second, if every operation does by itself."""
+    said = peak.utilisation(work.flops * rate, before, after)
+    said["data_sheet"] = peak.data_sheet(_gpu(example), dtype)
+    return said | ({"bytes": work.bytes * rate} if work.bytes else {})
 
 
 def line(row: dict[str, Any]) -> str:
@@ -445,8 +479,7 @@ def line(row: dict[str, Any]) -> str:
     if row["ratio_low"] is not None:
         said += (
             f"; {row['ratio']:.3f} of the reference's ({row['ratio_low']:.3f} to "
-            f"{row['ratio_high']:.3f}), floor ±{row['noise_floor']:.1%}, {row['verdict']}; "
-            f"{row['checked']}"
+            f"{row['ratio_high']:.3f}), floor ±{row['noise_floor']:.1%}, {matrix.verdict(row)}"
         )
     return said
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vitx.tracking import environment
 
@@ -75,18 +75,24 @@ def read(path: Path, *, cut: bool = False) -> list[dict]:
         text = text[: text.rfind("\n") + 1]
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = json.loads(line, parse_constant=no_number)
+        except (ValueError, RecursionError):
             raise ValueError(f"{path} line {number} is not JSON") from None
         check(row, f"{path} line {number}")
         rows.append(row)
     return rows
 
 
+def no_number(word: str) -> NoReturn:
+    """For `parse_constant`: NaN and Infinity, which Python reads, are no JSON."""
+    raise ValueError(f"{word} is no number")
+
+
 def check(row: Any, where: str) -> None:
     """ValueError if a value is no row of this schema."""
     known = isinstance(row, dict) and row.get("schema") == SCHEMA and row.get("kind") in KINDS
-    named = known and re.fullmatch(r".*-\d+", str(row.get("id")))
+    name = row.get("id") if known else None
+    named = isinstance(name, str) and re.fullmatch(r".*-\d+", name)
     if not (named and isinstance(row.get("environment"), dict)):
         raise ValueError(f"{where} is not a row of schema {SCHEMA}")
 

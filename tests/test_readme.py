@@ -7,7 +7,7 @@ import timm
 import torch
 
 import vitx
-from benchmarks import render
+from benchmarks import figures, render
 from experiments import pages, results, rows
 from experiments.recipes import RECIPES
 from vitx.config import flat, override
@@ -46,6 +46,15 @@ def test_a_figure_is_rendered_from_the_rows(draw, found, path, tmp_path):
     again = render.save(draw(found()), tmp_path / path.name)
     numbers = [_numbers(file) for file in (again, path)]
     assert numbers[0] == pytest.approx(numbers[1], abs=0.01)
+
+
+def test_the_figures_of_throughput_are_rendered_from_the_rows(tmp_path):
+    drawn = figures.figures(render.committed())
+    assert {path.stem for path in render.RESULTS.glob("*.svg")} == {render.FIGURE.stem, *drawn}
+    for name, figure in drawn.items():
+        again = render.save(figure, tmp_path / f"{name}.svg")
+        numbers = [_numbers(file) for file in (again, render.RESULTS / again.name)]
+        assert numbers[0] == pytest.approx(numbers[1], abs=0.01), name
 
 
 def test_a_changed_row_would_be_seen():

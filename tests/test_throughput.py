@@ -1,5 +1,6 @@
 """The benchmark's matrix: what is refused, what fails without stopping the rest, what rows say."""
 
+import csv
 import gzip
 import itertools
 import json
@@ -24,6 +25,7 @@ from torch import nn
 from benchmarks import (
     calibration,
     check,
+    figures,
     gate,
     matrix,
     pack,
@@ -35,7 +37,7 @@ from benchmarks import (
 )
 from experiments.pages import ROOT
 from experiments.rows import Rows, read
-from vitx import breakdown, job, machine, peak, stats, timing, tracking
+from vitx import breakdown, job, machine, peak, stats, timing, tracking, visualize
 from vitx.compare import equality
 from vitx.config import ModelConfig, override, size
 from vitx.cost import forward_macs, step_macs
@@ -63,6 +65,9 @@ CONFIG = ModelConfig(image=16, patch=4, width=24, depth=2, heads=3, classes=5)
         (["--processes", "0"], "processes = 0 must be at least 1"),
         (["--seconds", "0"], "^seconds = 0.0 must be positive"),
         (["--limit-gib", "-1"], "limit_gib = -1.0 must be 0 or positive"),
+        (["--batch", "--dtype", "float32"], "batch names nothing to time"),
+        (["--mode", "--dtype", "float32"], "mode names nothing to time"),
+        (["--compile", "--dtype", "float32"], "compile names nothing to time"),
         (["--resume"], "holds no run of these settings, by this code, to resume"),
     ],
 )
@@ -106,15 +111,53 @@ def test_a_model_is_timed_beside_a_reference_and_a_wrong_one_is_not(tmp_path, ca
     assert said.count("[1 of 2]") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled")
+def test_what_pytorch_tunes_is_timed_beside_its_reference(tmp_path):
+    """Compile mode max-autotune, whose choices are made in the processes that time it."""
+    reference = f"python:{PLANTED}:small"
+    (found,) = run(tmp_path, ["same"], "--reference", reference, "--compile", "max-autotune")
+    assert (found["kind"], found["compile"]) == ("speed", "max-autotune"), found["reason"]
+    assert all(found["compile_s"][side]["cold"] > 0 for side in matrix.SIDES)
+    assert found["equality"]["passed"]
+
+
 def test_more_work_than_the_machine_can_do_is_a_failure_with_its_times(tmp_path, monkeypatch):
     slow = peak.Peak(1e3, (1, 1, 1), 1e3)
     monkeypatch.setattr(throughput.peak, "peak", lambda *_: slow)
     plan = timing.Plan(dtype="float32", processes=1, pair_s=0.1, block_s=0.01)
     configuration = throughput.Configuration(f"python:{PLANTED}:small", "", 1, plan, "cpu")
-    found = throughput.measure(configuration, tmp_path)
+    *_, found = throughput.measure(configuration, tmp_path)
     assert (found["kind"], found["verdict"]) == ("failure", "failed")
     assert found["reason"].startswith("candidate: more work a second than the machine can do")
     assert found["raw"][0]["rounds"]
+
+
+def test_times_are_kept_where_the_last_peak_cant_be_measured(tmp_path, monkeypatch):
+    asked = tmp_path / "work" / "configuration.json"
+    real, calls = peak.peak, []
+
+    def fails(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return real(*given)
+
+    def here(command, *_, **__):
+        try:
+            throughput.child(Path(command[-1]))
+        except RuntimeError as error:
+            return 1, str(error)
+        return 0, ""
+
+    monkeypatch.setattr(throughput.peak, "peak", fails)
+    monkeypatch.setattr(job, "run_limited", here)
+    plan = timing.Plan(dtype="float32", processes=1, pair_s=0.1, block_s=0.01)
+    configuration = throughput.Configuration(f"python:{PLANTED}:small", "", 1, plan, "cpu")
+    kind, found = throughput.timed(configuration, asked.parent)
+    assert (kind, found["reason"]) == ("speed", "no utilisation: out of memory")
+    assert found["images_per_s"]["candidate"]["median"] > 0
+    assert found["utilisation"] == {}
 
 
 @pytest.mark.campaign
@@ -193,24 +236,30 @@ def test_the_best_batch_of_what_cant_be_pickled_is_refused(tmp_path):
 def test_a_training_step_of_the_best_batch_is_timed_beside_a_reference(tmp_path, monkeypatch):
     monkeypatch.setattr(throughput, "AUTO_MOST", 2)
     plan = timing.Plan(mode="training", dtype="float32", processes=1, pair_s=0.1, block_s=0.01,
-                       warm_up_s=0.1, details=True)  # fmt: skip
+                       warm_up_s=0.1, details=True, limit_gib=20.0)  # fmt: skip
     names = (f"python:{PLANTED}:{name}" for name in ("same", "small"))
-    found = throughput.measure(throughput.Configuration(*names, 0, plan, "cpu"), tmp_path)
+    *_, found = throughput.measure(throughput.Configuration(*names, 0, plan, "cpu"), tmp_path)
     assert found["kind"] == "speed"
     assert set(found["batches_tried"]) == {"1", "2"}
     tried = found["batches_tried"]
     assert tried[str(found["batch"])] == max(tried.values())
-    assert found["plan"]["limit_gib"] == pytest.approx(0.8 * machine.memory_gib())
+    assert 15 < found["plan"]["limit_gib"] < 20
     assert all(found["phases"][side]["backward"] > 0 for side in ("reference", "candidate"))
 
 
 def test_what_looks_for_a_batch_has_what_is_left_of_the_limit(monkeypatch):
     monkeypatch.setattr(machine, "tree_mib", lambda _: 3 * 2**10)
-    plan, cpu = timing.Plan(limit_gib=10.0), torch.device("cpu")
-    assert throughput.room_gib(plan, cpu) == 7
-    assert throughput.room_gib(timing.Plan(), torch.device("cuda")) == 0
+    assert throughput.room_gib(timing.Plan(limit_gib=10.0)) == 7
     with pytest.raises(ValueError, match=r"limit_gib = 2 is less than the 3\.0 before"):
-        throughput.room_gib(timing.Plan(limit_gib=2.0), cpu)
+        throughput.room_gib(timing.Plan(limit_gib=2.0))
+
+
+def test_most_of_the_machines_memory_is_the_limit_if_none_is_given(monkeypatch):
+    monkeypatch.setattr(machine, "memory_gib", lambda: 10.0)
+    for given, limit in ((0.0, 8.0), (3.0, 3.0)):
+        settings = throughput.Settings(models=("vitx:Ti/16",), dtype=("float32",), limit_gib=given)
+        (found,) = throughput.configurations(settings)
+        assert found.plan.limit_gib == limit
 
 
 def test_a_gpu_without_bfloat16_is_named(monkeypatch):
@@ -396,9 +445,11 @@ def test_a_data_sheets_peak_is_that_of_the_dtype_and_gpu(tf32):
     assert peak.data_sheet("Tesla T4", torch.bfloat16) is None
     assert peak.data_sheet(None, torch.float32) is None
     used = row()["utilisation"]["candidate"]
-    assert matrix._utilisation(used) == "45% (2 to 2.1 TFLOP/s)"
-    said = matrix._utilisation(used | {"mfu": None, "why": "unsteady", "data_sheet": 989e12})
-    assert said == "unsteady (2 to 2.1, data sheet 989 TFLOP/s)"
+    assert matrix._utilisation([used]) == ("45%", "2 to 2.1")
+    unsteady = used | {"mfu": None, "why": "unsteady", "data_sheet": 989e12}
+    assert matrix._utilisation([unsteady]) == ("unsteady", "2 to 2.1, data sheet 989")
+    said = matrix._utilisation([unsteady, used | {"mfu": 0.5}, used | {"mfu": 0.4}])
+    assert said == ("45% (40% to 50%), 2 of 3 runs steady", "2 to 2.1")
 
 
 def test_peaks_are_those_of_this_machine():
@@ -410,74 +461,219 @@ def test_peaks_are_those_of_this_machine():
     assert found.shape in {(side,) * 3 for side in peak.SQUARES["cpu"]} | {(64, 32, 64)}
 
 
-def row(model="vitx:S/16", batch=8, rate=100.0, threads=2, **more) -> dict:
-    side = {"median": rate, "low": rate * 0.9, "high": rate * 1.1, "mean": rate,
-            "mean_low": rate * 0.95, "mean_high": rate * 1.05}  # fmt: skip
+def row(model="vitx:S/16", batch=8, rate=100.0, threads=2, ratio=1.1, **more) -> dict:
+    """A row of a model beside timm's, which has 100 images/s."""
+
+    def side(rate):
+        return {"median": rate, "low": rate * 0.9, "high": rate * 1.1, "mean": rate,
+                "mean_low": rate * 0.95, "mean_high": rate * 1.05}  # fmt: skip
+
+    def used(rate):
+        return {"flops": 9.2e9 * rate, "peak_low": 2e12, "peak_high": 2.1e12, "bandwidth": 2e10,
+                "bytes": 3e7 * rate, "mfu": 0.45, "why": ""}  # fmt: skip
+
     quantile = {"value": 0.01, "low": 0.009, "high": 0.011}
-    logs, again = ([middle - 0.01, middle, middle + 0.01] for middle in (math.log(1.1), 0.0))
-    ratio, floor = stats.paired_ratio(logs), stats.noise_floor(again)
+    logs, again = ([middle - 0.01, middle, middle + 0.01] for middle in (math.log(ratio), 0.0))
+    found, floor = stats.paired_ratio(logs), stats.noise_floor(again)
     return {
         "schema": 1, "kind": "speed", "id": f"2026-11-22T00:00:00Z-{batch}", "what": "throughput",
         "candidate": model, "reference": "timm:vit_small_patch16_224", "mode": "inference",
-        "batch": batch, "dtype": "float32", "compile": "none", "device": "cpu",
-        "images_per_s": {"reference": side, "candidate": side}, "checked": "checked",
-        "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
-        "log_ratios": logs, "log_ratios_again": again, "noise_floor": floor, "verdict": "faster",
-        "macs": {"candidate": 4.6e9}, "parameters": {"candidate": 22_000_000},
-        "peak_mib": {"candidate": 300.0}, "compile_s": {"candidate": None}, "reason": "",
-        "utilisation": {"candidate": {"flops": 9.2e9 * rate, "peak_low": 2e12, "peak_high": 2.1e12,
-                                      "bandwidth": 2e10, "bytes": 3e7 * rate, "mfu": 0.45,
-                                      "why": ""}},
-        "stages": {"candidate": dict.fromkeys(breakdown.STAGES, 0.01)},
+        "batch": batch, "batch_asked": str(batch), "dtype": "float32", "compile": "none",
+        "device": "cpu", "plan": vars(timing.Plan()), "protocol": "0123456789",
+        "images_per_s": {"reference": side(100.0), "candidate": side(rate)}, "checked": "checked",
+        "ratio": found.value, "ratio_low": found.low, "ratio_high": found.high,
+        "log_ratios": logs, "log_ratios_again": again, "noise_floor": floor,
+        "verdict": stats.speed_verdict(found, floor),
+        "macs": {"reference": 4.6e9, "candidate": 4.3e9},
+        "parameters": {"reference": 22_000_000, "candidate": 22_000_000},
+        "peak_mib": {"reference": 310.0, "candidate": 300.0},
+        "compile_s": {"reference": None, "candidate": None}, "reason": "",
+        "utilisation": {"reference": used(100.0), "candidate": used(rate)},
+        "stages": both(dict.fromkeys(breakdown.STAGES, 0.01)),
+        "processes": 3,
         "latency": {"candidate": {"calls": 300, "p50": quantile, "p90": quantile, "p99": quantile}},
         "phases": {}, "raw": [[1, 2, 3]],
         "environment": tracking.environment() | {"threads": threads, "dirty": False},
     } | more  # fmt: skip
 
 
+def both(found) -> dict:
+    return {side: found for side in matrix.SIDES}
+
+
+def compiled(rate=150.0, cold=60.0, **more) -> dict:
+    seconds = {"cold": cold, "warm": 20.0}
+    return row(rate=rate, compile="default", compile_s={"candidate": seconds}, **more)
+
+
 def test_tables_and_figures_come_from_rows(tmp_path):
-    compiled = row(rate=150.0, compile="default",
-                   compile_s={"candidate": {"cold": 60.0, "warm": 20.0}})  # fmt: skip
     failed = row(batch=64) | {"kind": "failure", "verdict": "failed", "reason": "no memory"}
-    paths = matrix.write([row(), row(batch=1), compiled, failed], tmp_path)
+    paths = figures.write([row(), row(batch=1), compiled(), failed], tmp_path)
     names = {path.name for path in paths}
-    assert {"throughput.md", "throughput.csv", "latency.md", "stages.csv"} <= names
-    assert {f"{name}-inference-float32.svg" for name in
-            ("throughput", "ratios", "roofline", "latency", "memory")} <= names  # fmt: skip
+    assert {"throughput-settings.md", "throughput-ratios.md", "throughput.md", "latency.md",
+            "stages.csv", "throughput-costs.csv"} <= names  # fmt: skip
+    drawn = {name.partition("-timm-vit_small_patch16_224-inference-float32-")[0]
+             for name in names if name.endswith(".svg")}  # fmt: skip
+    assert drawn == set(figures.DRAWN)
     table = (tmp_path / "throughput.md").read_text()
     assert "100.0 (95.0 to 105.0)" in table
     assert "failed: no memory" in table
-    (line,) = matrix.break_even_table([row(), compiled]).body
-    saved = 1 / 100 - 1 / 150
-    assert line[5:8] == (f"{1e3 * saved:+.2f}", f"{60 / saved:,.0f}", f"{20 / saved:,.0f}")
-    near = row(rate=104.0, compile="default", compile_s={"candidate": {"cold": 60.0, "warm": 1}})
-    (line,) = matrix.break_even_table([row(), near]).body
-    assert line[6:8] == ("not told apart", "not told apart")
+    with (tmp_path / "measurements.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["side"] for line in lines] == ["reference", "candidate"] * 3 + ["candidate"]
+    assert float(lines[1]["images_per_s_mean_low"]) == 95
+    assert float(lines[5]["compile_s_cold"]) == 60
+    assert lines[6]["reason"] == "no memory"
 
 
-def test_a_reference_that_was_timed_with_every_model_is_one_point():
-    """At the geometric mean of its rates, between the ends of all intervals."""
-    rows = [row("vitx:S/16", rate=100.0), row("hf:S/16", rate=121.0)]
-    points = matrix._by_batch(rows)
-    assert points["timm:vit_small_patch16_224, compile none"] == [
-        (8, pytest.approx(110), pytest.approx(95), pytest.approx(127.05))
-    ]
-    assert points["vitx:S/16, compile none"] == [(8, *map(pytest.approx, (100, 95, 105)))]
+def test_models_stand_below_their_reference_from_the_fastest_to_those_that_failed():
+    failed = row("hf:S/16") | {"kind": "failure", "verdict": "failed", "reason": "no memory"}
+    rows = [row("torchvision:S/16", ratio=0.9), failed, row("vitx:S/16", ratio=1.2), row(batch=1)]
+    body = matrix.throughput_table(rows).body
+    batch, name = (matrix.START.index(word) for word in ("batch", "model"))
+    assert [(line[batch], line[name].partition(":")[0]) for line in body] == [
+        ("1", "timm"), ("1", "vitx"),
+        ("8", "timm"), ("8", "vitx"), ("8", "torchvision"), ("8", "hf"),
+    ]  # fmt: skip
+
+
+def test_ratios_stand_side_by_side_for_each_batch_and_compile_mode():
+    wrong = row("hf:S/16") | {"kind": "failure", "verdict": "not equal", "reason": "off"}
+    other = row("vit_pytorch:S/16", checked="not checked: other weights")
+    table = matrix.summary_table([row(batch=1), row(), compiled(), wrong, other])
+    assert table.header[5:] == ("batch 1, eager", "batch 8, eager", "batch 8, compiled")
+    lines = {line[4].partition(" ")[0]: line[5:] for line in table.body}
+    assert lines["vitx:S/16"] == ("1.100 (1.073 to 1.128)",) * 3
+    assert lines["hf:S/16"] == ("–", "not equal", "–")
+    assert lines["vit_pytorch:S/16"] == ("–", "1.100 (1.073 to 1.128), not checked", "–")
+
+
+def test_a_model_whose_outputs_were_not_checked_gets_no_verdict():
+    other = row("vit_pytorch:S/16", checked="not checked: other weights", verdict="inconclusive",
+                reason="the machine was disturbed")  # fmt: skip
+    _, line = matrix.throughput_table([other]).body
+    assert line[-2:] == (
+        "not checked, inconclusive: the machine was disturbed", "not checked: other weights"
+    )  # fmt: skip
+    drawn = figures.figures([other])
+    (ratios,) = (figure for name, figure in drawn.items() if name.startswith("ratios"))
+    (label,) = ratios.axes[0].get_yticklabels()
+    assert label.get_text().endswith("not checked, 0.935× the MACs, inconclusive")
+    assert "faster" not in throughput.line(other | {"verdict": "faster"})
+
+
+def test_compiling_pays_only_where_rates_are_told_apart():
+    *_, line = matrix.break_even_table([row(), compiled()]).body
+    saved, least, most = 1 / 100 - 1 / 150, 1 / 105 - 1 / 142.5, 1 / 95 - 1 / 157.5
+    assert line[6:] == (
+        f"{1e3 * saved:+.2f} ({1e3 * least:+.2f} to {1e3 * most:+.2f})",
+        *(f"{s / saved:,.0f} ({s / most:,.0f} to {s / least:,.0f})" for s in (60, 20)),
+    )
+    *_, line = matrix.break_even_table([row(), compiled(104.0)]).body
+    assert line[7:] == ("not told apart", "not told apart")
+    *_, line = matrix.break_even_table([row(), compiled(60.0)]).body
+    assert line[7:] == ("never", "never")
+
+
+def test_a_reference_that_was_timed_with_every_model_is_one_line_of_its_readings():
+    """Its rate at the geometric mean, between the lowest and the highest."""
+    rows = [row("vitx:S/16"), row("hf:S/16", ratio=0.8)]
+    for found, rate in zip(rows, (100.0, 121.0), strict=True):
+        found["images_per_s"]["reference"] = {"median": rate, "low": rate - 1, "high": rate + 1,
+                                              "mean": rate, "mean_low": rate - 1,
+                                              "mean_high": rate + 1}  # fmt: skip
+        found["peak_mib"]["reference"] = rate
+    reference, vitx, hf = matrix.entries(rows)
+    assert (reference.side, len(reference.rows)) == ("reference", 2)
+    assert reference.rate() == (pytest.approx(110), 100, 121)
+    (line, *_) = matrix.throughput_table(rows).body
+    assert line[6:] == ("110.0 (100.0 to 121.0)", "–", "–", "–", "reference, 2 runs", "–")
+    (line, *_) = matrix.cost_table(rows).body
+    assert line[8] == "110 (100 to 121)"
+    # Models of different runs are drawn by their ratios to it.
+    for entry, ratio in ((vitx, 1.1), (hf, 0.8)):
+        assert figures.rate(entry, [reference, vitx, hf])[0] == pytest.approx(110 * ratio)
+    alike = [row("vitx:S/16"), row("hf:S/16")]  # whose mean is their rate but for rounding
+    assert matrix.entries(alike)[0].rate() == (100, 100, 100)
+    assert figures.figures(alike)
+
+
+def test_a_references_compiling_is_counted_beside_whatever_model_it_was_timed():
+    seconds = both({"cold": 60.0, "warm": 20.0})
+    rows = [row("vitx:S/16"), row("hf:S/16"), compiled() | {"compile_s": seconds}]
+    assert [line[5].partition(":")[0] for line in matrix.break_even_table(rows).body] == [
+        "timm", "vitx",
+    ]  # fmt: skip
+
+
+def test_figures_of_two_versions_of_a_reference_are_two():
+    older = row(reference="hf:S/16")
+    versions = older["environment"]["versions"] | {"transformers": "0.1"}
+    older["environment"] = older["environment"] | {"versions": versions}
+    drawn = figures.figures([older, row(reference="hf:S/16")])
+    assert len([name for name in drawn if name.startswith("ratios")]) == 2
+
+
+def test_every_model_has_a_colour_of_its_own():
+    names = ["timm:a", "vitx:a", "vitx:b", *(f"python:f:{number}" for number in range(15))]
+    colours = visualize.colours(names)
+    assert len(set(colours.values())) == len(names)
+    assert colours["vitx:a"] == visualize.COLOURS["vitx"]
+
+
+def test_the_best_batch_that_was_found_later_replaces_an_earlier_one():
+    found = [row(batch=batch, batch_asked="auto") for batch in (8, 16)]
+    (cell,) = matrix.cells(found)
+    assert cell["batch"] == 16
+    *_, line = matrix.throughput_table(found).body
+    assert line[matrix.START.index("batch")] == "16 (auto)"
+    assert len(matrix.cells([*found, row(batch=16)])) == 2
+
+
+def test_what_belongs_to_no_stage_is_marked_where_it_is_much():
+    parts = dict.fromkeys(breakdown.STAGES, 0.0) | {"mlp": 0.9, "remainder": 0.1}
+    few = parts | {"mlp": 0.98, "remainder": 0.02}
+    _, line = matrix.stage_table([row(stages={"reference": few, "candidate": parts})]).body
+    assert line[-1] == "10.0%, above 5%"
+    found = row("hf:S/16", stages={"reference": few, "candidate": None})
+    reference, other = matrix.stage_table([found]).body
+    assert reference[-1] == "2.0%"
+    assert other[6] == "its modules do not have timm's names"
+
+
+def test_figures_of_rows_that_were_replaced_are_removed(tmp_path, monkeypatch):
+    bar = visualize.Bar("a", 1.1, 1.0, 1.2)
+    monkeypatch.setattr(render, "RESULTS", tmp_path)
+    monkeypatch.setattr(render, "FIGURE", tmp_path / "speed.svg")
+    monkeypatch.setattr(render, "READMES", (tmp_path / "README.md",))
+    monkeypatch.setattr(render, "speed_figure", lambda _: visualize.ratios([bar], title=""))
+    (tmp_path / "README.md").write_text("a\n<!-- figures -->\n<!-- end -->\nb\n")
+    (tmp_path / "throughput-old.svg").write_text("")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()) + "\n")
+    render.main([])
+    drawn = {path.stem for path in tmp_path.glob("*.svg")}
+    assert len(drawn) == 1 + len(figures.DRAWN)
+    text = (tmp_path / "README.md").read_text()
+    assert {name for name in drawn if f"](results/{name}.svg)" in text} == drawn - {"speed"}
+    assert text.startswith("a\n")
+    assert text.endswith("<!-- end -->\nb\n")
 
 
 def test_rows_of_other_settings_are_never_ranked_together():
     bound = row()
-    bound["environment"] |= {"affinity": 1}
+    bound["environment"] |= {"affinity": 0}
     newer = row()
     newer["environment"] |= {"versions": newer["environment"]["versions"] | {"timm": "9.0"}}
-    assert len(matrix.cells([row(), row(), bound, newer, row(origin="a"), row(origin="b")])) == 5
+    slow = row(plan=vars(timing.Plan(pair_s=1.0)))
+    other = row(protocol="other")
+    rows = [row(), row(), bound, newer, slow, other, row(origin="a"), row(origin="b")]
+    assert len(matrix.cells(rows)) == 7
     rows = [row(), row(threads=1, rate=60.0)]
     table = matrix.throughput_table(rows)
-    assert len(table.body) == 2
-    assert len({line[-1] for line in table.body}) == 2
-    figures = matrix.figures(rows)
-    wanted = {f"throughput-inference-float32-{number}" for number in (1, 2)}
-    assert wanted <= set(figures)
+    settings = [line[0] for line in matrix.settings_table(rows).body]
+    assert len(settings) == 2
+    assert [line[0] for line in table.body] == [settings[0]] * 2 + [settings[1]] * 2
+    assert len([name for name in figures.figures(rows) if name.startswith("ratios")]) == 2
 
 
 def test_a_pack_holds_rows_without_places(tmp_path, monkeypatch):
@@ -505,7 +701,16 @@ def test_a_pack_holds_rows_without_places(tmp_path, monkeypatch):
         assert pack._without_places(text) == left
     assert "raw" not in found
     assert "command" not in found["environment"]
-    assert matrix.throughput_table([found]).body[0][5] == "100.0 (95.0 to 105.0)"
+    assert matrix.throughput_table([found]).body[0][6] == "100.0 (95.0 to 105.0)"
+    with pytest.raises(ValueError, match=r"rows of rows [0-9a-f]{6} were packed before"):
+        pack.write([found], tmp_path / "again.pack")
+
+
+def test_models_of_one_name_in_two_folders_stay_two(tmp_path):
+    path = tmp_path / "rows.pack"
+    pack.write([row(f"hf:/{place}/weights") for place in ("a", "b", "a")], path)
+    names = [found["candidate"] for found in pack.read(path)]
+    assert names == ["hf:weights", "hf:weights (2)", "hf:weights"]
 
 
 def test_a_persons_name_is_no_part_of_other_words(tmp_path, monkeypatch):
@@ -619,6 +824,15 @@ def test_a_pack_that_was_changed_is_refused(tmp_path):
         ({"ratio_low": 1.09}, "ratio, floor and verdict are not those of its processes"),
         ({"log_ratios": [1000.0, 1001.0]}, "no whole throughput row"),
         ({"noise_floor": 0.0}, "ratio, floor and verdict are not those of its processes"),
+        ({"ratio_low": None, "verdict": "faster"}, "'faster' without an interval"),
+        ({"kind": "noise"}, "kind = 'noise'"),
+        ({"mode": "/../../out"}, "mode = '/../../out'"),
+        ({"batch": 8.0}, "no whole throughput row"),
+        ({"batch": True}, "no whole throughput row"),
+        ({"batch": 0}, "no whole throughput row"),
+        ({"peak_mib": {"candidate": "many"}}, "no whole row of kind speed"),
+        ({"images_per_s": both({"median": 3.0, "low": 2.0, "high": 1.0})}, "not in order"),
+        ({"images_per_s": both({"median": 0.0, "low": 0.0, "high": 0.0})}, "not in order"),
     ],
 )
 def test_a_row_that_cant_be_or_claims_too_much_is_refused_packed_or_not(tmp_path, changes, message):
@@ -640,17 +854,60 @@ def test_two_packs_of_one_name_never_rank_together(tmp_path):
         path.parent.mkdir()
         pack.write([row(rate=rate)], path)
     given = [one for path in paths for one in pack.read(path)]
-    table = matrix.throughput_table([*given, row()])
-    assert len({line[-1] for line in table.body}) == 3
-    figures = matrix.figures([*given, row()])
-    assert {f"throughput-inference-float32-{number}" for number in (1, 2, 3)} <= set(figures)
+    rows = [*given, row()]
+    assert len(matrix.settings_table(rows).body) == 3
+    assert len({line[0] for line in matrix.throughput_table(rows).body}) == 3
+    assert len([name for name in figures.figures(rows) if name.startswith("ratios")]) == 3
+
+
+def test_numbers_that_json_has_not_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row(macs={"candidate": math.inf})) + "\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl line 1 is not JSON"):
+        read(path)
+    path.write_text('{"schema": 1, "kind": ' + "[" * 10**5 + "\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl line 1 is not JSON"):
+        read(path)
+
+
+def test_a_row_is_refused_or_can_be_shown_and_drawn(tmp_path):
+    """Whatever one of its values was changed to."""
+    draws = random.Random(0)
+    others = (None, -1, 0, 1e300, "text", [], {}, True)
+    refused = []
+    for number in range(100):
+        changed = deepcopy(row())
+        place, key = draws.choice(list(_places(changed)))
+        place[key] = draws.choice(others)
+        if number % 4 == 0:
+            del place[key]
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps(changed) + "\n")
+        try:
+            rows = render.read(path)
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            for name, table in render.TABLES.items():
+                assert isinstance(table(rows).markdown(), str), name
+            figures.figures(rows)
+    assert 30 < len(refused) < 90
+    assert all("row 1 is" in said or "line 1 is" in said for said in refused)
+
+
+def _places(value):
+    """Every dictionary within a value, with each of its keys."""
+    for key, each in value.items():
+        yield value, key
+        if isinstance(each, dict) and key != "environment":
+            yield from _places(each)
 
 
 def test_a_packed_file_adds_a_column_to_the_verdicts(tmp_path, capsys):
     """Also where it is of the same kind of machine, with rows of the main job."""
-    both = {"reference": 1.0, "candidate": 1.0}
+    ones = both(1.0)
     kept = {"candidate": "vitx:from_timm(a)", "reference": "timm:vit_tiny_patch16_224",
-            "keep_memory": True, "page_faults": both, "macs": both, "peak_mib": both}  # fmt: skip
+            "keep_memory": True, "page_faults": ones, "macs": ones, "peak_mib": ones}  # fmt: skip
     ours = {k: v for k, v in row().items() if k != "what"} | kept
     plain, packed = tmp_path / "rows.jsonl", tmp_path / "theirs.pack"
     plain.write_text(json.dumps(ours) + "\n")
@@ -676,7 +933,7 @@ def test_what_went_wrong_can_be_shown_and_sent(tmp_path):
     """An equality check that found no number; a failure has no figure."""
     equal = {"output_error": "nan", "gradient_error": 1e-9, "gradients": 3,
              "parameters_candidate": 10}  # fmt: skip
-    wrong = row(verdict="not equal", equality=equal) | {"kind": "equality"}
+    wrong = row(verdict="not equal", equality=equal, what="") | {"kind": "equality"}
     failed = {k: v for k, v in row(candidate="vitx:a").items() if k != "what"} | {
         "kind": "failure", "verdict": "failed", "ratio": None, "images_per_s": {}
     }  # fmt: skip
@@ -694,7 +951,7 @@ def test_a_file_of_rows_that_no_table_shows_is_said_to_be(tmp_path):
     path.write_text(json.dumps(row() | {"kind": "sweep", "what": "else"}) + "\n")
     with pytest.raises(ValueError, match=r"rows\.jsonl holds no row that a table shows"):
         render.main([str(path), "--out", str(tmp_path / "shown")])
-    path.write_text(json.dumps(row() | {"kind": "equality"}) + "\n")
+    path.write_text(json.dumps(row() | {"kind": "equality", "what": ""}) + "\n")
     with pytest.raises(ValueError, match=r"rows\.jsonl row 1 is no whole row of kind equality"):
         render.main([str(path), "--out", str(tmp_path / "shown")])
 
@@ -895,9 +1152,3 @@ def test_a_gate_fails_only_with_the_whole_interval(monkeypatch):
     assert other["failed"]
     assert other["verdict"] == "not equal"
     assert "outputs differ by 1.0e-03: FAILED" in gate.line({"mode": "inference"} | other, 0.03)
-
-
-def test_the_reference_in_many_rows_is_one_line():
-    rows = [row(stages={"reference": dict.fromkeys(breakdown.STAGES, 0.02)}, model=name)
-            for name in ("vitx:S/16", "hf:S/16")]  # fmt: skip
-    assert len(matrix.stage_table(deepcopy(rows)).body) == 1

@@ -1,4 +1,4 @@
-"""Two modules side by side: equality first, then paired timing in fresh processes.
+"""Two modules side by side: equality first, then paired timing in other processes.
 
 `compare(a, b, example)` is the whole of it in one call; `python -m benchmarks` runs it for ViTs.
 `speed` times what is meant to differ, modules or whole training steps.
@@ -133,7 +133,7 @@ class Comparison:
 
 
 class _CantRebuild(Exception):
-    """A fresh process can't unpickle a module."""
+    """Another process can't unpickle a module."""
 
 
 def compare(
@@ -222,7 +222,7 @@ def _time(
     cache: Path | None,
     say: Say,
 ) -> Comparison:
-    """Time the pair in fresh processes, or in this one where they can't rebuild it."""
+    """Time the pair in other processes, or in this one where they can't rebuild it."""
     with tempfile.TemporaryDirectory(prefix="vitx-") as temporary:
         job = Path(folder or temporary, "job")
         compiled = Path(cache or temporary, "compiled")

@@ -1,7 +1,6 @@
 """Pictures as matplotlib figures. Each function draws plain values and returns the figure.
 
-Colours are Okabe and Ito's, which stay apart for colour-blind readers and in print; the reference
-is drawn with open, the candidate with filled marks.
+Colours are Okabe and Ito's, which stay apart for colour-blind readers and in print.
 """
 
 import itertools
@@ -15,16 +14,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from vitx.stats import Interval
 
 SPLITS = {"train": ("#666666", ":"), "val": ("#0072B2", "-"), "test": ("#D55E00", "--")}
-COLOURS = {"timm": "#D55E00", "vitx": "#0072B2"}
+COLOURS = {"timm": "#D55E00", "vitx": "#0072B2", "torchvision": "#009E73", "hf": "#CC79A7",
+           "vit_pytorch": "#E69F00"}  # fmt: skip
 CYCLE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MORE = tuple(to_hex(colour) for colour in colormaps["tab20"].colors)  # type: ignore[attr-defined]
 MARKS, DASHES = "os^Dv<>", ("-", "--", ":", "-.")
 GREY = "#666666"
 FONT = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -32,21 +35,59 @@ FONT = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 @dataclass(frozen=True)
 class Bar:
-    """One line of a forest plot: a value with its interval, and the noise floor, where known."""
+    """A value with its interval, and of a ratio with its noise floor, where known."""
 
     label: str
     value: float
     low: float | None
     high: float | None
-    floor: float | None
+    floor: float | None = None
+    colour: str = COLOURS["vitx"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Rates of a model: (batch, rate, low, high). Styles above 0 are dashed, with open marks."""
+
+    label: str
+    points: Sequence[tuple[int, float, float, float]]
+    colour: str
+    style: int = 0
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A point of a roofline: FLOP a byte and FLOP/s. Those of a label look alike."""
+
+    label: str
+    note: str
+    colour: str
+    intensity: float
+    flops: float
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each model: the first of a library (the word before the colon) has that of the
+    library, if it has one. Beyond 27 models colours come again."""
+    found: dict[str, str] = {}
+    for name in names:
+        own = COLOURS.get(name.partition(":")[0])
+        if own and own not in found.values():
+            found[name] = own
+    more = [colour for colour in (*CYCLE, *MORE) if colour not in COLOURS.values()]
+    rest = (name for name in names if name not in found)
+    return found | dict(zip(rest, itertools.cycle(more), strict=False))
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as SVG or PNG, by the path's ending; the same values give the same file."""
+    """Write a figure as SVG or PNG, by the path's ending; the same values give the same file.
+
+    Text in an SVG stays text: outlines of letters would make most of the file.
+    """
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.hashsalt": "vitx"}):
+    with rc_context({"svg.hashsalt": "vitx", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
     return path
 
@@ -55,109 +96,119 @@ def ratios(
     bars: Sequence[Bar], *, title: str, label: str = "images/s of vitx over timm's"
 ) -> Figure:
     """Speed ratios with 95 % intervals; the grey band around 1 is each comparison's noise floor."""
-    figure, axes = canvas(5.2, 1.2 + 0.4 * len(bars))
-    rows = range(len(bars))[::-1]
-    for row, bar in zip(rows, bars, strict=True):
+    heights = [0.26 + 0.13 * bar.label.count("\n") for bar in bars]
+    figure, axes = canvas(7.2, 1.2 + sum(heights))
+    rows = _rows(heights)
+    for row, height, bar in zip(rows, heights, bars, strict=True):
         if bar.floor is not None:
-            axes.fill_betweenx(
-                [row - 0.4, row + 0.4], 1 / (1 + bar.floor), 1 + bar.floor, color="#DDDDDD", lw=0
-            )
+            axes.fill_betweenx([row - 0.45 * height, row + 0.45 * height], 1 / (1 + bar.floor),
+                               1 + bar.floor, color="#DDDDDD", lw=0)  # fmt: skip
         low, high = bar.low or bar.value, bar.high or bar.value
         span = [[bar.value - low], [high - bar.value]]
-        axes.errorbar(bar.value, row, xerr=span, fmt="o", color=COLOURS["vitx"], capsize=3)
-        axes.annotate(
-            f"{bar.value:.3f}",
-            (high, row),
-            (5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
+        axes.errorbar(bar.value, row, xerr=span, fmt="o", ms=5, color=bar.colour, capsize=3)
+        axes.annotate(f"{bar.value:.3f}", (high, row), (5, 0), textcoords="offset points",
+                      va="center", fontsize=8)  # fmt: skip
     axes.axvline(1, color=GREY, lw=0.8)
-    axes.set_yticks(list(rows), [bar.label for bar in bars])
-    axes.set_ylim(-0.6, len(bars) - 0.4)
+    axes.set_yticks(rows, [bar.label for bar in bars], fontsize=8)
+    axes.set_ylim(0, sum(heights))
     axes.margins(x=0.18)
     axes.set_xlabel(f"{label}\n95 % interval; grey: noise floor")
-    axes.set_title(textwrap.fill(title, 48), loc="left", fontsize=9)
+    _above(figure, title)
     return figure
 
 
-def rates(models: Mapping[str, Sequence[tuple[int, float, float, float]]], *, title: str) -> Figure:
-    """Images/s against the batch, a line a model with a band for the interval.
+def _rows(heights: Sequence[float]) -> list[float]:
+    """Middles of lines of these heights, the first on top."""
+    whole = sum(heights)
+    ends = itertools.accumulate(heights)
+    return [whole - end + height / 2 for end, height in zip(ends, heights, strict=True)]
 
-    Points are (batch, rate, low, high).
-    """
-    figure, axes = canvas(6.4, 3.0 + 0.08 * len(models))
-    for number, (name, points) in enumerate(models.items()):
-        batch, value, low, high = zip(*points, strict=True)
-        colour = CYCLE[number % len(CYCLE)]
-        axes.fill_between(batch, low, high, color=colour, alpha=0.25, lw=0)
-        axes.plot(batch, value, color=colour, marker=MARKS[number % len(MARKS)], ms=4, lw=1.2,
-                  ls=DASHES[number // len(CYCLE) % len(DASHES)], label=name)  # fmt: skip
+
+def rates(lines: Sequence[Line], *, label: str, title: str) -> Figure:
+    """Images/s against the batch, with a band for the interval."""
+    figure, axes = canvas(7.2, 3.4 + 0.08 * len(lines))
+    for line in lines:
+        batch, value, low, high = zip(*line.points, strict=True)
+        axes.fill_between(batch, low, high, color=line.colour, alpha=0.25, lw=0)
+        axes.errorbar(batch, value, yerr=[np.subtract(value, low), np.subtract(high, value)],
+                      color=line.colour, marker=MARKS[line.style], ms=4, lw=1.2, capsize=2,
+                      ls=DASHES[line.style], label=line.label,
+                      mfc="white" if line.style else line.colour)  # fmt: skip
+    batches = sorted({batch for line in lines for batch, *_ in line.points})
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("images a batch; band: 95 % interval")
-    axes.set_ylabel("images/s")
+    axes.set_xlabel("images a batch; bands: 95 % interval, or what the legend says")
+    axes.set_ylabel(label)
     _above(figure, title)
     figure.legend(frameon=False, fontsize=7, ncols=2, loc="outside lower left")
     return figure
 
 
-def roofline(
-    points: Sequence[tuple[str, float, float]], *, peak: float, bandwidth: float, title: str
-) -> Figure:
-    """FLOP/s against FLOP a byte, under what the machine's memory and products allow.
-
-    Points are (name, FLOP a byte, FLOP/s); those of a name look alike.
-    """
-    figure, axes = canvas(6.4, 3.6)
-    ridge = peak / bandwidth
-    ends = [min(ridge, *(x for _, x, _ in points)) / 4, max(ridge, *(x for _, x, _ in points)) * 4]
+def roofline(spots: Sequence[Spot], *, peak: float, bandwidth: float, title: str) -> Figure:
+    """FLOP/s against FLOP a byte, under what the machine's memory and products allow."""
+    figure, axes = canvas(7.2, 3.8)
+    ridge, reach = peak / bandwidth, [spot.intensity for spot in spots]
+    ends = [min(ridge, *reach) / 4, max(ridge, *reach) * 4]
     axes.plot([ends[0], ridge, ends[1]], [ends[0] * bandwidth / 1e9, peak / 1e9, peak / 1e9],
               color=GREY, lw=1)  # fmt: skip
-    names = list(dict.fromkeys(name for name, _, _ in points))
-    for number, wanted in enumerate(names):
-        own = [(intensity, flops / 1e9) for name, intensity, flops in points if name == wanted]
-        axes.plot(*zip(*own, strict=True), MARKS[number % len(MARKS)], ms=5, alpha=0.8,
-                  color=CYCLE[number % len(CYCLE)], label=wanted)  # fmt: skip
+    labels = list(dict.fromkeys(spot.label for spot in spots))
+    for spot in spots:
+        number = labels.index(spot.label)
+        place = (spot.intensity, spot.flops / 1e9)
+        axes.plot(*place, MARKS[number % len(MARKS)], ms=5, alpha=0.8, color=spot.colour)
+        side = -12 if number % 2 else 7
+        axes.annotate(spot.note, place, (side, -3), textcoords="offset points", fontsize=7)
+    for number, label in enumerate(labels):
+        colour = next(spot.colour for spot in spots if spot.label == label)
+        axes.plot([], [], MARKS[number % len(MARKS)], ms=5, color=colour, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("FLOP a byte that operations read and write")
+    axes.set_xlabel("FLOP a byte that operations read and write; numbers: images a batch")
     axes.set_ylabel("GFLOP/s")
     _above(figure, f"{title}; peaks {peak / 1e9:,.0f} GFLOP/s, {bandwidth / 1e9:,.0f} GB/s")
     figure.legend(frameon=False, fontsize=7, ncols=3, loc="outside lower left")
     return figure
 
 
-def latencies(models: Mapping[str, Mapping[str, Any]], *, title: str) -> Figure:
-    """Quantiles of single calls, a line a model, each with its 95 % interval."""
-    figure, axes = canvas(6.0, 1.2 + 0.45 * len(models))
+def latencies(
+    models: Sequence[tuple[str, str, Mapping[str, tuple[float, float, float]]]], *, title: str
+) -> Figure:
+    """Quantiles of single calls in seconds, a line a model: value and the ends of its interval.
+
+    A model is its label, its colour, and its quantiles by name.
+    """
+    figure, axes = canvas(7.2, 1.3 + 0.36 * len(models))
     rows = range(len(models))[::-1]
     for number, name in enumerate(("p50", "p90", "p99")):
-        for row, found in zip(rows, models.values(), strict=True):
-            value, low, high = (1e3 * found[name][key] for key in ("value", "low", "high"))
+        for row, (_, colour, found) in zip(rows, models, strict=True):
+            value, low, high = (1e3 * each for each in found[name])
             place = row + 0.2 * (1 - number)
             axes.errorbar(value, place, xerr=[[value - low], [high - value]], fmt=MARKS[number],
-                          ms=4, color=CYCLE[number], capsize=2,
-                          label=name if row == len(models) - 1 else None)  # fmt: skip
-    axes.set_yticks(list(rows), list(models), fontsize=7)
+                          ms=4, color=colour, capsize=2)  # fmt: skip
+        axes.plot([], [], MARKS[number], ms=4, color=GREY, label=name)
+    axes.set_yticks(list(rows), [label for label, *_ in models], fontsize=8)
     axes.set_xlim(left=0)
-    axes.set_xlabel("ms of a call with one image; 95 % interval")
+    axes.set_xlabel("ms of a call with one image\n95 % interval; of several runs median and range")
     _above(figure, title)
     figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower left")
     return figure
 
 
-def amounts(values: Mapping[str, float], *, label: str, title: str) -> Figure:
-    """A bar a name, with its value."""
-    figure, axes = canvas(6.0, 1.0 + 0.35 * len(values))
-    rows = range(len(values))[::-1]
-    axes.barh(list(rows), list(values.values()), color=CYCLE[1], height=0.6)
-    for row, value in zip(rows, values.values(), strict=True):
-        axes.annotate(f"{value:,.0f}", (value, row), (3, 0), textcoords="offset points",
+def amounts(bars: Sequence[Bar], *, label: str, title: str) -> Figure:
+    """A bar each, with its value."""
+    figure, axes = canvas(7.2, 1.1 + 0.26 * len(bars))
+    rows = range(len(bars))[::-1]
+    for row, bar in zip(rows, bars, strict=True):
+        low, high = bar.low or bar.value, bar.high or bar.value
+        span = [[bar.value - low], [high - bar.value]]
+        axes.barh(row, bar.value, color=bar.colour, height=0.6)
+        if low < high:
+            axes.errorbar(bar.value, row, xerr=span, color="black", capsize=2, lw=1)
+        axes.annotate(f"{bar.value:,.0f}", (high, row), (4, 0), textcoords="offset points",
                       va="center", fontsize=7)  # fmt: skip
-    axes.set_yticks(list(rows), list(values), fontsize=7)
+    axes.set_yticks(list(rows), [bar.label for bar in bars], fontsize=8)
+    axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.margins(x=0.15)
     axes.set_xlabel(label)
     _above(figure, title)
