@@ -135,6 +135,7 @@ def test_arms_of_a_seed_share_initial_values_order_and_augmentation(unchecked):
     assert all(torch.equal(one, other) for one, other in zip(*batches, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["macs", "params"])
 def test_a_matched_arm_costs_what_the_baseline_does(by):
     base = override(TINY, **{"model.width": 96, "model.heads": 3, "model.depth": 4})
@@ -453,6 +454,7 @@ SEEDS = [0, 1]
 '''
 
 
+@pytest.mark.slow
 def test_a_newcomer_adds_an_attention_and_asks_whether_it_helps(tmp_path):
     """The walk of the README: a function and its name in one file, a question in another."""
     for name in ("vitx", "experiments"):
@@ -490,6 +492,7 @@ def test_a_newcomer_adds_an_attention_and_asks_whether_it_helps(tmp_path):
     assert len(list(tmp_path.glob("runs/mine/*/summary.json"))) == 3 * 8
 
 
+@pytest.mark.slow
 def test_a_worker_that_fails_is_named_by_its_log(tmp_path):
     asked = question.read("activation")
     assert asked.name == "activation"
@@ -537,6 +540,7 @@ def test_lanes_that_cant_be_are_refused_before_anything_is_made(tmp_path):
     assert not list(tmp_path.glob("*/*/config.json"))
 
 
+@pytest.mark.slow
 def test_an_arms_own_optimizer_and_batch_are_timed(tmp_path, monkeypatch):
     quick = timing.Plan(mode="training", processes=2, pair_s=0.05, block_s=0.01, warm_up_s=0.1)
     monkeypatch.setattr(answer, "TIMING", quick)

@@ -143,6 +143,7 @@ def cifar(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_main_job_compares_accuracy_on_cifar10(cifar, tmp_path):
     scale = grown(QUICK, torch.device("cuda"), str(cifar))
     assert scale.recipe.data.root == str(cifar)

@@ -99,6 +99,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_from_its_folder(finished, capsys):
     cli.run(program.main, [str(finished), "--probe-images=300"])
     said = capsys.readouterr().out

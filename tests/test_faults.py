@@ -105,6 +105,7 @@ def resumed(folder: Path) -> tuple[dict, list[dict]]:
     return result(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["half written", "between renames"])
 def test_a_kill_inside_a_save_loses_nothing(whole, tmp_path, point):
     child = start("tests/dying.py", point, "3", *WORDS, f"--folder={tmp_path / 'run'}")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import vitx
 from vitx.config import SLOTS, ModelConfig, override
@@ -343,6 +344,7 @@ def test_fixed_positions_follow_the_dtype_of_the_model():
     assert "pos_embed" not in vit.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slot", "name"), [pair for pair in VARIANTS if pair[0] != "init"])
 def test_every_variant_compiles_without_a_graph_break(slot, name, compiled):
     vit = vitx.build(override(SMALL, depth=2, **variant(slot, name)))
@@ -354,6 +356,7 @@ def test_every_variant_compiles_without_a_graph_break(slot, name, compiled):
     run(image + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_inductor_agrees_with_eager(training, compiled):
     vit = vitx.build(override(SMALL, depth=1)).train(training)
@@ -370,7 +373,7 @@ def test_inductor_agrees_with_eager(training, compiled):
 def test_one_compiled_block_serves_every_depth(compiled):
     vit = vitx.build(override(SMALL, drop_path=0.2, depth=5)).train()
     tokens = torch.randn(2, 18, 24)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     for block in vit.blocks:
         torch.compile(block, fullgraph=True, backend=counter)(tokens)
     assert counter.frame_count == 1

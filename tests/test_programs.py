@@ -147,6 +147,7 @@ def test_a_mistake_is_one_plain_sentence_and_exit_code_2(
     assert not [path for path in tmp_path.iterdir() if path.name != "claims"]
 
 
+@pytest.mark.slow
 def test_the_throughput_of_one_configuration_stands_in_its_summary(tmp_path, unchecked, capsys):
     words = ["--models=vitx:Pico/32", "--batch=2", "--seconds=0.1", "--processes=2",
              f"--out={tmp_path}"]  # fmt: skip
@@ -232,6 +233,7 @@ def test_a_mistake_leaves_no_traceback_in_a_terminal():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["benchmarks", "experiments.train", "benchmarks.equality"])
 def test_help_is_short_and_exits_0(program):
     found = run(program, "--help")
@@ -249,6 +251,7 @@ def test_a_dry_run_prints_config_parameters_macs_and_steps_and_writes_nothing(tm
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_training_leaves_a_run_folder_named_by_what_was_changed(tmp_path):
     found = run("experiments.train", "digits", "--steps=4", "--eval-every=2", "--out",
                 str(tmp_path), WANDB_MODE="offline")  # fmt: skip
@@ -287,6 +290,7 @@ def smoke(tmp_path_factory):
     return found, folder
 
 
+@pytest.mark.slow
 def test_the_smoke_run_does_every_stage_and_gives_no_verdict(smoke):
     found, folder = smoke
     said = found.stdout
@@ -300,6 +304,7 @@ def test_the_smoke_run_does_every_stage_and_gives_no_verdict(smoke):
     assert "| float64 outputs and all gradients equal timm's | 1 of 1 models" in said
 
 
+@pytest.mark.slow
 def test_every_row_has_the_fields_that_readers_rely_on(smoke):
     _, folder = smoke
     for row in rows.read(folder / "rows.jsonl"):
@@ -317,6 +322,7 @@ def test_every_row_has_the_fields_that_readers_rely_on(smoke):
             } <= set(row)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_report_is_one_file_without_script_or_network(smoke):
     _, folder = smoke
     page = (folder / "report.html").read_text()
@@ -332,6 +338,7 @@ def test_the_report_is_one_file_without_script_or_network(smoke):
     assert "## Verdicts" in (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_smoke_runs_wandb_record_is_read_back(smoke):
     _, folder = smoke
     (wandb_run,) = (folder / "wandb").glob("offline-run-*")
@@ -343,6 +350,7 @@ def test_the_smoke_runs_wandb_record_is_read_back(smoke):
     assert "speed" in found["summary"]
 
 
+@pytest.mark.slow
 def test_rows_of_a_smoke_run_are_not_kept_as_evidence(smoke):
     _, folder = smoke
     with pytest.raises(ValueError, match="is a smoke run"):
@@ -350,6 +358,7 @@ def test_rows_of_a_smoke_run_are_not_kept_as_evidence(smoke):
     assert not (folder / "kept").exists()
 
 
+@pytest.mark.slow
 def test_kept_rows_leave_their_raw_times_in_the_file_beside_them(smoke):
     _, folder = smoke
     found = rows.read(folder / "rows.jsonl")
@@ -374,6 +383,7 @@ def test_kept_rows_leave_their_raw_times_in_the_file_beside_them(smoke):
         rows.commit([found[0] | {"environment": {"dirty": True}}], folder / "kept", "other")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_every_finished_row_on_disk(tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(tmp_path)],
@@ -395,6 +405,7 @@ def test_ctrl_c_leaves_every_finished_row_on_disk(tmp_path):
     assert [row["kind"] for row in rows.read(folder / "rows.jsonl")] == ["equality"]
 
 
+@pytest.mark.slow
 def test_the_equality_command_prints_a_verdict_a_model():
     found = run("benchmarks.equality", "vit_tiny_patch16_224", "--image", "32")
     assert found.returncode == 0, found.stderr

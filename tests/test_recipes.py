@@ -54,6 +54,7 @@ def read(folder):
     return found, json.loads((found / "summary.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("VITX_DATA" not in os.environ, reason="VITX_DATA names no folder of data sets")
 def test_a_tenth_of_the_small_recipe_learns_from_the_real_cifar10(tmp_path, unchecked):
     root = Path(os.environ["VITX_DATA"], "cifar10")
@@ -66,6 +67,7 @@ def test_a_tenth_of_the_small_recipe_learns_from_the_real_cifar10(tmp_path, unch
     assert said["test/accuracy"] == pytest.approx(said["val/accuracy"], abs=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_beans_are_fine_tuned_from_hugging_faces_weights_and_data(tmp_path, capsys, unchecked):
     datasets = pytest.importorskip("datasets")

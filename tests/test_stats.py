@@ -53,6 +53,7 @@ def test_equivalence_is_claimed_at_most_5_times_in_100_at_the_margin():
     assert claims / 4000 <= 0.05 + 3 * (0.05 * 0.95 / 4000) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("std", "seeds"), [(0.4, 5), (0.6, 5), (0.6, 8), (0.9, 10)])
 def test_power_is_as_predicted(std, seeds):
     rng = RNG(2)
@@ -117,6 +118,7 @@ def test_holm_multiplies_sorted_p_and_never_falls():
     assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "seeds"), [(1, 8), (3, 8), (5, 9), (3, 14)])
 def test_a_family_without_effects_is_claimed_in_5_of_100_answers_at_most(family, seeds):
     rng = RNG(22)

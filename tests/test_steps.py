@@ -20,6 +20,7 @@ def dataset():
     return data.load(DataConfig(name="fake(images=900, size=32, classes=10)", val=40, test=200))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [n for n in steps.COMPARISONS if n not in ("timm-compiled", "wandb")]
 )
@@ -28,6 +29,7 @@ def test_both_sides_of_a_comparison_run(name, dataset):
     assert all(0 < block(1) < 1 for block in made.values())
 
 
+@pytest.mark.slow
 def test_a_process_of_a_comparison_ends_well_though_wandb_stood_still(tmp_path, dataset):
     torch.save(dataset, tmp_path / "data.pt")
     record = steps._child("wandb", 0, 1, tmp_path)

@@ -164,6 +164,7 @@ def test_whole_numbers_and_steps_are_drawn_as_said(tmp_path):
     assert all(isinstance(one[name], int) for one in drawn for name in "ac")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "more", "message"),
     [
@@ -315,6 +316,7 @@ def test_a_trial_of_which_every_worker_dies_is_given_up(tmp_path):
     assert error_of(trial) == f"{MOST_LOSSES} workers died of it"
 
 
+@pytest.mark.slow
 def test_hyperband_stops_what_is_behind_and_says_what_it_saved(tmp_path, capsys):
     path = quick(
         tmp_path, {"x": {"values": [0.1, 3, 2, 1]}}, wait=4.0,
@@ -385,6 +387,7 @@ def once_each(trials, points):
     assert trials.ended
 
 
+@pytest.mark.slow
 def test_trials_of_killed_workers_are_run_again_and_counted_once(tmp_path):
     points = [float(k) for k in range(6)]
     path = quick(tmp_path, {"x": {"values": points}}, wait=1.5)
@@ -483,6 +486,7 @@ def postgres(tmp_path):
     subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_real_postgresql(tmp_path, postgres):
     points = [float(k) for k in range(6)]
     path = quick(tmp_path, {"x": {"values": points}}, wait=0.5)
@@ -506,6 +510,7 @@ def small(folder, **more):
     return path
 
 
+@pytest.mark.slow
 def test_one_file_runs_through_optuna_and_through_wandbs_own_agent(tmp_path):
     path = small(tmp_path)
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
@@ -625,6 +630,7 @@ def test_what_stopping_early_cost_is_read_on_the_same_seeds():
     assert stopping_table([early]).body == []
 
 
+@pytest.mark.slow
 def test_workers_share_a_journal_that_was_named(tmp_path, capsys):
     path = quick(tmp_path, {"x": {"min": 0.1, "max": 1.0}}, method="bayes", run_cap=6)
     flags = ["--out", str(tmp_path), "--storage", str(tmp_path / "journal"), "--workers", "2"]
@@ -659,6 +665,7 @@ def test_a_shipped_sweeps_metric_is_logged_by_its_program(path, monkeypatch, tmp
     assert found.metric in tracking.read_json(run.folder / "summary.json")
 
 
+@pytest.mark.slow
 def test_the_benchmark_is_swept_by_its_own_summary(tmp_path):
     text = next(p for p in SWEEPS if p.stem == "throughput").read_text()
     said = yaml.safe_load(text)

@@ -217,6 +217,7 @@ def test_one_process_gives_no_verdict():
     assert "one process, no interval" in str(found)
 
 
+@pytest.mark.slow
 def test_compare_times_two_equal_models_in_fresh_processes():
     a, b = vitx.build(CONFIG), vitx.build(CONFIG)
     said = []
@@ -238,6 +239,7 @@ def test_compare_times_two_equal_models_in_fresh_processes():
     assert all(order.count("r") == order.count("c") >= 6 for order in fields["order"])
 
 
+@pytest.mark.slow
 def test_compare_times_compiled_modules(compiled):
     a, b = (vitx.build(replace(CONFIG, depth=1)) for _ in range(2))
     plan = replace(QUICK, processes=1, compile="default", limit_s=300.0)
@@ -249,6 +251,7 @@ def test_compare_times_compiled_modules(compiled):
         assert 0 < seconds["warm"] < seconds["cold"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 def test_a_timed_process_keeps_the_memory_that_it_frees(tmp_path):
     """Megabytes an iteration cost page faults by default, and none once they are kept."""
@@ -264,6 +267,7 @@ def test_a_timed_process_keeps_the_memory_that_it_frees(tmp_path):
     assert faults[False] > 100
 
 
+@pytest.mark.slow
 def test_models_in_float64_are_timed():
     a, b = (
         vitx.build(vitx.override(CONFIG, attention=core), dtype=torch.float64)
@@ -320,6 +324,7 @@ def test_a_process_over_its_time_is_ended(tmp_path):
     assert found["failure"] == "the process took longer than 0 s and was ended"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked under Linux only")
 def test_processes_are_forked_from_one_that_a_crash_does_not_end(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
@@ -338,6 +343,7 @@ def test_processes_are_forked_from_one_that_a_crash_does_not_end(tmp_path, monke
     assert server.poll() is not None
 
 
+@pytest.mark.slow
 def test_what_may_not_be_forked_has_a_process_of_its_own_for_each_task(tmp_path):
     a = vitx.build(CONFIG)
     job.write(tmp_path, QUICK, a, a, torch.randn(4, 3, 12, 12), {})
@@ -361,6 +367,7 @@ def test_imports_that_start_threads_are_not_forked(tmp_path, monkeypatch):
     assert not job._may_fork(tmp_path)
 
 
+@pytest.mark.slow
 def test_limits_end_a_process_that_is_at_work_and_the_next_task_has_another(tmp_path):
     small, hang, hungry = (
         peers.make(f"python:{PLANTED}:{name}").module for name in ("small", "hang", "hungry")

@@ -43,6 +43,7 @@ def weights(state):
     return {name: p.detach().clone() for name, p in state.result.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -365,6 +366,7 @@ with processes(torch.device("cpu")) as (part, device):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     program = tmp_path / "worker.py"
     program.write_text(WORKER)
@@ -386,6 +388,7 @@ def test_two_processes_are_one(tmp_path):
     torch.testing.assert_close(logits1, logits2, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_leaves_with_its_status(tmp_path, number, status):
     command = [sys.executable, "-m", "experiments.train", "digits", "--steps=5000",
@@ -404,6 +407,7 @@ def test_a_signal_saves_and_leaves_with_its_status(tmp_path, number, status):
     assert (folder / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_torchruns_processes_train_one_run_and_resume_it(tmp_path):
     def torchrun(*words):
         return subprocess.run(
@@ -542,6 +546,7 @@ def test_two_processes_mix_the_same_neighbours():
     assert torch.equal(torch.cat([target for _, target in shares]), whole[1])
 
 
+@pytest.mark.slow
 def test_a_run_without_a_validation_split_ends_well_in_several_processes(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
