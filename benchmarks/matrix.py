@@ -36,7 +36,11 @@ MEASURED = ("images_per_s", "macs", "parameters", "peak_mib", "host_mib", "compi
             "page_faults")  # fmt: skip
 """Fields that hold a finding of each side."""
 NEEDED = ("images_per_s", "macs", "parameters", "peak_mib", "compile_s", "utilisation")
+"""Fields that a row of a timed model has, by side."""
 RATES = ("flops", "peak_low", "peak_high", "bandwidth")
+"""What utilisation is read from, a second."""
+QUANTILES = ("p50", "p90", "p99")
+"""Of the seconds of single calls."""
 MOST = 1e21
 """No number of a row is larger."""
 MOST_REMAINDER = 0.05
@@ -186,6 +190,11 @@ def short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
+def _sides(row: Row) -> tuple[str, ...]:
+    """The models that a row tells of: of a failure, and of a model alone, only the candidate."""
+    return SIDES if row["kind"] == "speed" and row["reference"] else ("candidate",)
+
+
 def _name(row: Row, side: str) -> str:
     """A model's name, with the version of its library where that is one of `LIBRARIES`."""
     name = row[side]
@@ -262,7 +271,7 @@ def entries(rows: Sequence[Row]) -> list[Entry]:
     found: dict[tuple[Any, ...], Entry] = {}
     places = _places(rows)
     for row in cells(rows):
-        for side in SIDES if row["kind"] == "speed" and row["reference"] else ("candidate",):
+        for side in _sides(row):
             key = (
                 places.index(setting(row)),
                 row["mode"],
@@ -505,9 +514,6 @@ def latency_table(rows: Sequence[Row]) -> Table:
     return Table(header, body)
 
 
-QUANTILES = ("p50", "p90", "p99")
-
-
 def quantile(found: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float]:
     """A quantile of single calls in seconds with its interval; of several runs median and range."""
     if len(found) == 1:
@@ -585,11 +591,7 @@ TABLES: dict[str, Rendering] = {
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Every number of timed rows with all its digits, a line for each side; failures too."""
-    lines = [
-        dict(_record(row, side))
-        for row in cells(rows)
-        for side in (SIDES if row["kind"] == "speed" and row["reference"] else ("candidate",))
-    ]
+    lines = [dict(_record(row, side)) for row in cells(rows) for side in _sides(row)]
     header = list(dict.fromkeys(name for line in lines for name in line))
     with path.open("w", encoding="utf8", newline="") as file:
         writer = csv.DictWriter(file, header)
