@@ -19,7 +19,17 @@ import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks import accuracy, calibration, check, mutants, pretrained, render, report, speed
+from benchmarks import (
+    accuracy,
+    calibration,
+    check,
+    mutants,
+    pretrained,
+    render,
+    report,
+    speed,
+    trials,
+)
 from experiments import cli
 from experiments import rows as rows_file
 from experiments.recipes import DIGITS
@@ -270,7 +280,7 @@ def calibrate(settings: Settings) -> None:
         kept, scale.plan, reference=f"timm:{name}", batch=batch, device=device
     )
     done = {row["trial"] for row in before}
-    left = [number for number in range(len(calibration.trials())) if number not in done]
+    left = [number for number in range(len(trials.shares())) if number not in done]
     with _one(settings, "calibration", flat(scale.plan)) as (run, rows):
         job = Job(scale, device, rows, run)
         make = partial(speed.make_pair, name, batch=batch, device=device)

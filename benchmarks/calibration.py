@@ -1,52 +1,31 @@
-"""How often the timing is wrong: pairs that are the same, and slowdowns that were planted.
+"""How often the timing is wrong: the trials that were made, and the rates that they give.
 
-The trials are fixed beforehand, in number and in order, and each is timed with the quick run's
-settings. They can be made in pieces; every one that was made is kept.
+They can be made in pieces, on several machines; every one that was made is kept.
 """
 
 import json
-import random
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import speed
+from benchmarks import speed, trials
 from experiments import rows as rows_file
 from experiments.pages import Row, Table, machine
-from vitx import compare, equality, job, stats, timing, tracking
-from vitx import machine as machine_state
+from vitx import job, stats, tracking
 from vitx.timing import Plan
 
-COUNTS = {0.0: 60, 0.03: 30, 0.05: 30}
-"""Trials by the planted share of further work."""
-WHAT = "trial"
-PROTOCOL = (
-    *(
-        Path(str(module.__file__))
-        for module in (stats, machine_state, equality, timing, job, compare, speed)
-    ),
-    Path(__file__),
-)
-"""The files whose statements decide what a trial says."""
-
-
-def trials() -> list[float]:
-    """The planted share of every trial, in the order in which they are made."""
-    shares = [share for share, count in COUNTS.items() for _ in range(count)]
-    random.Random(0).shuffle(shares)
-    return shares
+SAME = {"01ff4481a746d816": "ba65d047e6b41931"}
+"""Protocols by the hash they had while these statements stood in other files."""
 
 
 def made(
     paths: Sequence[Path], plan: Plan, *, reference: str, batch: int, device: torch.device
 ) -> list[Row]:
     """The trials in these files of rows that say the same of the same: made with this plan, code,
-    model, batch and device by as many threads on a machine like this one.
+    model, batch and device by as many threads of as many cores, on whatever processor.
 
     Of a trial that was made twice the first counts, whatever it said.
     """
@@ -54,73 +33,73 @@ def made(
         (row for path in paths for row in rows_file.read(path, cut=True)), key=rows_file.when
     )
     here = {"reference": reference, "batch": batch, "device": str(device), "plan": vars(plan),
-            "protocol": protocol(), "forked": job.forks(device),
+            "protocol": trials.protocol(), "forked": job.forks(device),
             "environment": tracking.environment()}  # fmt: skip
-    wanted = [row for row in rows if row.get("what") == WHAT and _kind(row) == _kind(here)]
+    wanted = [row for row in rows if row.get("what") == trials.WHAT and _kind(row) == _kind(here)]
     return rows_file.first(wanted, "trial")
 
 
-@lru_cache(maxsize=1)
-def protocol() -> str:
-    """A hash of the code that decides what a trial says, with PyTorch's and timm's versions."""
-    return tracking.code_of(PROTOCOL, "torch", "timm")
-
-
 def _kind(row: Mapping[str, Any]) -> str:
-    """What trials share whose verdicts are counted together."""
-    said = [row[key] for key in ("plan", "protocol", "reference", "batch", "device")]
-    environment = [row["environment"].get(key) for key in ("threads", "affinity", "cpu_id")]
-    return json.dumps([*said, row.get("forked", False), machine(dict(row)), *environment])
+    """What trials share whose verdicts are counted together; the machine may be another."""
+    said = [row[key] for key in ("plan", "reference", "batch", "device")]
+    environment = [row["environment"].get(key) for key in ("threads", "affinity", "cores", "gpu")]
+    protocol = SAME.get(row["protocol"], row["protocol"])
+    return json.dumps([*said, protocol, row.get("forked", False), row.get("origin"), *environment])
 
 
-def trial(
-    number: int, make: Callable[[], speed.Pair], plan: Plan, **how: Any
-) -> tuple[str, dict[str, Any]]:
-    """One trial: the kind and the fields of its row. `how` are further arguments of `compare`."""
-    share, start = trials()[number], time.perf_counter()
-    pair = make()
-    if share:
-        kind, fields = speed.plant(pair, plan, share=share, **how)
-    else:
-        kind, fields = speed.null(pair, plan, **how)
-    said = {"what": WHAT, "trial": number, "share": share, "protocol": protocol()}
-    return kind, fields | said | {"seconds": time.perf_counter() - start}
+def _where(row: Row) -> str:
+    """The machine of a trial, for people."""
+    number = row["environment"].get("cpu_id") or ""
+    return machine(row) + (f", family/model/stepping {number}" if number.strip("/") else "")
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """How many of each kind were claimed to differ, with exact intervals, for each protocol."""
+    """How many of each kind were claimed to differ, with exact intervals, for each protocol.
+
+    Where the trials of a protocol were made on several machines, those of each, then all.
+    """
     header = ("planted", "work counted", "trials", "said slower", "said faster", "inconclusive",
               "failed", "rate (95 %, exact)", "seconds a trial", "settings", "protocol",
               "machine")  # fmt: skip
-    by: dict[tuple[str, float], list[Row]] = {}
+    by: dict[str, list[Row]] = {}
     for row in rows:
-        if row.get("what") == WHAT:
-            by.setdefault((_kind(row), row["share"]), []).append(row)
+        if row.get("what") == trials.WHAT:
+            by.setdefault(_kind(row), []).append(row)
     body = []
-    for kind in dict.fromkeys(kind for kind, _ in by):
-        for share in COUNTS:
-            some = rows_file.first(by.get((kind, share), []), "trial")
-            if not some:
-                continue
-            settings, where = _settings(some[0]), machine(some[0])
-            words = [row["verdict"] for row in some]
-            claimed = sum(word in (("slower", "faster") if share == 0 else ("slower",))
-                          for word in words)  # fmt: skip
-            rate = stats.proportion(claimed, len(some))
-            what = "false alarms" if share == 0 else "found"
-            seconds = [row["seconds"] for row in some]
-            counted = [row["planted_counted"] for row in some if "planted_counted" in row]
-            body.append(
-                (f"{share:.0%} more work" if share else "nothing",
-                 f"{min(counted):.2%} to {max(counted):.2%}" if counted else "–", str(len(some)),
-                 str(words.count("slower")), str(words.count("faster")),
-                 str(words.count(stats.INCONCLUSIVE)),
-                 str(sum(row["kind"] == "failure" for row in some)),
-                 f"{what}: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})",
-                 f"{statistics.median(seconds):.0f} (at most {max(seconds):.0f})", settings,
-                 some[0]["protocol"][:6], where)
-            )  # fmt: skip
+    for some in by.values():
+        made = rows_file.first(some, "trial")
+        groups = {where: [row for row in made if _where(row) == where]
+                  for where in dict.fromkeys(map(_where, made))}  # fmt: skip
+        if len(groups) > 1:
+            groups["all of these"] = made
+        for where, group in groups.items():
+            for share in trials.COUNTS:
+                planted = [row for row in group if row["share"] == share]
+                if planted:
+                    body.append((*_rates(planted), where))
     return Table(header, body)
+
+
+def _rates(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The cells of the table for trials of one kind with the same planted share."""
+    share, words = rows[0]["share"], [row["verdict"] for row in rows]
+    wrong, what = (("slower", "faster"), "false alarms") if share == 0 else (("slower",), "found")
+    rate = stats.proportion(sum(word in wrong for word in words), len(rows))
+    seconds = [row["seconds"] for row in rows]
+    counted = [row["planted_counted"] for row in rows if "planted_counted" in row]
+    return (
+        f"{share:.0%} more work" if share else "nothing",
+        f"{min(counted):.2%} to {max(counted):.2%}" if counted else "–",
+        str(len(rows)),
+        str(words.count("slower")),
+        str(words.count("faster")),
+        str(words.count(stats.INCONCLUSIVE)),
+        str(sum(row["kind"] == "failure" for row in rows)),
+        f"{what}: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})",
+        f"{statistics.median(seconds):.0f} (at most {max(seconds):.0f})",
+        _settings(rows[0]),
+        SAME.get(rows[0]["protocol"], rows[0]["protocol"])[:6],
+    )
 
 
 def _settings(row: Row) -> str:
@@ -142,7 +121,9 @@ def run(
 ) -> None:
     """Make these trials of the model that `make` gives, a row each; a failed one says so."""
     for number in numbers:
-        kind, fields = trial(number, make, plan, folder=folder / "job", cache=folder / "cache")
+        kind, fields = trials.trial(
+            number, make, plan, folder=folder / "job", cache=folder / "cache"
+        )
         row = add(kind, **fields)
         say(
             f"trial {number}, {row['share']:.0%} planted: {row['verdict']}, ratio "

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import calibration, figures, matrix, peers
+from benchmarks import figures, matrix, peers, trials
 from benchmarks.matrix import AUTO, CHECKED
 from benchmarks.peers import Model
 from benchmarks.speed import usual, warm_up_s
@@ -253,7 +253,7 @@ def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, An
 def protocol() -> str:
     """The code that decides what a row says: a part of the calibration's hash, and of one of the
     files that it does not hold."""
-    return f"{calibration.protocol()[:6]}-{tracking.code_of(PARTS, 'torch')[:6]}"
+    return f"{trials.protocol()[:6]}-{tracking.code_of(PARTS, 'torch')[:6]}"
 
 
 def child(folder: Path) -> None:

@@ -178,15 +178,15 @@ def test_a_wrong_device_ends_the_check_with_a_row_and_exit_code_1(tmp_path, monk
 
 def test_the_calibration_goes_on_where_it_was_left(tmp_path, monkeypatch, capsys):
     def trial(number, make, plan, **_):
-        share = main_job.calibration.trials()[number]
+        share = main_job.trials.shares()[number]
         return "plant" if share else "noise", {
             "what": "trial", "trial": number, "share": share, "verdict": "no difference seen",
-            "protocol": main_job.calibration.protocol(), "plan": vars(plan), "device": "cpu",
+            "protocol": main_job.trials.protocol(), "plan": vars(plan), "device": "cpu",
             "ratio": 1.0, "seconds": 1.0, "planted_counted": share, "candidate": "b", "batch": 2,
             "reference": "timm:vit_tiny_patch16_224", "forked": sys.platform == "linux",
         }  # fmt: skip
 
-    monkeypatch.setattr(main_job.calibration, "trial", trial)
+    monkeypatch.setattr(main_job.trials, "trial", trial)
     monkeypatch.setattr(main_job.render, "RESULTS", tmp_path / "none")
     for count in (2, 3):
         main_job.main(["--calibrate", str(count), "--out", str(tmp_path), "--wandb", "disabled"])

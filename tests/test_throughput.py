@@ -34,6 +34,7 @@ from benchmarks import (
     render,
     speed,
     throughput,
+    trials,
 )
 from experiments.pages import ROOT
 from experiments.rows import Rows, read
@@ -968,10 +969,10 @@ def test_too_many_rows_make_no_pack(tmp_path):
 
 
 def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
-    shares = calibration.trials()
+    shares = trials.shares()
     assert {share: shares.count(share) for share in set(shares)} == {0.0: 60, 0.03: 30, 0.05: 30}
-    assert shares == calibration.trials()
-    plan, protocol = timing.Plan(), calibration.protocol()
+    assert shares == trials.shares()
+    plan, protocol = timing.Plan(), trials.protocol()
     rows = Rows(tmp_path)
     for number, verdict in ((3, "slower"), (7, "no difference seen")):
         rows.add("plant", what="trial", trial=number, share=0.05, plan=vars(plan), device="cpu",
@@ -989,6 +990,10 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
     assert len(calibration.table([*rows.kept, other]).body) == 2  # never in one rate
     threads = other["environment"] | {"threads": 64}
     assert len(calibration.table([*rows.kept, rows.kept[0] | {"environment": threads}]).body) == 2
+    chip = rows.kept[1] | {"environment": rows.kept[1]["environment"] | {"cpu": "another"}}
+    lines = calibration.table([rows.kept[0], chip]).body  # each machine's, then all
+    assert [line[2] for line in lines] == ["1", "1", "2"]
+    assert [line[-1] for line in lines][1:] == [lines[1][-1], "all of these"]
     exact = stats.proportion(1, 2)
     assert line[7] == f"found: 50% ({exact.low:.0%} to {exact.high:.0%})"
 
@@ -997,7 +1002,7 @@ def test_a_trials_own_words_find_it_again(tmp_path):
     name, plan, cpu = "vit_tiny_patch16_224", timing.Plan(), torch.device("cpu")
     pair = speed.make_pair(name, batch=2, device=cpu, img_size=32, depth=1)
     rows = Rows(tmp_path)
-    rows.add("noise", what="trial", trial=0, plan=vars(plan), protocol=calibration.protocol(),
+    rows.add("noise", what="trial", trial=0, plan=vars(plan), protocol=trials.protocol(),
              forked=job.forks(cpu), **pair.labels)  # fmt: skip
     for batch, found in ((2, 1), (8, 0)):
         made = calibration.made(
@@ -1007,7 +1012,7 @@ def test_a_trials_own_words_find_it_again(tmp_path):
 
 
 def test_a_trial_that_was_made_twice_counts_as_it_did_first(tmp_path):
-    plan, rows, protocol = timing.Plan(), Rows(tmp_path), calibration.protocol()
+    plan, rows, protocol = timing.Plan(), Rows(tmp_path), trials.protocol()
     for verdict in ("faster", "no difference seen"):
         rows.add("noise", what="trial", trial=3, share=0.0, plan=vars(plan), protocol=protocol,
                  reference="timm:vit", batch=2, device="cpu", verdict=verdict, seconds=100.0,
