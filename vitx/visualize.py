@@ -18,7 +18,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from vitx.stats import Interval
@@ -164,6 +164,9 @@ def roofline(spots: Sequence[Spot], *, peak: float, bandwidth: float, title: str
         axes.plot([], [], MARKS[number % len(MARKS)], ms=5, color=colour, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter())
     axes.set_xlabel("FLOP a byte that operations read and write; numbers: images a batch")
     axes.set_ylabel("GFLOP/s")
     _above(figure, f"{title}; peaks {peak / 1e9:,.0f} GFLOP/s, {bandwidth / 1e9:,.0f} GB/s")
