@@ -90,7 +90,7 @@ def _rates(rows: Sequence[Row]) -> tuple[str, ...]:
     return (
         f"{share:.0%} more work" if share else "nothing",
         f"{min(counted):.2%} to {max(counted):.2%}" if counted else "–",
-        str(len(rows)),
+        f"{len(rows)} of {trials.COUNTS[share]}",
         str(words.count("slower")),
         str(words.count("faster")),
         str(words.count(stats.INCONCLUSIVE)),

@@ -8,6 +8,7 @@ CPU, and a short training beside one that was made on a CPU and is kept with the
 import json
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,14 @@ def run(device: torch.device) -> dict[str, Any]:
     }
 
 
-def main(_: list[str]) -> None:
-    """Make the kept training anew, on this CPU."""
+@dataclass(frozen=True)
+class Settings:
+    """Make the kept training anew, on this CPU, and replace the one before."""
+
+
+def main(args: list[str]) -> None:
+    """Replace the kept training."""
+    cli.parse(Settings, args, prog="python -m benchmarks.check")
     losses = trajectory(torch.device("cpu"))
     kept = {"steps": STEPS, "losses": losses, "environment": environment()}
     TRAJECTORY.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf8")
@@ -137,18 +144,28 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def text(row: dict[str, Any]) -> str:
-    """A row for people."""
+    """A row for people; a row has numbers that are not finite as words."""
     lines = [f"{name}: {value}" for name, value in row["facts"].items()]
     lines += [f"attention in {name}: {kernel}" for name, kernel in row["kernels"].items()]
-    lines += [
-        f"logits in {name} beside float64 on the CPU: {error:.1e}, band {LOGITS[name]:.0e}"
+    lines += [f"{what}: {apart}, band {band}" for what, apart, band, _ in findings(row)]
+    return "\n".join([*lines, row["verdict"]])
+
+
+def findings(row: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What was compared, how far it is apart, its band, and whether it lies within."""
+    bands, within = row["bands"], row["within"]
+    found = [
+        (f"logits in {name}, float64 on the CPU", error, bands[name], within[f"logits {name}"])
         for name, error in row["logits_error"].items()
     ]
-    lines.append(
-        f"{STEPS} steps beside a CPU's: losses differ by {row['trajectory_apart']:.1e}, band "
-        f"{BAND:.0e}"
+    steps = f"{STEPS} steps"
+    found.append(
+        (f"losses of {steps}", row["trajectory_apart"], bands["trajectory"], within[steps])
     )
-    return "\n".join([*lines, row["verdict"]])
+    return [
+        (what, f"{float(apart):.1e}", f"{band:.0e}", "yes" if inside else "no")
+        for what, apart, band, inside in found
+    ]
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main(args: list[str]) -> None:
     if settings.mutants:
         scores = mutants.score()
         passed &= all(score.caught for score in scores)
-        print(render.mutant_table(scores))
+        print(render.mutant_table(scores).markdown())
     raise SystemExit(0 if passed else 1)
 
 

@@ -36,7 +36,8 @@ MAGIC = b"\x1f\x8b"
 """How a gzip file starts."""
 MOST = 64 * LIMIT
 """Bytes that a packed file may unpack to."""
-SIZE = re.compile(r"[A-Za-z]+/\d{1,2}")
+NO_PATH = re.compile(r"[A-Za-z]+/\d{1,2}|\d+/\d+/\d+")
+"""A size such as S/16, or the numbers of a processor."""
 QUOTED = re.compile(r"(?<=')[^']*[/\\][^']*(?=')|(?<=\")[^\"]*[/\\][^\"]*(?=\")")
 WORD = re.compile(r"(?:^|(?<=[\s:='\"()]))[^\s:='\"()]*[/\\][^\s:='\"()]*")
 """From the start of a word on, or the search would take quadratic time in long ones."""
@@ -121,10 +122,7 @@ def _cut(names: Iterable[str]) -> dict[str, str]:
 
 
 def _without_places(value: Any) -> Any:
-    """The value with every path in its texts cut to its last part, and without this person's name.
-
-    A size such as S/16 is no path.
-    """
+    """The value without this person's name, every path in its texts cut to its last part."""
     if isinstance(value, str):
         for secret in _secrets():  # as a word: a person may be called as a part of another one
             value = re.sub(rf"(?<![\w-]){re.escape(secret)}(?![\w-])", "…", value)
@@ -139,9 +137,9 @@ def _without_places(value: Any) -> Any:
 
 
 def _last(match: re.Match[str]) -> str:
-    """The last part of a path; a size as it is."""
+    """The last part of a path; what is none as it is."""
     text = match[0]
-    return text if SIZE.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+    return text if NO_PATH.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
 
 @lru_cache(maxsize=1)

@@ -26,6 +26,7 @@ from vitx.interop.names import Format
 from vitx.interop.timm import from_timm, live_model
 from vitx.model import build
 from vitx.registry import nearest
+from vitx.tracking import read_json
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,12 @@ def check(name: str) -> None:
         if rest not in listed:
             raise ValueError(f"model = {name!r} is not known; {nearest(rest, listed)}")
     elif family == "hf" and (Path(rest).is_dir() or rest.startswith(("/", ".", "~"))):
-        if not Path(rest, "config.json").is_file():
-            raise ValueError(f"model = {name!r}: there is no {Path(rest, 'config.json')}")
+        config = Path(rest, "config.json")
+        if not config.is_file():
+            raise ValueError(f"model = {name!r}: there is no {config}")
+        kind = read_json(config).get("model_type")
+        if kind != "vit":
+            raise ValueError(f"model = {name!r}: {config} is of a model {kind!r}, not 'vit'")
     else:
         try:
             size(rest)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from vitx.checkpoint import UNREADABLE
 from vitx.equality import largest
 from vitx.interop.timm import from_timm, live_model
 from vitx.machine import now
@@ -44,13 +45,11 @@ def load(name: str) -> nn.Module:
     given = {"checkpoint_path": name} if path.is_file() else {"pretrained": True}
     try:
         return timm.create_model(f"local-dir:{folder}", **given)
-    except (RuntimeError, TypeError, KeyError, ValueError, SafetensorError) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         raise ValueError(f"timm can't read {name}: {error}") from error
 
 
-def measure(
-    name: str, folder: Path, *, batch: int, device: torch.device, workers: int = 0
-) -> dict[str, Any]:
+def measure(name: str, folder: Path, *, batch: int, device: torch.device) -> dict[str, Any]:
     """The fields of a row: top-1 and top-5 of both, how many predictions are identical, images/s.
 
     `folder` holds a folder of pictures for each class, which sorted by name are the outputs in
@@ -59,10 +58,10 @@ def measure(
     import timm.data
     from torchvision.datasets import ImageFolder
 
-    model: Any = load(name).to(device).eval()
-    settings = timm.data.resolve_model_data_config(model)
     if not folder.is_dir():
         raise ValueError(f"data = {str(folder)!r} is no folder")
+    model: Any = load(name).to(device).eval()
+    settings = timm.data.resolve_model_data_config(model)
     try:
         pictures = ImageFolder(str(folder), timm.data.create_transform(**settings))
     except FileNotFoundError as error:
@@ -77,10 +76,11 @@ def measure(
         "candidate": from_timm(model),
     }
     counts, same, apart = {side: Count() for side in sides}, 0, 0.0
-    loader = DataLoader(pictures, batch_size=batch, num_workers=workers)
-    first = torch.zeros(1, *settings["input_size"], device=device)
+    loader = DataLoader(pictures, batch_size=batch)
+    first = torch.zeros(min(batch, len(pictures)), *settings["input_size"], device=device)
+    target = torch.zeros(len(first), dtype=torch.long, device=device)
     for run in sides.values():  # what a first call does once is no part of the time
-        _score(run, first, torch.zeros(1, dtype=torch.long, device=device), Count())
+        _score(run, first, target, Count())
     for number, (image, target) in enumerate(tqdm(loader, unit="batch", leave=False)):
         turns = list(sides) if number % 2 else list(sides)[::-1]
         found = {
@@ -130,11 +130,15 @@ def text(row: dict[str, Any]) -> str:
     """A row for people."""
     lines = [f"predictions identical: {row['identical']:,} of {row['images']:,}"]
     for side, label in (("reference", "timm"), ("candidate", "vitx")):
-        top1, images = row["top1"][side], row["images"]
-        error = (top1 * (1 - top1) / images) ** 0.5
         lines.append(
-            f"{label}: top-1 {top1:.2%} ± {error:.2%} (standard error), top-5 "
+            f"{label}: top-1 {accuracy_text(row, side)} (standard error), top-5 "
             f"{row['top5'][side]:.2%}; {row['seconds'][side]:.1f} s, "
             f"{row['images_per_s'][side]:,.1f} images/s"
         )
     return "\n".join(lines)
+
+
+def accuracy_text(row: dict[str, Any], side: str) -> str:
+    """Top-1 with its binomial standard error."""
+    top1 = row["top1"][side]
+    return f"{top1:.2%} ± {(top1 * (1 - top1) / row['images']) ** 0.5:.2%}"

@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks import calibration, figures, matrix, pack
+from benchmarks import calibration, check, figures, gate, matrix, pack, pretrained
 from benchmarks.mutants import Score
 from experiments import cli, pages
 from experiments import rows as rows_file
@@ -109,7 +109,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
         "freed memory",
         "machine",
         "side",
-        "images/s",
+        "images/s, median (10 to 90 % of blocks)",
         "page faults",
         "GMAC forward",
         "peak MiB",
@@ -324,6 +324,49 @@ def whole_table(rows: Sequence[Row]) -> Table:
     return Table(("scratch-cifar10, 50,000 images in memory", "measured", "machine"), body)
 
 
+def gate_table(rows: Sequence[Row]) -> Table:
+    """Commits beside others: ratio, floor, and whether the gate let them pass."""
+    wanted = [row for row in rows if row.get("what") == gate.WHAT]
+    keys = ("candidate", "reference", "model", "mode", "batch", "device", *MACHINE)
+    body = [
+        (row["candidate"][:7], row["reference"][:7], row["model"], row["mode"], str(row["batch"]),
+         ratio_text(row), floor_text(row), f"{row['threshold']:.0%}", gate.result(row),
+         machine(row))
+        for row in rows_file.latest(wanted, *keys)
+    ]  # fmt: skip
+    header = ("commit", "against", "model", "mode", "batch", "images/s ratio (95 %)", "floor",
+              "threshold", "gate", "machine")  # fmt: skip
+    return Table(header, body)
+
+
+def pretrained_table(rows: Sequence[Row]) -> Table:
+    """Accuracy of the same weights in timm and in vitx."""
+    wanted = [row for row in rows if row["kind"] == "pretrained"]
+    keys = ("reference", "weights", "data", "images", "device", *MACHINE)
+    body = [
+        (row[side], row["weights"], row["data"], f"{row['images']:,}",
+         pretrained.accuracy_text(row, side), f"{row['top5'][side]:.2%}",
+         f"{row['identical']:,} of {row['images']:,}", f"{row['images_per_s'][side]:,.1f}",
+         machine(row))
+        for row in rows_file.latest(wanted, *keys)
+        for side in SIDES
+    ]  # fmt: skip
+    header = ("model", "weights", "data", "images", "top-1 (standard error)", "top-5",
+              "predictions identical", "images/s", "machine")  # fmt: skip
+    return Table(header, body)
+
+
+def check_table(rows: Sequence[Row]) -> Table:
+    """What a device computes beside a CPU, and whether it lies within its band."""
+    wanted = [row for row in rows if row["kind"] == "check"]
+    body = [
+        (machine(row), *line)
+        for row in rows_file.latest(wanted, "device", *MACHINE)
+        for line in check.findings(row)
+    ]
+    return Table(("machine", "compared with a CPU", "apart", "band", "within it"), body)
+
+
 SIDES = ("reference", "candidate")
 
 
@@ -450,6 +493,9 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "steps": step_table,
     "whole": whole_table,
     "calibration": calibration.table,
+    "gate": gate_table,
+    "check": check_table,
+    "pretrained": pretrained_table,
     **matrix.TABLES,
 }
 

@@ -39,6 +39,7 @@ def plain(text):
 
 PROGRAMS = {
     "benchmarks": "benchmarks.__main__",
+    "benchmarks.check": "benchmarks.check",
     "benchmarks.equality": "benchmarks.equality",
     "benchmarks.throughput": "benchmarks.throughput",
     "experiments.train": "experiments.train",
@@ -49,7 +50,8 @@ PROGRAMS = {
 }
 
 
-WITHOUT_OUT = ("benchmarks.equality", "experiments.evaluate", "experiments.predict")
+WITHOUT_OUT = ("benchmarks.check", "benchmarks.equality", "experiments.evaluate",
+               "experiments.predict")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,7 @@ WITHOUT_OUT = ("benchmarks.equality", "experiments.evaluate", "experiments.predi
         ),
         (["benchmarks", "--only", "pilot"], "stage = 'pilot' is not one of this scale"),
         (["benchmarks", "--models", "vit_small"], "model = 'vit_small' is not timed here"),
+        (["benchmarks.check", "--device=cuda"], "nrecognized options: --device=cuda"),
         (["benchmarks.equality", "vit_tiny_patch16_225"], "did you mean 'vit_tiny_patch16_224'"),
         (["benchmarks.equality", "vit_base_patch16_clip_224"], "timm's pre_norm"),
         (["benchmarks.equality", "resnet18"], "ResNet is another class"),

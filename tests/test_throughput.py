@@ -284,6 +284,10 @@ def test_a_folder_of_transformers_and_lucidrains_vit_give_logits(tmp_path):
     other = _shrunk("vit_pytorch:Ti/32")
     assert other.module(image).shape == (2, 5)
     assert peers.conversion(other, found) is None
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"model_type": "vit"', '"model_type": "deit"'))
+    with pytest.raises(ValueError, match=r"config\.json is of a model 'deit', not 'vit'"):
+        peers.check(f"hf:{tmp_path}")
 
 
 def test_torchvisions_models_are_known_by_its_names_too():
@@ -864,6 +868,16 @@ def test_two_packs_of_one_name_never_rank_together(tmp_path):
     assert len([name for name in figures.figures(rows) if name.startswith("ratios")]) == 3
 
 
+def test_two_processors_in_one_pack_never_rank_together(tmp_path):
+    rows = [row(rate=rate) for rate in (100.0, 50.0)]
+    for found, number in zip(rows, ("25/1/1", "26/2/1"), strict=True):
+        found["environment"] |= {"cpu_id": number}
+    pack.write(rows, tmp_path / "rows.pack")
+    lines = matrix.settings_table(pack.read(tmp_path / "rows.pack")).body
+    assert "(family/model/stepping 25/1/1)" in lines[0][-1]
+    assert "(family/model/stepping 26/2/1)" in lines[1][-1]
+
+
 def test_numbers_that_json_has_not_are_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row(macs={"candidate": math.inf})) + "\n")
@@ -992,7 +1006,7 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
     assert len(calibration.table([*rows.kept, rows.kept[0] | {"environment": threads}]).body) == 2
     chip = rows.kept[1] | {"environment": rows.kept[1]["environment"] | {"cpu": "another"}}
     lines = calibration.table([rows.kept[0], chip]).body  # each machine's, then all
-    assert [line[2] for line in lines] == ["1", "1", "2"]
+    assert [line[2] for line in lines] == ["1 of 30", "1 of 30", "2 of 30"]
     assert [line[-1] for line in lines][1:] == [lines[1][-1], "all of these"]
     exact = stats.proportion(1, 2)
     assert line[7] == f"found: 50% ({exact.low:.0%} to {exact.high:.0%})"
@@ -1021,7 +1035,7 @@ def test_a_trial_that_was_made_twice_counts_as_it_did_first(tmp_path):
                                 device=torch.device("cpu"))  # fmt: skip
     assert found["verdict"] == "faster"
     (line,) = calibration.table(rows.kept).body
-    assert line[:5] == ("nothing", "0.00% to 0.00%", "1", "0", "1")
+    assert line[:5] == ("nothing", "0.00% to 0.00%", "1 of 60", "0", "1")
 
 
 def test_exact_intervals_of_proportions():
@@ -1032,14 +1046,17 @@ def test_exact_intervals_of_proportions():
     assert half.low + half.high == pytest.approx(1)
 
 
-def test_the_device_check_passes_on_the_cpu_and_fails_for_a_wrong_device(monkeypatch):
+def test_the_device_check_passes_on_the_cpu_and_fails_for_a_wrong_device(tmp_path, monkeypatch):
     found = check.run(torch.device("cpu"))
     assert found["verdict"] == "within all bands", found
     assert set(found["kernels"]) == {"float32"}
     assert "band" in check.text(found)
-    monkeypatch.setattr(check, "logits_error", lambda device, dtype: 1e-3)
-    wrong = check.run(torch.device("cpu"))
+    monkeypatch.setattr(check, "logits_error", lambda device, dtype: math.nan)
+    wrong = Rows(tmp_path).add("check", **check.run(torch.device("cpu")))
     assert wrong["verdict"] == "outside a band"
+    assert "logits in float32, float64 on the CPU: nan, band 1e-05" in check.text(wrong)
+    lines = render.check_table([wrong]).body
+    assert [line[-1] for line in lines] == ["no", "yes"]
     assert check.apart([1.0, 1.1], [1.0, 1.0]) == pytest.approx(0.1)
 
 
@@ -1067,6 +1084,9 @@ def test_accuracy_of_a_saved_timm_model_in_both(tmp_path):
     assert found["top5"]["candidate"] == 1
     assert found["logits_apart"] < 1e-4
     assert "predictions identical: 12 of 12" in pretrained.text(found)
+    lines = render.pretrained_table([Rows(tmp_path).add("pretrained", **found)]).body
+    assert [line[0] for line in lines] == [found["reference"], found["candidate"]]
+    assert [line[6] for line in lines] == ["12 of 12"] * 2
     (tmp_path / "val" / "d").mkdir()
     with pytest.raises(ValueError, match="val'"):
         pretrained.measure(str(place), tmp_path / "val", batch=5, device=torch.device("cpu"))
@@ -1075,6 +1095,10 @@ def test_accuracy_of_a_saved_timm_model_in_both(tmp_path):
     place.write_bytes(place.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"timm can't read .*model\.safetensors"):
         pretrained.load(str(place))
+    for junk in (b"", b"junk"):
+        (place.parent / "weights.pth").write_bytes(junk)
+        with pytest.raises(ValueError, match=r"timm can't read .*weights\.pth"):
+            pretrained.load(str(place.parent / "weights.pth"))
     (place.parent / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"timm can't read .*saved"):
         pretrained.load(str(place.parent))
@@ -1092,8 +1116,12 @@ def test_a_gate_passes_the_same_commit_and_names_what_it_cant_read(tmp_path):
     assert not found["failed"]
     assert found["reference"] == found["candidate"]
     assert 0.3 < found["ratio"] < 3
+    (shown,) = render.gate_table([found]).body
+    assert shown[:3] == (found["candidate"][:7], found["reference"][:7], "Pico/16")
     with pytest.raises(ValueError, match="against = 'nowhere' is no commit"):
         gate.main(["--against", "nowhere"])
+    with pytest.raises(ValueError, match="mode names nothing to time"):
+        gate.main(["--against", "HEAD", "--mode"])
 
 
 @pytest.mark.slow
@@ -1148,18 +1176,24 @@ def test_a_gate_fails_only_with_the_whole_interval(monkeypatch):
     settings = gate.Settings(against="HEAD")
     logs = [math.log(0.94), math.log(0.95), math.log(0.96), math.log(0.95), math.log(0.95)]
 
-    def found(values, apart=0.0):
+    def found(values, apart=0.0, noise=0.001):
         records = iter(
-            {"apart": apart, "log_ratio": v, "log_ratio_again": 0.001 * k, "rounds": []}
+            {"apart": apart, "log_ratio": v, "log_ratio_again": noise * k, "rounds": []}
             for k, v in enumerate(values)
         )
         monkeypatch.setattr(gate, "process", lambda *_: next(records))
-        return gate.compare(settings, "inference", {}, Path())
+        commits = {"reference": "a" * 40, "candidate": "b" * 40}
+        return gate.compare(settings, "inference", commits, {}, Path()), list(records)
 
-    assert found(logs)["failed"]
+    assert found(logs)[0]["failed"]
+    noisy, _ = found(logs, noise=0.03)  # the floor is wider than the threshold
+    assert not noisy["failed"]
+    assert gate.line({"mode": "inference"} | noisy).endswith("passed: not shown to be slower")
     wide = [math.log(0.90), math.log(0.99), *logs[2:]]
-    assert not found(wide)["failed"]
-    other = found(logs, apart=1e-3)
+    assert not found(wide)[0]["failed"]
+    other, left = found(logs, apart=1e-3)
     assert other["failed"]
     assert other["verdict"] == "not equal"
-    assert "outputs differ by 1.0e-03: FAILED" in gate.line({"mode": "inference"} | other, 0.03)
+    assert len(left) == 4  # the first process ended it
+    said = gate.line({"mode": "inference"} | other)
+    assert said == "inference: outputs or gradients differ by 1.0e-03: FAILED"

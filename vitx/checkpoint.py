@@ -23,7 +23,7 @@ HEADER = 256
 """Largest length of the first line in bytes."""
 
 
-_UNREADABLE = (
+UNREADABLE = (
     pickle.UnpicklingError,
     struct.error,
     ArithmeticError,
@@ -110,7 +110,7 @@ def plain(source: Path | io.BytesIO, path: Path) -> Any:
     """
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [""])[0]
         raise Damaged(
             f"{path} is no file of plain tensors: {type(error).__name__}: {reason}"
