@@ -47,12 +47,6 @@ def _kind(row: Mapping[str, Any]) -> str:
     return json.dumps([*said, protocol, row.get("forked", False), row.get("origin"), *environment])
 
 
-def _where(row: Row) -> str:
-    """The machine of a trial, for people."""
-    number = row["environment"].get("cpu_id") or ""
-    return machine(row) + (f", family/model/stepping {number}" if number.strip("/") else "")
-
-
 def table(rows: Sequence[Row]) -> Table:
     """How many of each kind were claimed to differ, with exact intervals, for each protocol.
 
@@ -68,8 +62,8 @@ def table(rows: Sequence[Row]) -> Table:
     body = []
     for some in by.values():
         made = rows_file.first(some, "trial")
-        groups = {where: [row for row in made if _where(row) == where]
-                  for where in dict.fromkeys(map(_where, made))}  # fmt: skip
+        groups = {where: [row for row in made if machine(row) == where]
+                  for where in dict.fromkeys(map(machine, made))}  # fmt: skip
         if len(groups) > 1:
             groups["all of these"] = made
         for where, group in groups.items():

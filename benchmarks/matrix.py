@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.pages import Row, Table, floor_text, machine, ratio_text
+from experiments.pages import Row, Table, floor_text, machine, processor, ratio_text
 from vitx import stats
 from vitx.breakdown import STAGES
 from vitx.compare import ALONE, ONE_PROCESS
@@ -162,10 +162,8 @@ def setting(row: Row) -> str:
     environment, plan = row["environment"], row["plan"]
     host = ""
     if not row["device"].startswith("cpu"):
-        cpu, cores = environment["cpu"], environment["cores"]
+        cpu, cores = processor(environment), environment["cores"]
         host = f", CUDA {environment['cuda']}, host {cpu} with {cores} cores"
-    number = environment.get("cpu_id", "")
-    host += f" (family/model/stepping {number})" if number.strip("/") else ""
     free = environment["affinity"]
     bound = f" of {free} cores" if free not in (None, environment["cores"]) else ""
     versions = environment["versions"]

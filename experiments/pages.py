@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -47,17 +48,29 @@ class Table:
             csv.writer(file).writerows([self.header, *self.body])
 
 
-MACHINE = ("environment.cpu", "environment.gpu", "environment.cores", "origin")
+MACHINE = (
+    "environment.cpu",
+    "environment.cpu_id",
+    "environment.gpu",
+    "environment.cores",
+    "origin",
+)
 """Rows that differ in one of these are never in one cell."""
 
 
 def machine(row: Row) -> str:
     """What a row was measured on: the GPU, or the CPU with its cores; and what it was sent as."""
     environment, devices = row["environment"], row.get("device", "cpu").split(" and ")
-    cpu = f"CPU ({environment['cpu']}, {environment['cores']} cores)"
+    cpu = f"CPU ({processor(environment)}, {environment['cores']} cores)"
     each = (cpu if device.startswith("cpu") else environment["gpu"] or device for device in devices)
     sent = f", sent as {row['origin']}" if "origin" in row else ""
     return " and ".join(each) + sent
+
+
+def processor(environment: Mapping[str, Any]) -> str:
+    """The CPU's name, with family/model/stepping where they are known: one name has several."""
+    number = environment.get("cpu_id") or ""
+    return f"{environment['cpu']} {number}" if number.strip("/") else environment["cpu"]
 
 
 def ratio_text(row: Row) -> str:
