@@ -106,20 +106,23 @@ def _limits(entry: Entry) -> str:
 
 def _roofline(entries: Sequence[Entry], colours: Mapping[str, str], title: str) -> Figure | None:
     """Not of compiled models: fused operations read and write less than is counted."""
-    spots, used = [], []
+    spots, found = [], []
     for entry in entries:
-        found = [each for each in entry.of("utilisation") if each.get("bytes")]
-        if found and entry.row["compile"] == "none":
-            used += found
-            flops, bytes_ = (statistics.median(u[key] for u in found) for key in ("flops", "bytes"))
+        timed = [(used, row["images_per_s"][entry.side]["median"]) for row in entry.rows
+                 if (used := row["utilisation"].get(entry.side, {})).get("bytes")]  # fmt: skip
+        if timed and entry.row["compile"] == "none":
+            found += [used for used, _ in timed]
+            used, images_per_s = timed[-1]
+            flops = used["flops"] / images_per_s * rate(entry, entries)[0]
             batch, colour = str(entry.row["batch"]), colours[entry.name]
-            spots.append(visualize.Spot(entry.name, batch, colour, flops / bytes_, flops))
+            intensity = used["flops"] / used["bytes"]
+            spots.append(visualize.Spot(entry.name, batch, colour, intensity, flops))
     if not spots:
         return None
     return visualize.roofline(
         spots,
-        peak=max(found["peak_high"] for found in used),
-        bandwidth=max(found["bandwidth"] for found in used),
+        peak=max(used["peak_high"] for used in found),
+        bandwidth=max(used["bandwidth"] for used in found),
         title=title,
     )
 
