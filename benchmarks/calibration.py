@@ -43,8 +43,14 @@ def _kind(row: Mapping[str, Any]) -> str:
     """What trials share whose verdicts are counted together; the machine may be another."""
     said = [row[key] for key in ("plan", "reference", "batch", "device")]
     environment = [row["environment"].get(key) for key in ("threads", "affinity", "cores", "gpu")]
-    protocol = SAME.get(row["protocol"], row["protocol"])
-    return json.dumps([*said, protocol, row.get("forked", False), row.get("origin"), *environment])
+    return json.dumps(
+        [*said, _protocol(row), row.get("forked", False), row.get("origin"), *environment]
+    )
+
+
+def _protocol(row: Mapping[str, Any]) -> str:
+    """The hash of a trial's code, by its present name."""
+    return SAME.get(row["protocol"], row["protocol"])
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -61,11 +67,11 @@ def table(rows: Sequence[Row]) -> Table:
             by.setdefault(_kind(row), []).append(row)
     body = []
     for some in by.values():
-        made = rows_file.first(some, "trial")
-        groups = {where: [row for row in made if machine(row) == where]
-                  for where in dict.fromkeys(map(machine, made))}  # fmt: skip
+        once = rows_file.first(some, "trial")
+        groups = {where: [row for row in once if machine(row) == where]
+                  for where in dict.fromkeys(map(machine, once))}  # fmt: skip
         if len(groups) > 1:
-            groups["all of these"] = made
+            groups["all of these"] = once
         for where, group in groups.items():
             for share in trials.COUNTS:
                 planted = [row for row in group if row["share"] == share]
@@ -92,7 +98,7 @@ def _rates(rows: Sequence[Row]) -> tuple[str, ...]:
         f"{what}: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})",
         f"{statistics.median(seconds):.0f} (at most {max(seconds):.0f})",
         _settings(rows[0]),
-        SAME.get(rows[0]["protocol"], rows[0]["protocol"])[:6],
+        _protocol(rows[0])[:6],
     )
 
 

@@ -109,7 +109,7 @@ def worktree(commit: str, folder: Path) -> Iterator[Path]:
         raise ValueError(f"git can't check {commit} out into {folder}")
     try:
         yield folder
-    finally:
+    finally:  # where git can't, it forgets the folder when that is gone
         tracking.git("worktree", "remove", "--force", str(folder))
 
 

@@ -17,6 +17,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from benchmarks import calibration, check, figures, gate, matrix, pack, pretrained
+from benchmarks.matrix import SIDES
 from benchmarks.mutants import Score
 from experiments import cli, pages
 from experiments import rows as rows_file
@@ -365,9 +366,6 @@ def check_table(rows: Sequence[Row]) -> Table:
         for line in check.findings(row)
     ]
     return Table(("machine", "compared with a CPU", "apart", "band", "within it"), body)
-
-
-SIDES = ("reference", "candidate")
 
 
 def headline(rows: Sequence[Row]) -> Table:
