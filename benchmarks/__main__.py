@@ -119,7 +119,7 @@ class Settings:
     """Every stage, tiny, no verdicts."""
     full: bool = False
     """The careful run: S/16 too, compiled training, longer timing, 10 seeds, controls."""
-    out: Path = Path("runs/benchmarks")
+    out: Path = tracking.OUT / "benchmarks"
     """Folder; a run makes its own inside, named by time."""
     device: str = ""
     """Device; empty for the accelerator of this machine, else the CPU."""
@@ -187,8 +187,12 @@ def main(args: list[str]) -> None:
     modes = ("smoke", "full", "check", "calibrate", "accuracy")
     if len([mode for mode in modes if getattr(settings, mode)]) > 1:
         raise ValueError(f"--{', --'.join(modes)} exclude each other; choose one")
+    cli.goes_with(settings, data="accuracy", batch="accuracy")
     for mode, program in (("check", check_device), ("calibrate", calibrate), ("accuracy", read)):
         if getattr(settings, mode):
+            for name in ("only", "models", "cifar10"):
+                if getattr(settings, name):
+                    raise ValueError(f"--{name} does not go with --{mode}")
             program(settings)
             return
     scale = SMOKE if settings.smoke else FULL if settings.full else QUICK
@@ -199,22 +203,20 @@ def main(args: list[str]) -> None:
         if name not in stages:
             raise ValueError(f"stage = {name!r} is not one of this scale; {nearest(name, stages)}")
     stages = {name: stage for name, stage in stages.items() if name in (settings.only or stages)}
-    folder = settings.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{scale.name}"
     config = {"scale": scale.name, "device": str(device), **flat(scale.plan)}
-    with tracking.Run(settings.out, "benchmarks", folder.name, config, mode=settings.wandb or None,
-                      folder=folder) as run:  # fmt: skip
-        job = Job(scale, device, rows_file.Rows(folder), run)
+    with _kept(settings, scale.name, config) as (run, rows):
+        job = Job(scale, device, rows, run)
         job.say(f"{scale.name} run on {device}; {run.where}")
         for name, (minutes, _) in stages.items():
             job.say(f"budget: {name} about {minutes:.1f} min")
-        for name, (_, stage) in tqdm(stages.items(), unit="stage", disable=not _terminal()):
+        for name, (_, stage) in tqdm(stages.items(), unit="stage", disable=not sys.stderr.isatty()):
             job.say(f"{name} …")
             stage(job)
             write_report(job)
         finish(job)
         where = run.where
     print(f"\n{render.headline(job.rows.kept).markdown()}\n")
-    print(f"report: {folder / 'report.html'} and report.md; rows: {job.rows.path}\n{where}")
+    print(f"report: {job.folder / 'report.html'} and report.md; rows: {job.rows.path}\n{where}")
     if any(row["verdict"] == "not equal" for row in job.rows.kept if row["kind"] == "equality"):
         raise SystemExit(1)
 
@@ -249,7 +251,7 @@ def grown(scale: Scale, device: torch.device, cifar10: str = "") -> Scale:
 def check_device(settings: Settings) -> None:
     """Print whether the device computes what the CPU does; exit 1 if not."""
     device = tracking.device(settings.device)
-    with _one(settings, "check", {"device": str(device)}) as (_, rows):
+    with _kept(settings, "check", {"device": str(device)}) as (_, rows):
         row = rows.add("check", **check.run(device))
         print(f"{check.text(row)}\nrow: {rows.path}")
     if not all(row["within"].values()):
@@ -264,7 +266,7 @@ def read(settings: Settings) -> None:
     fields = pretrained.measure(
         settings.accuracy, settings.data, batch=settings.batch, device=device
     )
-    with _one(settings, "accuracy", values) as (_, rows):
+    with _kept(settings, "accuracy", values) as (_, rows):
         row = rows.add("pretrained", **fields)
         print(f"{pretrained.text(row)}\nrow: {rows.path}")
 
@@ -281,7 +283,7 @@ def calibrate(settings: Settings) -> None:
     )
     done = {row["trial"] for row in before}
     left = [number for number in range(len(trials.shares())) if number not in done]
-    with _one(settings, "calibration", flat(scale.plan)) as (run, rows):
+    with _kept(settings, "calibration", flat(scale.plan)) as (run, rows):
         job = Job(scale, device, rows, run)
         make = partial(speed.make_pair, name, batch=batch, device=device)
         numbers = left[: settings.calibrate]
@@ -290,10 +292,10 @@ def calibrate(settings: Settings) -> None:
 
 
 @contextmanager
-def _one(
+def _kept(
     settings: Settings, name: str, values: Mapping[str, Any]
 ) -> Iterator[tuple[tracking.Run, rows_file.Rows]]:
-    """A run folder of one of the lesser programs, and its rows."""
+    """A run folder, named by time, and its rows."""
     folder = settings.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     with tracking.Run(settings.out, "benchmarks", folder.name, values, mode=settings.wandb or None,
                       folder=folder) as run:  # fmt: skip
@@ -535,10 +537,6 @@ def _attention(job: Job, dataset: data.Dataset, seed: int) -> Figure:
         [names[int(test.target[k])] for k in shown],
         [names[int(guess[k])] for k in shown],
     )
-
-
-def _terminal() -> bool:
-    return sys.stderr.isatty()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,8 @@ from vitx import data, stats
 from vitx.config import ModelConfig, TrainConfig, flat, override
 from vitx.evaluate import confusion
 from vitx.interop.timm import from_timm
+from vitx.job import run_limited
+from vitx.machine import end_with_parent
 from vitx.model import build
 from vitx.train import State, init, step, train
 
@@ -53,6 +54,8 @@ PILOT_SEEDS = (600, 601, 602, 603)
 
 TIMM_SEEDS_FROM = 10_000
 """timm's seeds are vitx's plus this, so that no draw is shared."""
+
+SIDES = {"timm": TIMM_SEEDS_FROM, "vitx": 0}
 
 
 def timm_model(config: ModelConfig, seed: int) -> nn.Module:
@@ -95,9 +98,7 @@ def train_side(side: str, seed: int, config: TrainConfig, device: torch.device |
         "side": side,
         "seed": seed,
         "accuracy": result.test.accuracy,
-        "loss": result.test.loss,
         "val_accuracy": result.val.accuracy,
-        "standard_error": result.test.standard_error,
         "seconds": result.seconds,
         "curve": result.curve,
         "confusion": confusion(
@@ -121,7 +122,7 @@ def train_all(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(json.dumps(flat(config)), encoding="utf8")
-    jobs = [(side, seed + from_) for seed in seeds for side, from_ in _SIDES.items()]
+    jobs = [(side, seed + start) for seed in seeds for side, start in SIDES.items()]
     results = []
     with ThreadPoolExecutor(max_workers=2) as pool:
         for found in pool.map(lambda job: _train_process(*job, folder, device), jobs):
@@ -138,10 +139,7 @@ def train_all(
 def row_fields(results: list[dict], margin: float = MARGIN) -> dict:
     """The accuracy fields of a row: values a seed, the tests, and what they say."""
     values = {
-        side: [found["accuracy"] for found in results if found["side"] == side] for side in _SIDES
-    }
-    losses = {
-        side: [found["loss"] for found in results if found["side"] == side] for side in _SIDES
+        side: [found["accuracy"] for found in results if found["side"] == side] for side in SIDES
     }
     try:
         test = stats.equivalence(values["timm"], values["vitx"], margin=margin)
@@ -154,15 +152,12 @@ def row_fields(results: list[dict], margin: float = MARGIN) -> dict:
         "seeds": len(values["vitx"]),
         "reference_values": values["timm"],
         "candidate_values": values["vitx"],
-        "reference_losses": losses["timm"],
-        "candidate_losses": losses["vitx"],
         "margin": margin,
         "difference": test.difference,
         "low": test.low,
         "high": test.high,
         "p_equivalence": test.p_equivalence,
         "verdict": verdict,
-        "standard_error": statistics.mean(found["standard_error"] for found in results),
         **{
             f"{name}_seconds": statistics.mean(r["seconds"] for r in results if r["side"] == side)
             for name, side in (("reference", "timm"), ("candidate", "vitx"))
@@ -177,7 +172,7 @@ def pilot_fields(results: list[dict], images: int, margin: float = MARGIN) -> di
     """
     stds = {
         side: statistics.stdev(found["val_accuracy"] for found in results if found["side"] == side)
-        for side in _SIDES
+        for side in SIDES
     }
     pooled = math.sqrt(statistics.mean(std**2 for std in stds.values()))
     pooled = max(pooled, 1 / images)
@@ -190,9 +185,6 @@ def pilot_fields(results: list[dict], images: int, margin: float = MARGIN) -> di
     }
 
 
-_SIDES = {"timm": TIMM_SEEDS_FROM, "vitx": 0}
-
-
 def _double_step(state: State, batch: tuple, config: TrainConfig) -> float:
     image, target = batch
     return step(state, (image.double(), target), config)["loss"].item()
@@ -201,25 +193,16 @@ def _double_step(state: State, batch: tuple, config: TrainConfig) -> float:
 def _train_process(side: str, seed: int, folder: Path, device: torch.device) -> dict:
     path = folder / f"{side}-{seed}.json"
     words = [side, str(seed), str(path), str(device)]
-    try:
-        child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.accuracy", *words],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            timeout=LIMIT_S,
-        )
-    except subprocess.TimeoutExpired:
-        return {"failure": f"training {side} with seed {seed}: took longer than {LIMIT_S} s"}
-    if child.returncode:
-        last = (child.stderr.strip().splitlines() or ["no word"])[-1]
-        return {"failure": f"training {side} with seed {seed}: {last}"}
+    command = [sys.executable, "-m", "benchmarks.accuracy", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    status, said = run_limited(command, environment, limit_s=LIMIT_S, limit_gib=0.0)
+    if status:
+        return {"failure": f"training {side} with seed {seed}: {said}"}
     return json.loads(path.read_text())
 
 
 def _main(side: str, seed: str, path: str, device: str) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     config = configuration(json.loads(Path(path).with_name(RECIPE).read_text(encoding="utf8")))
     found = train_side(side, int(seed), config, device)

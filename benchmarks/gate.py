@@ -27,7 +27,7 @@ from experiments.pages import ROOT
 from experiments.rows import Rows
 from vitx import stats, tracking
 from vitx.config import size
-from vitx.equality import TOLERANCE, largest
+from vitx.equality import SMALLEST, TOLERANCE, largest
 from vitx.machine import KEEP_MEMORY
 from vitx.registry import choose
 from vitx.timing import ARMS, MODES, iterations_of, log_ratios, orders
@@ -188,7 +188,7 @@ def largest_error(before: Sequence[float], after: Sequence[float]) -> float:
         return math.inf
     scale = largest(map(abs, before))
     return largest(
-        abs(a - b) / max(abs(a), 1e-5 * scale) for a, b in zip(before, after, strict=True)
+        abs(a - b) / max(abs(a), SMALLEST * scale) for a, b in zip(before, after, strict=True)
     )
 
 

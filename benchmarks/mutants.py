@@ -39,187 +39,69 @@ class Mutant:
     after: str
 
 
-MUTANTS = (
-    Mutant(
-        "attention scale 1/e",
-        "functional/attention.py",
-        "dropout_p=drop",
-        "scale=1 / q.shape[-1]",
+PLANTED = {
+    "functional/attention.py": (
+        ("attention scale 1/e", "dropout_p=drop", "scale=1 / q.shape[-1]"),
+        ("no attention scale", "dropout_p=drop", "scale=1.0"),
+        ("causal attention", "dropout_p=drop", "is_causal=True"),
+        ("no gradient to k", "attention(q, k, v,", "attention(q, k.detach(), v,"),
     ),
-    Mutant(
-        "no attention scale",
-        "functional/attention.py",
-        "dropout_p=drop",
-        "scale=1.0",
+    "layers.py": (
+        ("q and k swapped", "            q, k, v = rearrange(", "            k, q, v = rearrange("),
+        ("k and v swapped", "            q, k, v = rearrange(", "            q, v, k = rearrange("),
+        ("heads and e swapped in the split", '"b n (three heads e) ->', '"b n (three e heads) ->'),
+        ("heads and e swapped in the merge", '-> b i (heads e)"', '-> b i (e heads)"'),
+        ("query bias dropped for read tokens", "None if bias is None else bias[:d])", "None)"),
+        ("value bias dropped for read tokens", "None if bias is None else bias[d:])", "None)"),
+        ("layer scale skipped", "branch * self.gamma", "branch * 1.0"),
     ),
-    Mutant(
-        "causal attention",
-        "functional/attention.py",
-        "dropout_p=drop",
-        "is_causal=True",
+    "functional/norm.py": (
+        ("eps 1e-5 for 1e-6", "gain, bias, eps", "gain, bias, 1e-5"),
+        ("norm bias dropped", "gain, bias, eps", "gain, None, eps"),
+        ("norm gain dropped", "gain, bias, eps", "None, bias, eps"),
     ),
-    Mutant(
-        "q and k swapped",
-        "layers.py",
-        "            q, k, v = rearrange(",
-        "            k, q, v = rearrange(",
+    "functional/mlp.py": (
+        ("tanh for erf in GELU", "F.gelu(hidden)", 'F.gelu(hidden, approximate="tanh")'),
+        ("sigmoid for erf in GELU", "F.gelu(hidden)", "hidden * (1.702 * hidden).sigmoid()"),
     ),
-    Mutant(
-        "k and v swapped",
-        "layers.py",
-        "            q, k, v = rearrange(",
-        "            q, v, k = rearrange(",
+    "functional/patches.py": (
+        ("y and x swapped", '"b d y x -> b (y x) d"', '"b d y x -> b (x y) d"'),
+        (
+            "patch rows reversed",
+            "F.conv2d(image, kernel, bias",
+            "F.conv2d(image, kernel.flip(2), bias",
+        ),
+        ("channels reversed", "F.conv2d(image,", "F.conv2d(image.flip(1),"),
+        ("patch bias dropped", "kernel, bias, stride", "kernel, None, stride"),
     ),
-    Mutant(
-        "no gradient to k",
-        "functional/attention.py",
-        "attention(q, k, v,",
-        "attention(q, k.detach(), v,",
+    "model.py": (
+        ("ls1 and ls2 swapped", "self.drop_path1(self.ls1(", "self.drop_path1(self.ls2("),
+        ("norm2 skipped", "self.placement(x, self.norm2, self.feed)", "x + self.feed(x)"),
+        ("norm1 in place of norm2", "self.norm2, self.feed", "self.norm1, self.feed"),
+        (
+            "MLP beside attention",
+            "self.placement(x, self.norm2, self.feed)",
+            "x + self.feed(self.norm2(tokens[:, :queries]))",
+        ),
+        (
+            "residual dropped",
+            "self.placement(tokens, self.norm1, self.attend,",
+            "self.attend(self.norm1(tokens),",
+        ),
+        ("final norm skipped", "self.norm(last(", "(last("),
+        ("one block skipped", "*body, last =", "_, *body, last ="),
+        (
+            "registers before the class token",
+            "(self.cls_token, self.reg_token)",
+            "(self.reg_token, self.cls_token)",
+        ),
+        ("token norm in place of fc_norm", "self.fc_norm(self.pool(", "self.norm(self.pool("),
     ),
-    Mutant(
-        "eps 1e-5 for 1e-6",
-        "functional/norm.py",
-        "gain, bias, eps",
-        "gain, bias, 1e-5",
-    ),
-    Mutant(
-        "norm bias dropped",
-        "functional/norm.py",
-        "gain, bias, eps",
-        "gain, None, eps",
-    ),
-    Mutant(
-        "norm gain dropped",
-        "functional/norm.py",
-        "gain, bias, eps",
-        "None, bias, eps",
-    ),
-    Mutant(
-        "tanh for erf in GELU",
-        "functional/mlp.py",
-        "F.gelu(hidden)",
-        'F.gelu(hidden, approximate="tanh")',
-    ),
-    Mutant(
-        "sigmoid for erf in GELU",
-        "functional/mlp.py",
-        "F.gelu(hidden)",
-        "hidden * (1.702 * hidden).sigmoid()",
-    ),
-    Mutant(
-        "y and x swapped",
-        "functional/patches.py",
-        '"b d y x -> b (y x) d"',
-        '"b d y x -> b (x y) d"',
-    ),
-    Mutant(
-        "patch rows reversed",
-        "functional/patches.py",
-        "F.conv2d(image, kernel, bias",
-        "F.conv2d(image, kernel.flip(2), bias",
-    ),
-    Mutant(
-        "channels reversed",
-        "functional/patches.py",
-        "F.conv2d(image,",
-        "F.conv2d(image.flip(1),",
-    ),
-    Mutant(
-        "patch bias dropped",
-        "functional/patches.py",
-        "kernel, bias, stride",
-        "kernel, None, stride",
-    ),
-    Mutant(
-        "heads and e swapped in the split",
-        "layers.py",
-        '"b n (three heads e) ->',
-        '"b n (three e heads) ->',
-    ),
-    Mutant(
-        "heads and e swapped in the merge",
-        "layers.py",
-        '-> b i (heads e)"',
-        '-> b i (e heads)"',
-    ),
-    Mutant(
-        "query bias dropped for read tokens",
-        "layers.py",
-        "None if bias is None else bias[:d])",
-        "None)",
-    ),
-    Mutant(
-        "value bias dropped for read tokens",
-        "layers.py",
-        "None if bias is None else bias[d:])",
-        "None)",
-    ),
-    Mutant(
-        "layer scale skipped",
-        "layers.py",
-        "branch * self.gamma",
-        "branch * 1.0",
-    ),
-    Mutant(
-        "ls1 and ls2 swapped",
-        "model.py",
-        "self.drop_path1(self.ls1(",
-        "self.drop_path1(self.ls2(",
-    ),
-    Mutant(
-        "norm2 skipped",
-        "model.py",
-        "self.placement(x, self.norm2, self.feed)",
-        "x + self.feed(x)",
-    ),
-    Mutant(
-        "norm1 in place of norm2",
-        "model.py",
-        "self.norm2, self.feed",
-        "self.norm1, self.feed",
-    ),
-    Mutant(
-        "MLP beside attention",
-        "model.py",
-        "self.placement(x, self.norm2, self.feed)",
-        "x + self.feed(self.norm2(tokens[:, :queries]))",
-    ),
-    Mutant(
-        "residual dropped",
-        "model.py",
-        "self.placement(tokens, self.norm1, self.attend,",
-        "self.attend(self.norm1(tokens),",
-    ),
-    Mutant(
-        "final norm skipped",
-        "model.py",
-        "self.norm(last(",
-        "(last(",
-    ),
-    Mutant(
-        "one block skipped",
-        "model.py",
-        "*body, last =",
-        "_, *body, last =",
-    ),
-    Mutant(
-        "registers before the class token",
-        "model.py",
-        "(self.cls_token, self.reg_token)",
-        "(self.reg_token, self.cls_token)",
-    ),
-    Mutant(
-        "mean over prefix tokens too",
-        "functional/pool.py",
-        "tokens[:, prefix:]",
-        "tokens[:, 0:]",
-    ),
-    Mutant(
-        "token norm in place of fc_norm",
-        "model.py",
-        "self.fc_norm(self.pool(",
-        "self.norm(self.pool(",
-    ),
+    "functional/pool.py": (("mean over prefix tokens too", "tokens[:, prefix:]", "tokens[:, 0:]"),),
+}
+"""By file: a bug's name, a text that stands there once, and what it becomes."""
+MUTANTS = tuple(
+    Mutant(name, file, *texts) for file, bugs in PLANTED.items() for name, *texts in bugs
 )
 
 SHAPES: tuple[dict[str, Any], ...] = (
@@ -286,9 +168,7 @@ def mutated(mutant: Mutant) -> Iterator[ModuleType]:
 
 def _verdicts(package: Any, model: nn.Module) -> tuple[bool, bool]:
     """Whether the equality check, and the common check, see a difference."""
-    values = read_config(model)
-    fields = {name: getattr(values, name) for name in values.__dataclass_fields__}
-    candidate = package.build(package.ModelConfig(**fields)).eval()
+    candidate = package.build(package.ModelConfig(**vars(read_config(model)))).eval()
     candidate.load_state_dict(model.state_dict())
     image = torch.randn(2, 3, 9, 20, generator=torch.Generator().manual_seed(0))
     strict = not equality(model, candidate, image).passed

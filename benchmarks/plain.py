@@ -69,29 +69,6 @@ class MergedAttention(nn.Module):
         return self.output_projection(mixed.view(images, tokens, WIDTH))
 
 
-class Head(nn.Module):
-    def __init__(self, *, bias: bool):
-        super().__init__()
-        self.query = nn.Linear(WIDTH, WIDTH // HEADS, bias=bias)
-        self.key = nn.Linear(WIDTH, WIDTH // HEADS, bias=bias)
-        self.value = nn.Linear(WIDTH, WIDTH // HEADS, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return attend(self.query(x), self.key(x), self.value(x))
-
-
-class HeadedAttention(nn.Module):
-    """A module a head."""
-
-    def __init__(self, *, bias: bool = True):
-        super().__init__()
-        self.heads = nn.ModuleList(Head(bias=bias) for _ in range(HEADS))
-        self.output_projection = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output_projection(torch.cat([head(x) for head in self.heads], dim=-1))
-
-
 class Mlp(nn.Module):
     def __init__(self):
         super().__init__()
@@ -128,7 +105,7 @@ class Encoder(nn.Module):
 
 
 class PlainVit(nn.Module):
-    """The project's classifier; `attention` is `MergedAttention` or `HeadedAttention`."""
+    """The project's classifier; `attention` makes the attention of a block."""
 
     def __init__(self, attention: Callable[[], nn.Module] = MergedAttention):
         super().__init__()

@@ -10,8 +10,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from matplotlib.figure import Figure
@@ -21,8 +22,18 @@ from benchmarks.matrix import SIDES
 from benchmarks.mutants import Score
 from experiments import cli, pages
 from experiments import rows as rows_file
-from experiments.pages import MACHINE, Row, Table, floor_text, machine, ratio_text
+from experiments.pages import (
+    MACHINE,
+    Columns,
+    Row,
+    Table,
+    floor_text,
+    machine,
+    ratio_text,
+    table,
+)
 from experiments.recipes import DIGITS
+from vitx import tracking
 from vitx.equality import largest
 from vitx.stats import mean_interval
 from vitx.visualize import Bar, ratios, save
@@ -34,12 +45,38 @@ READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 NOT_MEASURED = "not measured: run `python -m benchmarks --device cuda`"
 FIGURES = "<!-- figures -->"
 """Where a page has the figures of throughput rows."""
+LABELS = {"reference": "timm", "candidate": "vitx"}
+UNCOUNTED = "not counted"
 PLANTED_BUGS = "bugs of one word, planted in the source, that this check catches"
 
 
 def model_name(row: Row) -> str:
     """timm's short name of the compared model, such as vit_tiny_patch16_224."""
     return row["reference"].partition(":")[2]
+
+
+def _memory(row: Row) -> str:
+    """What a timed process did with the memory that it freed."""
+    return "kept" if row["keep_memory"] else "by default"
+
+
+CONFIGURATION: Columns = {
+    "model": model_name,
+    "mode": itemgetter("mode"),
+    "compile": itemgetter("compile"),
+    "batch": lambda row: str(row["batch"]),
+    "freed memory": _memory,
+}
+FLOOR: Columns = {"floor": floor_text}
+VERDICT: Columns = FLOOR | {"verdict": itemgetter("verdict")}
+RATIO: Columns = {"images/s ratio (95 %)": ratio_text}
+WHERE: Columns = {"machine": machine}
+
+
+def standing(rows: Sequence[Row], *keys: str, **said: Any) -> list[Row]:
+    """Of the rows that say this the latest on each machine, of each value of `keys`."""
+    wanted = [row for row in rows if all(row.get(name) == said[name] for name in said)]
+    return rows_file.latest(wanted, *keys, "device", *MACHINE)
 
 
 def speed_rows(rows: Sequence[Row]) -> list[Row]:
@@ -51,8 +88,7 @@ def speed_rows(rows: Sequence[Row]) -> list[Row]:
     # Not the failure of a training, nor what another program has timed.
     wanted = [row for row in wanted if "mode" in row and "what" not in row]
     wanted = [{"keep_memory": False} | row for row in wanted]  # rows made before there was a choice
-    keys = ("reference", "mode", "compile", "keep_memory", "dtype", "batch", "device", *MACHINE)
-    found = rows_file.latest(wanted, *keys)
+    found = standing(wanted, "reference", "mode", "compile", "keep_memory", "dtype", "batch")
     return sorted(
         found,
         key=lambda row: (
@@ -72,94 +108,53 @@ def claimed(rows: Sequence[Row]) -> list[Row]:
 
 def speed_table(rows: Sequence[Row]) -> Table:
     """Ratios with intervals, floors and verdicts, a line a configuration."""
-    header = (
-        "model",
-        "mode",
-        "compile",
-        "batch",
-        "freed memory",
-        "images/s ratio (95 %)",
-        "floor",
-        "verdict",
-        "machine",
-    )
-    body = [
-        (
-            model_name(row),
-            row["mode"],
-            row["compile"],
-            str(row["batch"]),
-            _memory(row),
-            ratio_text(row),
-            floor_text(row),
-            row["verdict"],
-            machine(row),
-        )
-        for row in speed_rows(rows)
-    ]
-    return Table(header, body)
+    return table(speed_rows(rows), CONFIGURATION | RATIO | VERDICT | WHERE)
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
     """What each side of a timing cost: images/s, work, memory, compile seconds."""
-    header = (
-        "model",
-        "mode",
-        "compile",
-        "batch",
-        "freed memory",
-        "machine",
-        "side",
-        "images/s, median (10 to 90 % of blocks)",
-        "page faults",
-        "GMAC forward",
-        "peak MiB",
-        "compile s",
-    )
-    body = []
-    for row in speed_rows(rows):
-        for side, label in (("reference", "timm"), ("candidate", "vitx")):
-            rate = row["images_per_s"].get(side)
-            if rate is None:
-                continue
-            seconds = row["compile_s"].get(side)
-            compiled = f"{seconds['cold']:.0f} cold, {seconds['warm']:.0f} warm" if seconds else "–"
-            body.append(
-                (
-                    model_name(row),
-                    row["mode"],
-                    row["compile"],
-                    str(row["batch"]),
-                    _memory(row),
-                    machine(row),
-                    label,
-                    f"{rate['median']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})",
-                    f"{row['page_faults'][side]:,.0f}" if "page_faults" in row else "not counted",
-                    f"{row['macs'][side] / 1e9:.3f}" if row["macs"] else "not counted",
-                    f"{row['peak_mib'][side]:.0f}" if row["peak_mib"] else "–",
-                    compiled,
-                )
-            )
-    return Table(header, body)
+    sides = [
+        row | {"side": side}
+        for row in speed_rows(rows)
+        for side in SIDES
+        if side in row["images_per_s"]
+    ]
+    columns: Columns = {
+        "side": lambda row: LABELS[row["side"]],
+        "images/s, median (10 to 90 % of blocks)": _rate,
+        "page faults": _faults,
+        "GMAC forward": lambda r: f"{r['macs'][r['side']] / 1e9:.3f}" if r["macs"] else UNCOUNTED,
+        "peak MiB": lambda r: f"{r['peak_mib'][r['side']]:.0f}" if r["peak_mib"] else "–",
+        "compile s": _compile_seconds,
+    }
+    return table(sides, CONFIGURATION | WHERE | columns)
+
+
+def _rate(row: Row) -> str:
+    rate = row["images_per_s"][row["side"]]
+    return f"{rate['median']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})"
+
+
+def _faults(row: Row) -> str:
+    return f"{row['page_faults'][row['side']]:,.0f}" if "page_faults" in row else UNCOUNTED
+
+
+def _compile_seconds(row: Row) -> str:
+    seconds = row["compile_s"].get(row["side"])
+    return f"{seconds['cold']:.0f} cold, {seconds['warm']:.0f} warm" if seconds else "–"
 
 
 def equality_table(rows: Sequence[Row]) -> Table:
     """float64 errors of outputs and gradients, a line a model."""
-    header = ("model", "outputs", "gradients", "tensors", "parameters", "verdict", "machine")
-    wanted = [row for row in rows if row["kind"] == "equality"]
-    body = [
-        (
-            model_name(row),
-            f"{float(row['equality']['output_error']):.0e}",
-            f"{float(row['equality']['gradient_error']):.0e}",
-            str(row["equality"]["gradients"]),
-            f"{row['equality']['parameters_candidate']:,}",
-            row["verdict"],
-            machine(row),
-        )
-        for row in rows_file.latest(wanted, "reference", "device", *MACHINE)
-    ]
-    return Table(header, body)
+    columns: Columns = {
+        "model": model_name,
+        "outputs": lambda row: f"{float(row['equality']['output_error']):.0e}",
+        "gradients": lambda row: f"{float(row['equality']['gradient_error']):.0e}",
+        "tensors": lambda row: str(row["equality"]["gradients"]),
+        "parameters": lambda row: f"{row['equality']['parameters_candidate']:,}",
+        "verdict": itemgetter("verdict"),
+    }
+    return table(standing(rows, "reference", kind="equality"), columns | WHERE)
 
 
 def mutant_table(scores: Sequence[Score]) -> Table:
@@ -181,58 +176,35 @@ def mutant_table(scores: Sequence[Score]) -> Table:
 
 def accuracy_table(rows: Sequence[Row]) -> Table:
     """Test accuracy of both sides with intervals over seeds, and the equivalence test."""
-    header = (
-        "data",
-        "side",
-        "seeds",
-        "test accuracy (95 % over seeds)",
-        "standard error of the test set",
-        "seconds a seed",
-        "machine",
-        "equivalence to timm",
-    )
+    header = ("data", "side", "seeds", "test accuracy (95 % over seeds)",
+              "standard error of the test set", "seconds a seed", "machine",
+              "equivalence to timm")  # fmt: skip
     body = []
-    wanted = [row for row in rows if row["kind"] == "accuracy"]
-    for row in rows_file.latest(wanted, "data", "device", *MACHINE):
-        images = row.get("test_images", DIGITS.data.test)
-        said = row["verdict"]
-        if isinstance(row["low"], float):
-            said += (
-                f" within {100 * row['margin']:.1f} point: difference "
-                f"{100 * row['difference']:+.2f} (90 % {100 * row['low']:+.2f} to "
-                f"{100 * row['high']:+.2f}), p = {row['p_equivalence']:.1g}"
-            )
-        for side, label in (("candidate", "vitx"), ("reference", "timm")):
+    for row in standing(rows, "data", kind="accuracy"):
+        images, where = row.get("test_images", DIGITS.data.test), machine(row)
+        for side in reversed(SIDES):
             mean = mean_interval(row[f"{side}_values"])
             text = f"{mean.value:.2%} ({mean.low:.2%} to {mean.high:.2%})"
-            body.append(
-                (
-                    row["data"],
-                    label,
-                    str(row["seeds"]),
-                    text,
-                    _standard_error(mean.value, images),
-                    f"{row[f'{side}_seconds']:.0f}" if f"{side}_seconds" in row else "–",
-                    machine(row),
-                    said if label == "vitx" else "",
-                )
-            )
-        if row["svm"] is None:
-            continue
-        error = _standard_error(row["svm"], images)
-        body.append(
-            (
-                row["data"],
-                "RBF SVM on pixels",
-                "–",
-                f"{row['svm']:.2%}",
-                error,
-                "–",
-                machine(row),
-                "",
-            )
-        )
+            seconds = f"{row[f'{side}_seconds']:.0f}" if f"{side}_seconds" in row else "–"
+            said = _equivalence(row) if side == "candidate" else ""
+            body.append((row["data"], LABELS[side], str(row["seeds"]), text,
+                         _standard_error(mean.value, images), seconds, where, said))  # fmt: skip
+        if row["svm"] is not None:
+            error = _standard_error(row["svm"], images)
+            body.append((row["data"], "RBF SVM on pixels", "–", f"{row['svm']:.2%}", error, "–",
+                         where, ""))  # fmt: skip
     return Table(header, body)
+
+
+def _equivalence(row: Row) -> str:
+    """The verdict of the equivalence test, with the numbers behind it where there are some."""
+    if not isinstance(row["low"], float):
+        return row["verdict"]
+    difference, low, high = (f"{100 * row[name]:+.2f}" for name in ("difference", "low", "high"))
+    return (
+        f"{row['verdict']} within {100 * row['margin']:.1f} point: difference {difference} "
+        f"(90 % {low} to {high}), p = {row['p_equivalence']:.1g}"
+    )
 
 
 def _standard_error(accuracy: float, images: int) -> str:
@@ -242,75 +214,51 @@ def _standard_error(accuracy: float, images: int) -> str:
 
 def plant_table(rows: Sequence[Row]) -> Table:
     """Controls of the protocol: a slowdown of counted size, and timm against itself."""
-    header = ("control", "expected by MACs", "images/s ratio (95 %)", "floor", "verdict", "machine")
-    body = [
-        (
-            row["candidate"],
-            f"{1 / (1 + row['planted_counted']):.3f}",
-            ratio_text(row),
-            floor_text(row),
-            row["verdict"],
-            machine(row),
-        )
-        for row in rows_file.latest(
-            [r for r in rows if r["kind"] in ("plant", "noise") and "what" not in r],
-            "candidate",
-            "device",
-            *MACHINE,
-        )
-    ]
-    return Table(header, body)
+    wanted = [row for row in rows if row["kind"] in ("plant", "noise") and "what" not in row]
+    columns: Columns = {
+        "control": itemgetter("candidate"),
+        "expected by MACs": lambda row: f"{1 / (1 + row['planted_counted']):.3f}",
+    }
+    return table(standing(wanted, "candidate"), columns | RATIO | VERDICT | WHERE)
 
 
 def pilot_table(rows: Sequence[Row]) -> Table:
     """Standard deviations over the pilot's seeds, and the seeds that the margin needs."""
-    header = (
-        "pilot seeds a side",
-        "std of timm",
-        "std of vitx",
-        "margin",
-        "seeds for 90 % power",
-        "machine",
-    )
-    body = [
-        (
-            str(row["seeds"]),
-            f"{100 * row['reference_std']:.2f} points",
-            f"{100 * row['candidate_std']:.2f} points",
-            f"{100 * row['margin']:.1f} points",
-            str(row["seeds_needed"]),
-            machine(row),
-        )
-        for row in _calibrations(rows, "pilot")
-    ]
-    return Table(header, body)
+    columns: Columns = {
+        "pilot seeds a side": lambda row: str(row["seeds"]),
+        "std of timm": lambda row: f"{100 * row['reference_std']:.2f} points",
+        "std of vitx": lambda row: f"{100 * row['candidate_std']:.2f} points",
+        "margin": lambda row: f"{100 * row['margin']:.1f} points",
+        "seeds for 90 % power": lambda row: str(row["seeds_needed"]),
+    }
+    return table(standing(rows, kind="calibration", what="pilot"), columns | WHERE)
 
 
 def step_table(rows: Sequence[Row]) -> Table:
     """Whole training steps, data included, in pairs."""
-    wanted = [row for row in rows if row.get("what") == "step"]
-    body = []
-    for row in rows_file.latest(wanted, "comparison", *MACHINE):
-        rates = [f"{row['images_per_s'][side]['median']:,.0f}" for side in SIDES]
-        body.append(
-            (row["reference"], row["candidate"], row["compile"], *rates, ratio_text(row),
-             floor_text(row), row["verdict"], machine(row))
-        )  # fmt: skip
-    header = ("reference", "candidate", "compile", "reference images/s", "candidate images/s",
-              "ratio (95 %)", "floor", "verdict", "machine")  # fmt: skip
-    return Table(header, body)
+
+    def rate(side: str) -> Callable[[Row], str]:
+        return lambda row: (
+            f"{row['images_per_s'][side]['median']:,.0f}" if row["images_per_s"] else "–"
+        )
+
+    columns: Columns = {
+        **{name: itemgetter(name) for name in ("reference", "candidate", "compile")},
+        **{f"{side} images/s": rate(side) for side in SIDES},
+        "ratio (95 %)": ratio_text,
+    }
+    return table(standing(rows, "comparison", what="step"), columns | VERDICT | WHERE)
 
 
 def whole_table(rows: Sequence[Row]) -> Table:
     """What surrounds the arithmetic of a step, and the time before the first one."""
     body = []
-    for row in rows_file.latest([r for r in rows if r.get("what") == "start"], *MACHINE):
+    for row in standing(rows, what="start"):
         least, most = min(row["seconds"]), max(row["seconds"])
         found = f"{statistics.median(row['seconds']):.1f} s ({least:.1f} to {most:.1f})"
         body.append(("from the start of the program to the end of the first step, median (range)",
                      found, machine(row)))  # fmt: skip
-    steps = [row for row in rows if row.get("what") == "step"]
-    for row in rows_file.latest(steps, "comparison", *MACHINE):
+    for row in standing(rows, "comparison", what="step", kind="speed"):
         if row["data_share"] is not None:
             found = f"{row['data_share']:.1%}"
             body.append(("reading and varying a batch, of the step's time", found, machine(row)))
@@ -327,42 +275,39 @@ def whole_table(rows: Sequence[Row]) -> Table:
 
 def gate_table(rows: Sequence[Row]) -> Table:
     """Commits beside others: ratio, floor, and whether the gate let them pass."""
-    wanted = [row for row in rows if row.get("what") == gate.WHAT]
-    keys = ("candidate", "reference", "model", "mode", "batch", "device", *MACHINE)
-    body = [
-        (row["candidate"][:7], row["reference"][:7], row["model"], row["mode"], str(row["batch"]),
-         ratio_text(row), floor_text(row), f"{row['threshold']:.0%}", gate.result(row),
-         machine(row))
-        for row in rows_file.latest(wanted, *keys)
-    ]  # fmt: skip
-    header = ("commit", "against", "model", "mode", "batch", "images/s ratio (95 %)", "floor",
-              "threshold", "gate", "machine")  # fmt: skip
-    return Table(header, body)
+    columns: Columns = {
+        "commit": lambda row: row["candidate"][:7],
+        "against": lambda row: row["reference"][:7],
+        "model": itemgetter("model"),
+        "mode": itemgetter("mode"),
+        "batch": lambda row: str(row["batch"]),
+    }
+    judged: Columns = {"threshold": lambda row: f"{row['threshold']:.0%}", "gate": gate.result}
+    found = standing(rows, "candidate", "reference", "model", "mode", "batch", what=gate.WHAT)
+    return table(found, columns | RATIO | FLOOR | judged | WHERE)
 
 
 def pretrained_table(rows: Sequence[Row]) -> Table:
     """Accuracy of the same weights in timm and in vitx."""
-    wanted = [row for row in rows if row["kind"] == "pretrained"]
-    keys = ("reference", "weights", "data", "images", "device", *MACHINE)
-    body = [
-        (row[side], row["weights"], row["data"], f"{row['images']:,}",
-         pretrained.accuracy_text(row, side), f"{row['top5'][side]:.2%}",
-         f"{row['identical']:,} of {row['images']:,}", f"{row['images_per_s'][side]:,.1f}",
-         machine(row))
-        for row in rows_file.latest(wanted, *keys)
-        for side in SIDES
-    ]  # fmt: skip
-    header = ("model", "weights", "data", "images", "top-1 (standard error)", "top-5",
-              "predictions identical", "images/s", "machine")  # fmt: skip
-    return Table(header, body)
+    found = standing(rows, "reference", "weights", "data", "images", kind="pretrained")
+    columns: Columns = {
+        "model": lambda row: row[row["side"]],
+        "weights": itemgetter("weights"),
+        "data": itemgetter("data"),
+        "images": lambda row: f"{row['images']:,}",
+        "top-1 (standard error)": lambda row: pretrained.accuracy_text(row, row["side"]),
+        "top-5": lambda row: f"{row['top5'][row['side']]:.2%}",
+        "predictions identical": lambda row: f"{row['identical']:,} of {row['images']:,}",
+        "images/s": lambda row: f"{row['images_per_s'][row['side']]:,.1f}",
+    }
+    return table([row | {"side": side} for row in found for side in SIDES], columns | WHERE)
 
 
 def check_table(rows: Sequence[Row]) -> Table:
     """What a device computes beside a CPU, and whether it lies within its band."""
-    wanted = [row for row in rows if row["kind"] == "check"]
     body = [
         (machine(row), *line)
-        for row in rows_file.latest(wanted, "device", *MACHINE)
+        for row in standing(rows, kind="check")
         for line in check.findings(row)
     ]
     return Table(("machine", "compared with a CPU", "apart", "band", "within it"), body)
@@ -399,13 +344,11 @@ def headline(rows: Sequence[Row]) -> Table:
 
 def _evidence(rows: Sequence[Row]) -> list[Row]:
     """The rows behind the verdict table, in its order."""
-    equal = [row for row in rows if row["kind"] == "equality"]
-    accuracies = [row for row in rows if row["kind"] == "accuracy"]
     return [
-        *rows_file.latest(equal, "device", *MACHINE),
-        *_calibrations(rows, "mutants"),
+        *standing(rows, kind="equality"),
+        *standing(rows, kind="calibration", what="mutants"),
         *claimed(rows),
-        *rows_file.latest(accuracies, "data", "device", *MACHINE),
+        *standing(rows, "data", kind="accuracy"),
     ]
 
 
@@ -444,22 +387,11 @@ def _equivalence_text(row: Row) -> str:
     return row["verdict"] + (within if isinstance(row["low"], float) else "")
 
 
-def _memory(row: Row) -> str:
-    """What a timed process did with the memory that it freed."""
-    return "kept" if row["keep_memory"] else "by default"
-
-
 def _size(row: Row) -> str:
     """ViT-Ti/16 for vit_tiny_patch16_224."""
     sizes = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
     found = re.search(r"_(\w+?)_patch(\d+)", model_name(row))
     return f"ViT-{sizes.get(found[1], found[1])}/{found[2]}" if found else model_name(row)
-
-
-def _calibrations(rows: Sequence[Row], what: str) -> list[Row]:
-    """The latest calibration of that kind on each machine."""
-    wanted = [row for row in rows if row["kind"] == "calibration" and row["what"] == what]
-    return rows_file.latest(wanted, *MACHINE)
 
 
 def speed_figure(rows: Sequence[Row]) -> Figure:
@@ -531,7 +463,7 @@ class Settings:
 
     files: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Files of rows, packed or not."""
-    out: Path = Path("runs/rendered")
+    out: Path = tracking.OUT / "rendered"
     """Folder of the tables and figures of --files."""
     pack: str = ""
     """Write the rows of the files as one small file that can be sent, and nothing else."""

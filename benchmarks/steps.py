@@ -9,7 +9,6 @@ three arms, the reference twice; a block is a run of steps, and rounds hold a bl
 
 import atexit
 import itertools
-import json
 import math
 import os
 import random
@@ -35,8 +34,10 @@ from vitx import data, evaluate, stats, tracking, vectorize, weights
 from vitx.config import TrainConfig, override
 from vitx.cost import forward_macs
 from vitx.interop.timm import from_timm
-from vitx.machine import Watch, descendants, keep_memory
+from vitx.job import run_limited
+from vitx.machine import Watch, descendants, end_with_parent, keep_memory
 from vitx.model import build
+from vitx.registry import choose
 from vitx.sources import FACTS
 from vitx.timing import ARMS, log_ratios
 from vitx.train import batches, init, step
@@ -48,6 +49,12 @@ COMPILED = override(CONFIG, compile=True)
 OURS = RECIPES["cifar10"]
 DIGITS = RECIPES["digits"]
 LANES = 8
+LARGEST = 1e-10
+"""Difference of logits in float64 up to which two models are the same."""
+LIMIT_S = 3600.0
+"""A process that takes longer is ended, and its comparison is a failure."""
+DATA, RECORD = "data.pt", "record.json"
+"""What a process reads, and what it leaves."""
 Block = Callable[[int], float]
 """Runs a number of steps; the seconds of an image."""
 
@@ -63,7 +70,7 @@ class Settings:
     processes: int = 5
     steps: int = 15
     """Steps of a block."""
-    out: Path = Path("runs")
+    out: Path = tracking.OUT
 
 
 @dataclass(frozen=True)
@@ -293,26 +300,40 @@ COMPARISONS = {
 def main(args: list[str]) -> None:
     """Run every comparison in fresh processes; print and keep a row for each."""
     settings = cli.parse(Settings, args, prog="python -m benchmarks.steps")
-    if settings.processes < 2:
-        raise ValueError(f"processes = {settings.processes}: an interval needs at least 2")
+    cli.at_least(settings, processes=2, steps=1)
     for name in settings.only:
-        if name not in COMPARISONS:
-            raise ValueError(f"only = {name!r} is not known; choices: {', '.join(COMPARISONS)}")
+        choose("only", name, COMPARISONS)
     dataset = data.load(override(CONFIG.data, root=settings.root))
     rows = Rows(settings.out / "steps" / time.strftime("%Y%m%d-%H%M%S-steps"))
     seconds = [first_step(settings.root) for _ in range(settings.processes)]
     print(f"first step {median(seconds):.1f} s after the start of the program")
     rows.add("speed", what="start", recipe="scratch-cifar10", seconds=seconds, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(dataset, Path(folder, "data.pt"))
+        torch.save(dataset, Path(folder, DATA))
         for name in settings.only or COMPARISONS:
-            records = [
-                _child(name, number, settings.steps, Path(folder))
-                for number in range(settings.processes)
-            ]
-            row = rows.add("speed", **_fields(name, records))
-            print(_line(name, row))
+            kind, fields = compared(name, settings.processes, settings.steps, Path(folder))
+            print(_line(name, rows.add(kind, **fields)))
     print(rows.path)
+
+
+def compared(name: str, processes: int, steps: int, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The kind and the fields of a comparison's row, timed in so many fresh processes.
+
+    One whose models differ, or of which a process fails, is a failure.
+    """
+    comparison = COMPARISONS[name]
+    error = comparison.error() if comparison.error else None
+    labels, unknown = _labels(name, error), {"ratio": None, "noise_floor": None, "images_per_s": {}}
+    if error is not None and not error < LARGEST:
+        said = {"verdict": "not equal", "reason": f"logits differ by {error:.1e} in float64"}
+        return "failure", labels | unknown | said
+    records = []
+    for number in range(processes):
+        record, words = _child(name, number, steps, folder)
+        if words:
+            return "failure", labels | unknown | {"verdict": "failed", "reason": words}
+        records.append(record)
+    return "speed", labels | _fields(records)
 
 
 def first_step(root: str) -> float:
@@ -335,20 +356,22 @@ def first_step(root: str) -> float:
     return seconds
 
 
-def _child(name: str, number: int, steps: int, folder: Path) -> dict[str, Any]:
+def _child(name: str, number: int, steps: int, folder: Path) -> tuple[dict[str, Any], str]:
+    """The record of one process; or none, and why it failed."""
     command = [sys.executable, "-m", "benchmarks.steps", "--child", name, str(number), str(steps)]
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
     environment.pop("WANDB_SERVICE", None)  # its own processes of W&B, not this one's
-    found = subprocess.run(
-        [*command, str(folder / "data.pt")], env=environment, stdout=subprocess.PIPE, check=True
+    status, words = run_limited(
+        [*command, str(folder)], environment, limit_s=LIMIT_S, limit_gib=0.0
     )
-    return json.loads(found.stdout.splitlines()[-1])
+    return ({}, words) if status else (tracking.read_json(folder / RECORD), "")
 
 
-def child(name: str, number: int, steps: int, path: Path) -> None:
-    """One process of a comparison: warm up, then rounds in every order; prints its record."""
+def child(name: str, number: int, steps: int, folder: Path) -> None:
+    """One process of a comparison: warm up, then rounds in every order; keeps its record."""
+    end_with_parent()
     keep_memory()
-    dataset: data.Dataset = torch.load(path, weights_only=False)  # written by `main`
+    dataset: data.Dataset = torch.load(folder / DATA, weights_only=False)  # written by `main`
     made = random.Random(number).sample(ARMS, 3)
     sides = {arm: "candidate" if arm == "candidate" else "reference" for arm in ARMS}
     blocks = {arm: COMPARISONS[name].make(sides[arm], dataset) for arm in made}
@@ -370,7 +393,7 @@ def child(name: str, number: int, steps: int, path: Path) -> None:
     }
     if name == "timm":
         record["data_share"] = data_share(dataset, steps)
-    print(json.dumps(record))
+    tracking.write_json(folder / RECORD, record)
 
 
 def data_share(dataset: data.Dataset, steps: int) -> float:
@@ -387,17 +410,11 @@ def data_share(dataset: data.Dataset, steps: int) -> float:
     return batch_s / (batch_s + step_s)
 
 
-def _fields(name: str, records: Sequence[dict]) -> dict[str, Any]:
+def _labels(name: str, error: float | None) -> dict[str, Any]:
+    """What is known of a comparison before it is timed."""
     comparison = COMPARISONS[name]
     config = comparison.config
-    ratio = stats.paired_ratio([r["log_ratio"] for r in records])
-    floor = stats.noise_floor([r["log_ratio_again"] for r in records])
-    arms = {"reference": ("reference", "again"), "candidate": ("candidate",)}
-    rates = {
-        side: {"median": 1 / median(_seconds(records, chosen))} for side, chosen in arms.items()
-    }
     image = torch.zeros(1, config.model.channels, *config.model.size)
-    shares = [record["data_share"] for record in records if "data_share" in record]
     return {
         "what": "step",
         "comparison": name,
@@ -409,6 +426,20 @@ def _fields(name: str, records: Sequence[dict]) -> dict[str, Any]:
         "batch": config.batch,
         "image": list(config.model.size),
         "device": "cpu",
+        "macs": {"candidate": forward_macs(build(config.model), image)},
+        "equality": None if error is None else {"logits_error": error},
+    }
+
+
+def _fields(records: Sequence[dict]) -> dict[str, Any]:
+    ratio = stats.paired_ratio([r["log_ratio"] for r in records])
+    floor = stats.noise_floor([r["log_ratio_again"] for r in records])
+    arms = {"reference": ("reference", "again"), "candidate": ("candidate",)}
+    rates = {
+        side: {"median": 1 / median(_seconds(records, chosen))} for side, chosen in arms.items()
+    }
+    shares = [record["data_share"] for record in records if "data_share" in record]
+    return {
         "ratio": ratio.value,
         "ratio_low": ratio.low,
         "ratio_high": ratio.high,
@@ -417,10 +448,6 @@ def _fields(name: str, records: Sequence[dict]) -> dict[str, Any]:
         "images_per_s": rates,
         "processes": len(records),
         "order": ["".join(a[0] for e in r["rounds"] for a in e["order"]) for r in records],
-        "macs": {"candidate": forward_macs(build(config.model), image)},
-        "peak_mib": None,
-        "compile_s": None,
-        "equality": {"logits_error": comparison.error()} if comparison.error else None,
         "data_share": median(shares) if shares else None,
         "threads": sorted({record["threads"] for record in records}),
         "foreign": [max(e["foreign"] or 0 for e in r["rounds"]) for r in records],
@@ -433,6 +460,8 @@ def _seconds(records: Sequence[dict], arms: Sequence[str]) -> Iterator[float]:
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
+    if row["kind"] == "failure":
+        return f"{name}: {row['verdict']}: {row['reason']}"
     rates = [row["images_per_s"][side]["median"] for side in ("reference", "candidate")]
     return (
         f"{name}: {row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}), floor "
@@ -442,6 +471,7 @@ def _line(name: str, row: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
+        name, number, count, folder = sys.argv[2:]
+        child(name, int(number), int(count), Path(folder))
     else:
         cli.run(main)

@@ -173,8 +173,6 @@ def configurations(settings: Settings) -> list[Configuration]:
             raise ValueError(f"{name} names nothing to time")
     if not settings.seconds > 0:
         raise ValueError(f"seconds = {settings.seconds} must be positive")
-    if not settings.limit_gib >= 0:
-        raise ValueError(f"limit_gib = {settings.limit_gib} must be 0 or positive")
     batches = [_batch(word) for word in settings.batch]
     plan = Plan(
         processes=settings.processes,
@@ -261,9 +259,7 @@ def child(folder: Path) -> None:
     said = json.loads((folder / "configuration.json").read_text())
     configuration = Configuration(**{**said, "plan": Plan(**said["plan"])})
     for fields in measure(configuration, folder):
-        part = folder / "result.part"
-        part.write_text(json.dumps(fields))
-        part.replace(folder / "result.json")
+        tracking.write_json(folder / "result.json", fields)
 
 
 def measure(configuration: Configuration, folder: Path) -> Iterator[dict[str, Any]]:
@@ -423,10 +419,6 @@ def _images(model: Model, batch: int, device: torch.device) -> Tensor:
     return torch.randn(batch, *model.image, generator=generator).to(device)
 
 
-def _gpu(example: Tensor) -> str | None:
-    return torch.cuda.get_device_name(example.device) if example.is_cuda else None
-
-
 def _parameters(model: Model) -> int:
     return sum(parameter.numel() for parameter in model.module.parameters())
 
@@ -464,7 +456,8 @@ def _utilisation(
     """The work a second at a rate in images/s beside the machine's peak; in inference also what is
     read and written a second, if every operation does by itself."""
     said = peak.utilisation(work.flops * rate, before, after)
-    said["data_sheet"] = peak.data_sheet(_gpu(example), dtype)
+    gpu = torch.cuda.get_device_name(example.device) if example.is_cuda else None
+    said["data_sheet"] = peak.data_sheet(gpu, dtype)
     return said | ({"bytes": work.bytes * rate} if work.bytes else {})
 
 
@@ -517,7 +510,7 @@ def _label(settings: Settings) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else str(value) if value is not None else ""
+    return list(value) if isinstance(value, tuple) else str(value)
 
 
 def _newest(group: Path, values: dict[str, Any]) -> Path | None:

@@ -24,8 +24,6 @@ class Settings(Making):
     """Make the runs that are missing, time the arms, write the answer."""
     skip_timing: bool = False
     """With --run: leave out how fast the arms are."""
-    fresh: bool = False
-    """Make again what other code made."""
     arm: str = ""
     """Make one run only, of this arm with --seed. What a W&B agent calls."""
     seed: int = 0
@@ -47,27 +45,24 @@ def main(args: list[str]) -> None:
     asked = question.read(name, data_root=settings.data_root)
     if settings.run + bool(settings.arm) + settings.sweep > 1:
         raise ValueError("--run, --arm and --sweep exclude each other; choose one")
-    for flag, needs in (("skip_timing", "run"), ("only_runs", "run"), ("seed", "arm")):
-        if getattr(settings, flag) and not getattr(settings, needs):
-            raise ValueError(f"--{flag.replace('_', '-')} goes with --{needs}")
+    cli.goes_with(settings, skip_timing="run", only_runs="run", seed="arm")
     if settings.sweep:
         print(as_sweep(asked, settings), end="")
     elif settings.arm:
         job = asked.job(asked.arm(settings.arm), settings.seed)
-        made = runs.make([job], settings.how(fresh=settings.fresh))
+        made = runs.make([job], settings.how())
         print(job.folder(settings.out) if made else f"{job.name} was made, or another makes it")
     elif settings.run:
         run(asked, settings)
     else:
-        plan.show(asked, settings.how(fresh=settings.fresh), settings.places)
+        plan.show(asked, settings.how(), settings.passed_on)
 
 
 def run(asked: Question, settings: Settings) -> None:
     """Make what is missing, then write the answer."""
-    words = [asked.name, "--run", *(["--fresh"] if settings.fresh else [])]
-    settings.make(asked.jobs(), "experiments.ablate", words, fresh=settings.fresh)
+    settings.make(asked.jobs(), "experiments.ablate", [asked.name, "--run"])
     if not settings.only_runs:
-        answer.write(asked, settings.how(fresh=settings.fresh), timed=not settings.skip_timing)
+        answer.write(asked, settings.how(), timed=not settings.skip_timing)
 
 
 def as_sweep(asked: Question, settings: Settings) -> str:
@@ -91,7 +86,7 @@ def as_sweep(asked: Question, settings: Settings) -> str:
                 "arm": {"values": [arm.name for arm in asked.arms]},
                 "seed": {"values": list(asked.seeds)},
             },
-            "command": [*command, *settings.places, "${args}"],
+            "command": [*command, *settings.passed_on, "${args}"],
         },
         sort_keys=False,
     )

@@ -1,6 +1,7 @@
 """The command line that the programs share: settings as flags, mistakes as one plain sentence."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -14,6 +15,8 @@ from vitx.config import Slot
 Settings = TypeVar("Settings")
 
 REGISTRY = ConstructorRegistry()
+SIZE = re.compile(r"(\w+:)?[A-Za-z]+/\d{1,2}")
+"""A named size, such as S/16 or vitx:S/16."""
 
 
 @REGISTRY.primitive_rule
@@ -53,12 +56,22 @@ def said(values: Mapping[str, Any], *, most: int = 1000) -> str:
         if isinstance(value, list | tuple):
             return "x".join(map(word, value))
         plain = f"{value:.6g}" if isinstance(value, float) else str(value)
-        return plain.rpartition("/")[2]  # of a path only the last part: a name is no place
+        # Of a path only the last part: a name is no place.
+        return plain if SIZE.fullmatch(plain) else plain.rpartition("/")[2]
 
     words = {name: f"{name}={word(value)}" for name, value in values.items()}
     seed = words.pop("seed", "")
     line = ",".join(words.values())[: most - len(seed) - 1]
     return ",".join(part for part in (line, seed) if part)
+
+
+def goes_with(settings: object, **needed: str) -> None:
+    """ValueError for the first of these settings that was given without the one that it needs."""
+    for name, other in needed.items():
+        given = getattr(settings, name) != getattr(type(settings), name)
+        if given and not getattr(settings, other):
+            flag, its = (word.replace("_", "-") for word in (name, other))
+            raise ValueError(f"--{flag} goes with --{its}")
 
 
 def at_least(settings: object, **least: int) -> None:

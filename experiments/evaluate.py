@@ -1,11 +1,10 @@
 """Evaluate a finished run: `python -m experiments.evaluate RUN [--split val]`."""
 
-import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 
 import vitx
 from experiments import cli
+from experiments.pages import Table
 from experiments.runs import read_config
 from vitx import data, evaluate, tracking, visualize
 from vitx.config import override
@@ -68,9 +68,9 @@ def main(args: list[str]) -> None:
     split = split.take(rows.tolist())  # without pictures that were skipped as bad
     found = measure(vit, dataset, split, logits, target, settings.probe_images)
     found = {"run": settings.run.name, "split": settings.split} | found
-    (settings.run / RESULT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")
-    with (settings.run / CONFUSION).open("w", encoding="utf8", newline="") as file:
-        write_confusion(file, evaluate.confusion(logits, target, len(dataset.classes)), dataset)
+    tracking.write_json(settings.run / RESULT, found)
+    counts = evaluate.confusion(logits, target, len(dataset.classes))
+    confusion_table(counts, dataset.classes).write_csv(settings.run / CONFUSION)
     print(table(found))
     for name, figure in figures(vit, dataset, split, logits, target, settings.run):
         print(visualize.save(figure, settings.run / "figures" / f"{name}.png"))
@@ -99,13 +99,10 @@ def measure(
     }
 
 
-def write_confusion(file: TextIO, counts: np.ndarray, dataset: Dataset) -> None:
-    """Images by true class (rows) and predicted class (columns)."""
-    lines = csv.writer(file, lineterminator="\n")
-    lines.writerow(["true class", *dataset.classes])
-    lines.writerows(
-        [name, *row] for name, row in zip(dataset.classes, counts.tolist(), strict=True)
-    )
+def confusion_table(counts: np.ndarray, classes: Sequence[str]) -> Table:
+    """Images by true class (lines) and predicted class (columns)."""
+    lines = zip(classes, counts.tolist(), strict=True)
+    return Table(("true class", *classes), [(name, *map(str, line)) for name, line in lines])
 
 
 def table(found: dict[str, Any]) -> str:
@@ -138,9 +135,8 @@ def figures(
 ) -> Iterator[tuple[str, Figure]]:
     """Every picture with its name, one after the other."""
     config, names = read_config(run), dataset.classes
-    events = (run / "metrics.jsonl").read_text(encoding="utf8").splitlines()
     an_epoch = steps_an_epoch(len(dataset.train), config.batch, drop_last=config.data.drop_last)
-    yield "curves", visualize.history([json.loads(e) for e in events], steps_an_epoch=an_epoch)
+    yield "curves", visualize.history(tracking.read_events(run), steps_an_epoch=an_epoch)
     counts = evaluate.confusion(logits, target, len(names))
     yield "confusion", visualize.confusion(counts, names, title=f"{len(target):,} images")
     found = evaluate.calibration(logits, target)
@@ -158,13 +154,12 @@ SHOWN = 8
 
 
 def samples(dataset: Dataset, split: Images, *, each: int = SHOWN) -> dict[str, list[torch.Tensor]]:
-    """The first pictures of every class, as the model sees them, in [0, 1]."""
+    """The first pictures of every class that has some, as the model sees them, in [0, 1]."""
     found = {}
-    for number, name in enumerate(dataset.classes[:MOST_CLASSES]):
+    for number in split.target.unique()[:MOST_CLASSES].tolist():
         rows = (split.target == number).nonzero().flatten()[:each].tolist()
-        if rows:
-            image, _ = next(data.readings(dataset, split.take(rows)))
-            found[name] = list(dataset.pixels(image))
+        image, _ = next(data.readings(dataset, split.take(rows)))
+        found[dataset.classes[number]] = list(dataset.pixels(image))
     return found
 
 

@@ -48,6 +48,16 @@ class Table:
             csv.writer(file).writerows([self.header, *self.body])
 
 
+Columns = Mapping[str, Callable[[Any], str]]
+"""What stands in each column of a table, by its heading."""
+
+
+def table(items: Sequence[Any], columns: Columns) -> Table:
+    """A table with a line an item."""
+    body = [tuple(cell(item) for cell in columns.values()) for item in items]
+    return Table(tuple(columns), body)
+
+
 MACHINE = (
     "environment.cpu",
     "environment.cpu_id",

@@ -3,10 +3,8 @@
 import math
 import shlex
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -17,7 +15,8 @@ from experiments.runs import Ended, How, ended, missing
 from vitx import stats
 from vitx.config import TrainConfig, identity, override
 from vitx.cost import cost
-from vitx.train import init, step
+from vitx.model import build
+from vitx.timing import Training, time_block
 
 POWER = 0.8
 STEPS = 3
@@ -32,9 +31,9 @@ class Deviation:
     source: str
 
 
-def show(asked: Question, how: How, places: Sequence[str] = ()) -> None:
-    """Print the plan, and the command to run it, which takes over the flags `places`."""
-    command = shlex.join(["python", "-m", "experiments.ablate", asked.name, "--run", *places])
+def show(asked: Question, how: How, flags: Sequence[str] = ()) -> None:
+    """Print the plan, and the command to run it, which takes over these flags."""
+    command = shlex.join(["python", "-m", "experiments.ablate", asked.name, "--run", *flags])
     found = ended(how.out)
     print(asked.text, end="\n\n")
     seconds = [seconds_a_run(arm.config, how.device) for arm in asked.arms]
@@ -74,26 +73,16 @@ def table(asked: Question, found: Mapping[str, Ended], seconds: Sequence[float])
 
 def seconds_a_run(config: TrainConfig, device: torch.device) -> float:
     """The steps and readings of a run, from a few of each with random images."""
-    state = init(config, device=device)
-    image = torch.randn(config.batch, config.model.channels, *config.model.size, device=device)
-    target = torch.randint(config.model.classes, (config.batch,), device=device)
-    times = [_timed(lambda: step(state, (image, target), config)) for _ in range(1 + STEPS)]
-    model = state.result.eval()
+    training, model = Training(config), build(config.model).to(device).eval()
+    step, image = training.make_step(device), training.example(device)
+    times = [time_block(step, 1, device) for _ in range(1 + STEPS)]
     with torch.inference_mode():
-        forward = min(_timed(lambda: model(image)) for _ in range(2))
+        forward = min(time_block(lambda: model(image), 1, device) for _ in range(2))
     readings = math.ceil(config.steps / config.eval_every) + 1
     facts = config.data.facts
     test = config.data.test or (facts.test if facts else 0)
     read = (config.data.val * readings + test) / config.batch
     return config.steps * statistics.median(times[1:]) + read * forward
-
-
-def _timed(act: Any) -> float:
-    start = time.perf_counter()
-    act()
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter() - start
 
 
 def deviation(asked: Question, found: Mapping[str, Ended]) -> Deviation | None:

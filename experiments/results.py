@@ -40,9 +40,8 @@ def row_of(run: Path) -> Row:
         json.loads((run / f"{name}.json").read_text(encoding="utf8"))
         for name in ("summary", "environment")
     )
-    lines = (run / "metrics.jsonl").read_text(encoding="utf8").splitlines()
     keys = ("step", f"{config.curve}/accuracy", f"{config.curve}/loss")
-    events = [event for event in map(json.loads, lines) if keys[1] in event]
+    events = [event for event in tracking.read_events(run) if keys[1] in event]
     found = cost(config.model)
     images = images_seen(config)
     return {

@@ -122,7 +122,7 @@ class Trials:
     def behind(self, claim: Claim) -> bool:
         """Whether a trial is to stop: at a rung, and not among the best of those that reached it.
 
-        Rungs are readings first, first·eta, …; the best 1/eta so far go on, one at least.
+        The best 1/eta of those that reached it so far go on, one at least.
         """
         rule = self.sweep.hyperband
         mine = self.study.get_trials(deepcopy=False)[claim.trial.number].intermediate_values

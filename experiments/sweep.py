@@ -5,7 +5,6 @@ far, --confirm reruns the best settings on fresh seeds, --wandb registers the fi
 starts its agents.
 """
 
-import json
 import math
 import os
 import re
@@ -74,6 +73,9 @@ def main(args: list[str]) -> None:
     cli.at_least(settings, workers=1, confirm=0, seeds=2)
     if settings.show + settings.wandb + bool(settings.confirm) > 1:
         raise ValueError("--show, --confirm and --wandb exclude each other; choose one")
+    if settings.only_runs and (settings.show or settings.wandb):
+        raise ValueError("--only-runs is for trials that this program runs")
+    cli.goes_with(settings, seeds="confirm")
     if settings.whole:
         if sweep.hyperband is None or settings.wandb:
             raise ValueError(
@@ -206,11 +208,7 @@ def _watch(
 def _readings(trials: Trials, name: str) -> list[tuple[int, float]]:
     """What the run has logged of the metric so far."""
     folder, metric = trials.run_folder(name), trials.sweep.metric
-    path = folder / "metrics.jsonl" if folder else None
-    if path is None or not path.exists():
-        return []
-    lines = [line for line in path.read_text(encoding="utf8").splitlines(True) if line[-1] == "\n"]
-    events = [json.loads(line) for line in lines]
+    events = tracking.read_events(folder) if folder else []
     return [
         (event.get(STEP, 0), event[metric]) for event in events if _is_number(event.get(metric))
     ]

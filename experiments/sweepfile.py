@@ -38,6 +38,8 @@ TRIED = 256
 READ = (tracking.VAL_LOSS, tracking.VAL_ACCURACY)
 """Metrics by which trainings are compared: validation picks, the test split is read once."""
 TRAIN = ("-m", "experiments.train")
+MOST_RUNGS = 32
+"""Of a rule that names the first."""
 """Words of a command that trains a recipe, whose name follows."""
 
 
@@ -73,17 +75,10 @@ class Range:
 
 @dataclass(frozen=True)
 class Hyperband:
-    """Trials are compared after first, first·eta, … readings; the best 1/eta go on."""
+    """Trials are compared after so many readings, the rungs; the best 1/eta go on."""
 
-    first: int
+    rungs: tuple[int, ...]
     eta: int
-    most: int = 10**6
-    """Readings of a whole trial, which are no rung."""
-
-    @property
-    def rungs(self) -> list[int]:
-        rungs = (self.first * self.eta**k for k in itertools.count())
-        return list(itertools.takewhile(lambda rung: rung < self.most, rungs))
 
 
 @dataclass(frozen=True)
@@ -375,12 +370,16 @@ def _hyperband(path: Path, said: object) -> Hyperband | None:
         for key in ("max_iter", "s"):
             if key in said:
                 raise ValueError(f"{path}: early_terminate.{key} does not go with min_iter")
-        return Hyperband(_whole(path, "early_terminate.min_iter", said["min_iter"], 1), eta)
+        least = _whole(path, "early_terminate.min_iter", said["min_iter"], 1)
+        return Hyperband(tuple(least * eta**k for k in range(MOST_RUNGS)), eta)
     if "max_iter" not in said:
         raise ValueError(f"{path}: early_terminate needs min_iter, or max_iter and s")
     most = _whole(path, "early_terminate.max_iter", said["max_iter"], 1)
     brackets = _whole(path, "early_terminate.s", said.get("s", 1), 1)
-    return Hyperband(max(1, most // eta**brackets), eta, most)
+    rungs = [most // eta**k for k in range(brackets, 0, -1)]
+    if not rungs[-1]:
+        raise ValueError(f"{path}: early_terminate.max_iter = {most} is less than eta = {eta}")
+    return Hyperband(tuple(rung for rung in rungs if rung), eta)
 
 
 def _trials(path: Path, method: str, parameters: Mapping[str, Choice | Range], cap: object) -> int:

@@ -52,12 +52,12 @@ def main(args: list[str]) -> None:
     cli.at_least(settings, levels=2, held_out=0)
     base = _base(name, settings.data_root)
     crossed, held_out = jobs(name, base, settings)
-    left = runs.missing([*crossed, *held_out], runs.ended(settings.out))
+    left = runs.missing([*crossed, *held_out], runs.ended(settings.out), fresh=settings.fresh)
     print(f"{len(crossed)} runs, and {len(held_out)} held out; {len(left)} of them to be made")
     words = [name, "--run", "--levels", str(settings.levels)]
     words += ["--held-out", str(settings.held_out)]
     if not settings.run:
-        print(f"make them: {PROG} {shlex.join([*words, *settings.places])}")
+        print(f"make them: {PROG} {shlex.join([*words, *settings.passed_on])}")
         return
     settings.make([*crossed, *held_out], "experiments.variance", words)
     if not settings.only_runs:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments import cli
 from experiments.runs import How, Job, check_lanes, ended, missing, work
 from vitx import machine, tracking
 
@@ -22,6 +23,8 @@ class Making:
     """Stop when the runs are made, as on one node of many."""
     vectorize: int = 1
     """Seeds that are trained as one program; for small models."""
+    fresh: bool = False
+    """Make again what other code made."""
     out: Path = tracking.OUT
     """Folder of run folders, shared by all programs; by default VITX_OUT, or runs."""
     data_root: str = ""
@@ -32,38 +35,36 @@ class Making:
     """Device; empty for the accelerator of this machine, else the CPU."""
 
     def __post_init__(self):
-        for name in ("workers", "vectorize"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        cli.at_least(self, workers=1, vectorize=1)
 
-    def how(self, *, fresh: bool = False) -> How:
+    def how(self) -> How:
         """How runs are made with these settings. Raises ValueError for an absent device."""
         device, wandb = tracking.device(self.device), self.wandb or None
-        return How(out=self.out, device=device, wandb=wandb, lanes=self.vectorize, fresh=fresh)
+        return How(out=self.out, device=device, wandb=wandb, lanes=self.vectorize, fresh=self.fresh)
 
     @property
-    def places(self) -> list[str]:
-        """The flags that say where: folders, W&B mode and device, as far as they were given."""
+    def passed_on(self) -> list[str]:
+        """The flags that go to other processes, as far as they were given: where runs are, W&B
+        mode, device, and whether stale runs count."""
         names = ("out", "data_root", "wandb", "device")
         given = {name: str(getattr(self, name)) for name in names if getattr(self, name)}
-        return [
+        flags = [
             f"--{name.replace('_', '-')}={value}"
             for name, value in given.items()
             if name != "out" or self.out != tracking.OUT
         ]
+        return [*flags, "--fresh"] if self.fresh else flags
 
-    def make(
-        self, jobs: Sequence[Job], module: str, words: Sequence[str], *, fresh: bool = False
-    ) -> None:
+    def make(self, jobs: Sequence[Job], module: str, words: Sequence[str]) -> None:
         """Make the runs, by as many processes as asked for: of `module`, with the flags `words`.
 
         Raises ValueError for runs that can't be lanes of one program, before any is started.
         """
-        how = self.how(fresh=fresh)
-        left = missing(jobs, ended(how.out), fresh=fresh)
+        how = self.how()
+        left = missing(jobs, ended(how.out), fresh=how.fresh)
         check_lanes(left, how)
         if self.workers > 1 and left:
-            flags = [*words, "--only-runs", f"--vectorize={self.vectorize}", *self.places]
+            flags = [*words, "--only-runs", f"--vectorize={self.vectorize}", *self.passed_on]
             spread(module, flags, workers=self.workers, folder=self.out / jobs[0].group)
         work(jobs, how)
 

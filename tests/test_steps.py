@@ -1,5 +1,6 @@
 """Whole steps in pairs: both sides train, the plain rendering is the recipe, rows are a table."""
 
+import dataclasses
 import json
 
 import pytest
@@ -31,8 +32,9 @@ def test_both_sides_of_a_comparison_run(name, dataset):
 
 @pytest.mark.slow
 def test_a_process_of_a_comparison_ends_well_though_wandb_stood_still(tmp_path, dataset):
-    torch.save(dataset, tmp_path / "data.pt")
-    record = steps._child("wandb", 0, 1, tmp_path)
+    torch.save(dataset, tmp_path / steps.DATA)
+    record, words = steps._child("wandb", 0, 1, tmp_path)
+    assert not words
     assert len(record["rounds"]) == 6
     assert all(s > 0 for each in record["rounds"] for s in each["seconds"].values())
 
@@ -76,7 +78,9 @@ def test_rows_of_a_run_become_tables(tmp_path, dataset, monkeypatch, capsys):
         rounds = [{"order": steps.ARMS, "seconds": seconds, "foreign": 0.0}]
         share = {"data_share": 0.03} if name == "timm" else {}
         values = {"log_ratio": 0.6931 + 0.001 * number, "log_ratio_again": 0.001, "threads": 2}
-        return {"rounds": rounds, **values, **share}
+        if name == "timm-compiled":
+            return {}, "no C++ compiler"
+        return {"rounds": rounds, **values, **share}, ""
 
     monkeypatch.setattr(steps, "_child", child)
     cli.run(steps.main, ["--root=x", "--processes=3", f"--out={tmp_path}"])
@@ -85,6 +89,8 @@ def test_rows_of_a_run_become_tables(tmp_path, dataset, monkeypatch, capsys):
         found = [json.loads(line) for line in file]
     table, whole = render.step_table(found), render.whole_table(found)
     assert len(table.body) == len(steps.COMPARISONS)
+    failed = next(line for line in table.body if line[2] == "default")
+    assert failed[3:8] == ("–", "–", "failed: no C++ compiler", "–", "failed")
     assert table.body[0][3:6] == ("50", "100", "2.002 (1.997 to 2.007)")
     assert [line[1] for line in whole.body] == [
         "12.0 s (12.0 to 12.0)", "3.0%", "-50.0% (-50.2% to -49.9%)", "100,000 s"
@@ -93,6 +99,15 @@ def test_rows_of_a_run_become_tables(tmp_path, dataset, monkeypatch, capsys):
     assert errors["plain"]["logits_error"] < 1e-10
     assert errors["timm"]["logits_error"] < 1e-10
     assert errors["wandb"] is errors["epoch"] is None
+
+
+def test_models_that_differ_are_not_timed(tmp_path, monkeypatch):
+    wrong = dataclasses.replace(steps.COMPARISONS["timm"], error=lambda: 2e-3)
+    monkeypatch.setitem(steps.COMPARISONS, "timm", wrong)
+    monkeypatch.setattr(steps, "_child", None)
+    kind, fields = steps.compared("timm", 2, 1, tmp_path)
+    assert (kind, fields["verdict"]) == ("failure", "not equal")
+    assert fields["reason"] == "logits differ by 2.0e-03 in float64"
 
 
 @pytest.mark.parametrize(

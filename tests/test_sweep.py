@@ -109,6 +109,10 @@ def quick(folder, parameters, method="grid", wait=0.0, **keys):
         ({"parameters": {"optim.lr": {"min": 0.1, "max": 1.0, "q": 0.0,
                                       "distribution": "q_uniform"}}}, "q = 0.0 must be positive"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 1, "s": 2}}, "s does not go with"),
+        (
+            {"early_terminate": {"type": "hyperband", "max_iter": 2}},
+            "max_iter = 2 is less than eta = 3",
+        ),
         ({"parameters": {"model.heads": {"values": [5]}, "model.width": {"values": [32, 64]}}},
          "parameters.model.heads: model.heads = 5 does not divide"),
     ],
@@ -337,11 +341,26 @@ def test_hyperband_stops_what_is_behind_and_says_what_it_saved(tmp_path, capsys)
     assert len(list((tmp_path / "quick-whole" / "trials").glob("0*"))) == 4
 
 
+@pytest.mark.parametrize(
+    ("rule", "rungs"),
+    [
+        ({"max_iter": 27, "s": 2, "eta": 3}, (3, 9)),
+        ({"max_iter": 10, "s": 2}, (1, 3)),
+        ({"max_iter": 10, "s": 9}, (1, 3)),
+        ({"max_iter": 10}, (3,)),
+        ({"min_iter": 2, "eta": 2}, (2, 4, 8)),
+    ],
+)
+def test_rungs_are_those_of_wandb(tmp_path, rule, rungs):
+    path = quick(tmp_path, {"x": {"value": 1}}, early_terminate={"type": "hyperband"} | rule)
+    assert sweepfile.read(path).hyperband.rungs[:3] == rungs
+
+
 def test_rungs_compare_what_stands_and_no_whole_trial(tmp_path):
     rule = {"type": "hyperband", "max_iter": 8, "s": 2, "eta": 2}
     path = quick(tmp_path, {"x": {"values": [1, 2, 3]}}, early_terminate=rule)
     found = sweepfile.read(path)
-    assert found.hyperband.rungs == [2, 4]
+    assert found.hyperband.rungs == (2, 4)
     trials = Trials(found, "", tmp_path)
     claims = [trials.take() for _ in range(3)]
     for claim, values in zip(claims, [(5, 1.0), (5, 2.0), (5, 3.0)], strict=True):

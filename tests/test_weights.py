@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import vitx
-from benchmarks.plain import HeadedAttention, MergedAttention, PlainVit
+from benchmarks.plain import HEADS, WIDTH, MergedAttention, PlainVit, attend
 from experiments.recipes import RECIPES
 from vitx import weights
 from vitx.config import ModelConfig, override
@@ -87,6 +87,29 @@ class CourseVit(nn.Module):
         for layer in self.encoder_layers:
             x = layer(x)
         return self.classifier(x[:, 0])
+
+
+class Head(nn.Module):
+    def __init__(self, bias):
+        super().__init__()
+        self.query, self.key, self.value = (
+            nn.Linear(WIDTH, WIDTH // HEADS, bias=bias) for _ in range(3)
+        )
+
+    def forward(self, x):
+        return attend(self.query(x), self.key(x), self.value(x))
+
+
+class HeadedAttention(nn.Module):
+    """The CIFAR-10 project's other attention, a module a head."""
+
+    def __init__(self, bias=True):
+        super().__init__()
+        self.heads = nn.ModuleList(Head(bias) for _ in range(HEADS))
+        self.output_projection = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.output_projection(torch.cat([head(x) for head in self.heads], dim=-1))
 
 
 ORIGINALS = {

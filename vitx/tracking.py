@@ -30,6 +30,7 @@ from vitx.checkpoint import Lock
 PROJECT = "vitx"
 OUT = Path(os.environ.get("VITX_OUT") or "runs")
 """Where programs keep their run folders, unless told otherwise."""
+EVENTS = "metrics.jsonl"
 MODES = ("online", "offline", "disabled")
 CODE = ("vitx", "experiments", "benchmarks", ":!benchmarks/results")
 """What makes results, in git's words: with a change or a new file there, a run is dirty."""
@@ -97,7 +98,7 @@ class Run:
         self._lock = Lock(self.folder)
         self.figures = self.folder / "figures"
         self.figures.mkdir(parents=True, exist_ok=True)
-        self._events = (self.folder / "metrics.jsonl").open("a", encoding="utf8")
+        self._events = (self.folder / EVENTS).open("a", encoding="utf8")
         if not self.resumed:
             self.write("run.json", {"id": self.id, "group": group, "name": name})
         self.write("config.json", dict(config))
@@ -120,20 +121,16 @@ class Run:
 
     def events(self, *keys: str) -> list[dict[str, Any]]:
         """The events so far that hold one of these values."""
-        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
-        found = [json.loads(line) for line in lines]
+        found = read_events(self.folder)
         return [event for event in found if any(key in event for key in keys)]
 
     def rewind(self, step: int) -> None:
         """Forget the events after a step, which will come again."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / EVENTS
         self._events.close()
-        lines = path.read_text(encoding="utf8").splitlines(keepends=True)
-        # A kill may leave the last line cut off.
-        whole = [line for line in lines if line.endswith("\n")]
-        kept = [line for line in whole if json.loads(line).get(STEP, 0) <= step]
+        kept = [event for event in read_events(self.folder) if event.get(STEP, 0) <= step]
         new = path.with_suffix(".new")
-        new.write_text("".join(kept), encoding="utf8")
+        new.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf8")
         os.replace(new, path)
         self._events = path.open("a", encoding="utf8")
 
@@ -250,6 +247,13 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run folder so far, without a last line that a kill has cut off."""
+    path = folder / EVENTS
+    lines = path.read_text(encoding="utf8").splitlines(True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def write_json(path: Path, value: Any) -> None:
