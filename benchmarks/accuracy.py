@@ -98,7 +98,9 @@ def train_side(side: str, seed: int, config: TrainConfig, device: torch.device |
         "side": side,
         "seed": seed,
         "accuracy": result.test.accuracy,
+        "loss": result.test.loss,
         "val_accuracy": result.val.accuracy,
+        "standard_error": result.test.standard_error,
         "seconds": result.seconds,
         "curve": result.curve,
         "confusion": confusion(
