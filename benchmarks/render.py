@@ -186,7 +186,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
             mean = mean_interval(row[f"{side}_values"])
             text = f"{mean.value:.2%} ({mean.low:.2%} to {mean.high:.2%})"
             seconds = f"{row[f'{side}_seconds']:.0f}" if f"{side}_seconds" in row else "–"
-            said = _equivalence(row) if side == "candidate" else ""
+            said = _equivalence_test(row) if side == "candidate" else ""
             body.append((row["data"], LABELS[side], str(row["seeds"]), text,
                          _standard_error(mean.value, images), seconds, where, said))  # fmt: skip
         if row["svm"] is not None:
@@ -196,7 +196,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
     return Table(header, body)
 
 
-def _equivalence(row: Row) -> str:
+def _equivalence_test(row: Row) -> str:
     """The verdict of the equivalence test, with the numbers behind it where there are some."""
     if not isinstance(row["low"], float):
         return row["verdict"]

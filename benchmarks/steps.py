@@ -33,6 +33,7 @@ from experiments.rows import Rows
 from vitx import data, evaluate, stats, tracking, vectorize, weights
 from vitx.config import TrainConfig, override
 from vitx.cost import forward_macs
+from vitx.equality import TOLERANCE
 from vitx.interop.timm import from_timm
 from vitx.job import run_limited
 from vitx.machine import Watch, descendants, end_with_parent, keep_memory
@@ -49,8 +50,6 @@ COMPILED = override(CONFIG, compile=True)
 OURS = RECIPES["cifar10"]
 DIGITS = RECIPES["digits"]
 LANES = 8
-LARGEST = 1e-10
-"""Difference of logits in float64 up to which two models are the same."""
 LIMIT_S = 3600.0
 """A process that takes longer is ended, and its comparison is a failure."""
 DATA, RECORD = "data.pt", "record.json"
@@ -324,7 +323,7 @@ def compared(name: str, processes: int, steps: int, folder: Path) -> tuple[str, 
     comparison = COMPARISONS[name]
     error = comparison.error() if comparison.error else None
     labels, unknown = _labels(name, error), {"ratio": None, "noise_floor": None, "images_per_s": {}}
-    if error is not None and not error < LARGEST:
+    if error is not None and not error <= TOLERANCE:
         said = {"verdict": "not equal", "reason": f"logits differ by {error:.1e} in float64"}
         return "failure", labels | unknown | said
     records = []

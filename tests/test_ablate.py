@@ -384,6 +384,8 @@ def test_the_sweep_file_has_an_arm_and_a_seed_for_every_run():
     assert points == {(arm.name, seed) for arm in asked.arms for seed in asked.seeds}
     assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"}
     assert sweep["command"][-3:] == ["--data-root=there", "--device=cpu", "${args}"]
+    fresh = yaml.safe_load(ablate.as_sweep(asked, ablate.Settings(fresh=True)))
+    assert fresh["command"][-2:] == ["--fresh", "${args}"]
     with pytest.raises(ValueError, match="trains nothing, so there is nothing to sweep"):
         ablate.as_sweep(ask(METRIC="images_per_s"), settings)
 

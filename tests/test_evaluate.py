@@ -12,7 +12,8 @@ from PIL import Image
 from benchmarks.plain import PlainVit
 from experiments import cli, predict, train
 from experiments import evaluate as program
-from vitx import evaluate, visualize, weights
+from vitx import data, evaluate, visualize, weights
+from vitx.config import DataConfig
 
 LOGITS = torch.tensor([[2.0, 1, 0], [0, 3, 1], [1, 0, 2], [5, 0, 1], [0, 2, 1]])
 TARGET = torch.tensor([1, 1, 0, 0, 2])
@@ -35,6 +36,15 @@ def test_calibration_is_its_sum():
             total += len(inside) / 5 * abs(right - np.mean([sure[i] for i in inside]))
     assert found.error == pytest.approx(total)
     assert found.images.sum() == 5
+
+
+def test_pictures_are_those_of_the_classes_that_have_some():
+    config = DataConfig(name="fake(images=400, size=8, classes=50)", val=50, test=200)
+    dataset = data.load(config)
+    late = dataset.test.take((dataset.test.target >= 45).nonzero().flatten().tolist())
+    found = program.samples(dataset, late)
+    assert set(found) == {dataset.classes[int(label)] for label in late.target}
+    assert all(0 < len(pictures) <= program.SHOWN for pictures in found.values())
 
 
 def test_a_calibrated_model_has_a_small_error_and_a_sure_one_a_large():

@@ -118,6 +118,9 @@ WITHOUT_OUT = ("benchmarks.check", "benchmarks.equality", "experiments.evaluate"
         (["benchmarks", "--only", "pilot"], "stage = 'pilot' is not one of this scale"),
         (["benchmarks", "--models", "vit_small"], "model = 'vit_small' is not timed here"),
         (["benchmarks.check", "--device=cuda"], "nrecognized options: --device=cuda"),
+        (["benchmarks", "--batch=16"], "--batch goes with --accuracy"),
+        (["benchmarks", "--calibrate=1", "--models=a"], "--models does not go with --calibrate"),
+        (["benchmarks", "--check", "--only=speed"], "--only does not go with --check"),
         (["benchmarks.equality", "vit_tiny_patch16_225"], "did you mean 'vit_tiny_patch16_224'"),
         (["benchmarks.equality", "vit_base_patch16_clip_224"], "timm's pre_norm"),
         (["benchmarks.equality", "resnet18"], "ResNet is another class"),
@@ -420,3 +423,8 @@ def test_a_run_is_named_by_what_matters_and_never_by_a_place():
     changed = override(recipe, weights="/a/b/vit", batch=8, **{"data.root": "/c/d"})
     assert name_run(changed, recipe) == "weights=vit,batch=8"
     assert name_run(override(recipe, log_every=3), recipe) == "base"
+
+
+def test_sizes_keep_their_library_in_a_line_of_settings():
+    found = cli.said({"models": "vitx:S/16", "size": "B/16", "root": "some/place", "seed": 1})
+    assert found == "models=vitx:S/16,size=B/16,root=place,seed=1"

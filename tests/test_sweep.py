@@ -182,6 +182,8 @@ def test_whole_numbers_and_steps_are_drawn_as_said(tmp_path):
         ({}, ["--show", "--storage", "absent"], "can't be reached: there is no such file"),
         ({}, ["--show", "--wandb"], "--show, --confirm and --wandb exclude each other"),
         ({}, ["--whole"], "--whole is for files with early_terminate, and without --wandb"),
+        ({}, ["--seeds", "4"], "--seeds goes with --confirm"),
+        ({}, ["--show", "--only-runs"], "--only-runs is for trials that this program runs"),
         ({}, ["--confirm", "-1"], "confirm = -1 must be at least 0"),
         ({}, ["--storage", "nosuch://x"], "can't be reached"),
         ({}, ["--workers", "0"], "workers = 0 must be at least 1"),
