@@ -14,14 +14,18 @@ from experiments.pages import Row, Table
 from experiments.question import Arm, Question, paired
 from experiments.rows import Rows
 from experiments.runs import Ended, How, devices, ended, lasting, sources
-from vitx import stats, timing, tracking, visualize
+from vitx import compare, equality, job, machine, stats, timing, tracking, visualize
 from vitx.compare import speed
-from vitx.config import delta, identity
+from vitx.config import delta, flat, identity
 from vitx.cost import cost
 from vitx.timing import Training
 
 TIMING = timing.Plan(mode="training", processes=5, pair_s=6.0)
 """How an arm's training step is timed beside the baseline's."""
+TIMED_BY = tuple(
+    Path(str(module.__file__)) for module in (stats, machine, equality, timing, job, compare)
+)
+"""The files whose statements decide what a timed pair says."""
 TIMES = "times"
 """Folder of the timed pairs, which are not timed again."""
 
@@ -85,7 +89,8 @@ def time_arm(asked: Question, arm: Arm, how: How) -> Mapping[str, Any]:
     """
     base, device, environment = asked.arms[0].config, how.device, tracking.environment()
     where = json.dumps([str(device), environment["cpu"], environment["gpu"],
-                        torch.get_num_threads(), tracking.code()])  # fmt: skip
+                        torch.get_num_threads(), tracking.code(),
+                        tracking.code_of(TIMED_BY, "torch"), flat(TIMING)])  # fmt: skip
     place = hashlib.sha256(where.encode()).hexdigest()[:8]
     path = how.out / TIMES / f"{identity(base)}-{identity(arm.config)}-{place}.json"
     known = {} if how.fresh else tracking.read_json(path)

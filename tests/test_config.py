@@ -8,12 +8,16 @@ from vitx.config import (
     DataConfig,
     ModelConfig,
     OptimConfig,
+    TrainConfig,
     delta,
     flat,
+    from_flat,
+    identity,
     override,
     size,
 )
 from vitx.cost import cost, training_macs
+from vitx.functional.attention import ATTENTION
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -102,6 +106,28 @@ def test_override_changes_nested_fields_and_refuses_unknown_ones():
         override(DIGITS, **{"model.dep": 6})
     with pytest.raises(ValueError, match="TrainConfig has no part 'modle'; did you mean 'model'"):
         override(DIGITS, **{"modle.depth": 6})
+
+
+def sdpa(q, k, v, *, mask=None, drop=0.0):
+    """One of our own, under a name that the table has too."""
+    return v
+
+
+def test_a_callable_of_ones_own_is_recorded_with_its_module():
+    own = ModelConfig(attention=sdpa)
+    assert delta(own, ModelConfig()) == {"attention": f"{__name__}.sdpa"}
+    assert identity(own) != identity(ModelConfig())
+    with pytest.raises(ValueError, match="can't be read; write a name"):
+        from_flat(ModelConfig, flat(own))
+    assert flat(ModelConfig(attention=ATTENTION["sdpa"])) == flat(ModelConfig())
+    with pytest.raises(ValueError, match="has no name to be recorded by; write it as a def"):
+        flat(ModelConfig(mlp=lambda x: x))
+
+
+@pytest.mark.parametrize("name", ["dep", "model.dep", "modle.depth"])
+def test_a_record_with_an_unknown_field_is_refused(name):
+    with pytest.raises(ValueError, match=f"the configuration has an unknown {name}"):
+        from_flat(TrainConfig, flat(DIGITS) | {name: 3})
 
 
 def test_delta_names_what_differs_and_flat_is_plain():

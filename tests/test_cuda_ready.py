@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vitx
 from experiments.recipes import RECIPES
-from vitx import optim
-from vitx.config import SIZES, OptimConfig
+from vitx import optim, train
+from vitx.config import SIZES, OptimConfig, override
 from vitx.data import Dataset, Split, batches, epoch_draws
 from vitx.functional.loss import cross_entropy
 
@@ -60,6 +60,22 @@ def test_the_fused_optimizer_steps_on_cuda(fake):
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     assert all(s["exp_avg"].device.type == "cuda" for s in optimizer.state.values())
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_what_follows_the_backward_pass_waits_for_nothing(fake, monkeypatch, precision):
+    config = override(RECIPES["digits"], precision=precision, **{"optim.clip": 1.0})
+    # Fake models can be neither moved nor copied, so both are made where they belong.
+    monkeypatch.setattr(vitx.Vit, "to", lambda self, device: self)
+    model, average = (vitx.build(config.model, device="cuda") for _ in range(2))
+    state = train.init(config, model=model, device="cuda")
+    state.average, config = average, override(config, ema=0.9)
+    for parameter in state.model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    loss, accuracy = torch.empty(2, device="cuda")
+    metrics = train.change(state, loss, accuracy, 4.0, config)
+    assert all(value.device.type == "cuda" for value in metrics.values())
+    assert state.steps_done == 1
 
 
 def test_a_cpu_tensor_mixed_in_is_refused(fake):

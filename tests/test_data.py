@@ -111,6 +111,20 @@ def test_a_bad_picture_is_named_or_skipped_and_listed(root):
     assert all("can't be decoded" in said for said in dataset.skipped)
 
 
+def test_pictures_that_are_all_bad_are_no_split(cifar):
+    for path in cifar.glob("train/*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(images.BadImage, match=r"\.png can't be decoded"):
+        data.load(DataConfig(name="cifar10", root=str(cifar), on_bad_image="skip"))
+
+
+def test_two_folders_of_one_split_are_refused(root):
+    for name in ("val", "validation"):
+        (root / name).mkdir()
+    with pytest.raises(ValueError, match="holds both val and validation, which mean one split"):
+        load(root)
+
+
 def test_a_picture_too_large_is_refused_before_it_is_decoded(root, monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(images.BadImage, match=r"40×30 pixels, more than data\.max_pixels = 1,000"):

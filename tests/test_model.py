@@ -254,6 +254,15 @@ def test_what_is_put_on_qkv_acts_in_the_last_block_too(how):
     torch.testing.assert_close(vit.encode(image, read=1), changed[:, :1])
 
 
+@pytest.mark.parametrize("patchify", ["conv", "unfold"])
+def test_what_is_put_on_the_patch_projection_acts(patchify):
+    vit = make(patchify=patchify)
+    image = images(vit)
+    before = vit.patch_embed(image)
+    vit.patch_embed.proj.register_forward_hook(lambda module, args, out: 2 * out)
+    torch.testing.assert_close(vit.patch_embed(image), 2 * before)
+
+
 def test_the_same_seed_draws_the_same_bits_and_another_does_not():
     one, two, three = (vitx.build(SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -207,6 +207,54 @@ def test_what_save_pretrained_writes_is_read(hugging_face, tmp_path, kind):
         assert about.classes == ("ant", "bee", "cat")
 
 
+def test_a_file_of_hugging_face_has_its_folders_settings(hugging_face, tmp_path):
+    transformers, config = hugging_face
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    said |= {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    read = vitx.load(tmp_path / "model.safetensors").config
+    assert read == vitx.load(tmp_path).config
+    assert (read.mlp, read.norm, read.heads) == ("gelu_tanh", "layernorm(eps=0.001)", 3)
+
+
+def test_another_number_of_heads_than_the_files_is_refused(hugging_face, tmp_path):
+    transformers, config = hugging_face
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the model has 3 attention heads, not 6"):
+        vitx.load(tmp_path, heads=6)
+    ours = override(weights.describe(tmp_path).config, heads=6)
+    with pytest.raises(ValueError, match="the model has 3 attention heads, not 6"):
+        weights.start(ours, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "resize"),
+    [
+        ({}, "squash"),
+        ({"do_center_crop": True, "size": {"shortest_edge": 256}, "crop_size": 224}, "crop"),
+        (
+            {"do_center_crop": True, "size": {"shortest_edge": 256},
+             "crop_size": {"height": 224, "width": 224}},
+            "crop",
+        ),
+        ({"do_center_crop": True, "size": {"shortest_edge": 224}, "crop_size": 224}, None),
+        (
+            {"do_center_crop": True, "size": {"height": 256, "width": 256},
+             "crop_size": {"height": 224, "width": 224}},
+            None,
+        ),
+    ],
+)  # fmt: skip
+def test_a_way_to_crop_that_cannot_be_said_is_not_guessed(hugging_face, tmp_path, said, resize):
+    transformers, config = hugging_face
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    said |= {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    wanted = resize and Preprocessing(resize, (0.5,) * 3, (0.25,) * 3)
+    assert weights.describe(tmp_path).preprocessing == wanted
+
+
 def test_a_vit_is_written_for_hugging_face(hugging_face, tmp_path):
     transformers, config = hugging_face
     theirs = randomised(transformers.ViTForImageClassification(config).eval())

@@ -4,6 +4,7 @@
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from vitx.config import ModelConfig, override, size
@@ -28,25 +29,11 @@ __all__ = [
 ]
 
 _LAZY = {"from_timm": "vitx.interop.timm", "load": "vitx.weights", "export": "vitx.weights"}
-_MODULES = (
-    "compare",
-    "cost",
-    "data",
-    "equality",
-    "evaluate",
-    "optim",
-    "stats",
-    "timing",
-    "tracking",
-    "train",
-    "visualize",
-    "weights",
-)
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in _MODULES:
+    if importlib.util.find_spec(f"vitx.{name}"):
         return importlib.import_module(f"vitx.{name}")
     raise AttributeError(f"module 'vitx' has no attribute {name!r}")

@@ -472,9 +472,9 @@ def from_flat(kind: type[Config], values: Mapping[str, Any], prefix: str = "") -
     Raises ValueError naming a field that is unknown.
     """
     hints, fields = get_type_hints(kind), {}
-    known = {prefix + entry.name for entry in dataclasses.fields(kind)}
+    known = {entry.name for entry in dataclasses.fields(kind)}
     for name in values:
-        if name.startswith(prefix) and name not in known and "." not in name[len(prefix) :]:
+        if name.startswith(prefix) and name[len(prefix) :].partition(".")[0] not in known:
             raise ValueError(f"the configuration has an unknown {name}")
     for entry in dataclasses.fields(kind):
         name, inner = prefix + entry.name, hints[entry.name]
@@ -495,7 +495,8 @@ def delta(config: Any, base: Any) -> dict[str, Any]:
 def identity(config: Config) -> str:
     """A hash of all that a run's numbers depend on: every field, but for the `FREE` ones.
 
-    The folder of the data counts where it alone says which data they are.
+    The folder of the data counts where it alone says which data they are; a file of weights counts
+    by its path, not by what is in it.
     """
     named = not isinstance(config, TrainConfig) or config.data.facts is not None
     free = FREE if named else tuple(name for name in FREE if name != "data.root")
@@ -507,7 +508,22 @@ def identity(config: Config) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
-    return getattr(value, "__name__", repr(value)) if callable(value) else value
+    return _said(value) if callable(value) else value
+
+
+def _said(slot: Callable[..., Any]) -> str:
+    """A slot's callable for records: its name in a table, else with its module.
+
+    Raises ValueError for one without a name of its own, of which a record would say nothing.
+    """
+    for entries in (*SLOTS.values(), SOURCES, SCHEDULE):
+        for name, entry in entries.items():
+            if slot is entry:
+                return name
+    name = getattr(slot, "__qualname__", "<lambda>")
+    if "<lambda>" in name:
+        raise ValueError(f"{slot!r} has no name to be recorded by; write it as a def")
+    return f"{slot.__module__}.{name}"
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:

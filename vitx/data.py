@@ -137,7 +137,7 @@ def epoch_order(seed: int, epoch: int, images: int) -> Int[Tensor, " images"]:
     return torch.randperm(images, generator=_generator(seed, epoch, stream=0))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)  # each seed that is trained as a lane has a table for each variation
 def epoch_draws(
     seed: int, epoch: int, images: int, draws: int, *, stream: int = 1
 ) -> Float[Tensor, "images draws"]:

@@ -109,9 +109,9 @@ def read_all(files: Files, *, skip: bool) -> tuple[Split, list[str]]:
     else:
         found = [_decode(portion) for portion in portions]
     bad = [why for portion in found for why in portion.bad]
-    if bad and not skip:
-        raise BadImage(bad[0])
     sizes = set().union(*(portion.sizes for portion in found))
+    if bad and not (skip and sizes):
+        raise BadImage(bad[0])
     if len(sizes) != 1:
         raise ValueError(f"pictures of one size were expected, not of {sorted(sizes)[:3]}")
     pixels = np.concatenate([portion.pixels for portion in found if portion.sizes])
@@ -143,8 +143,3 @@ def _decode(files: Files) -> _Portion:
     sizes = {found.shape for found in pixels}
     stacked = np.stack(pixels) if len(sizes) == 1 else np.empty(0)
     return _Portion(stacked, files.target[good].numpy(), sizes, bad)
-
-
-def grey(pixels: UInt8[Tensor, "images h w"]) -> UInt8[Tensor, "images 1 h w"]:
-    """Scans without a channel axis, with one."""
-    return rearrange(pixels, "images h w -> images 1 h w")

@@ -24,11 +24,22 @@ class Linear(nn.Linear):
         pass
 
 
-class PatchKernel(nn.Conv2d):
-    """The weights of PyTorch's Conv2d, left unfilled; a `patchify` function applies them."""
+class Conv2d(nn.Conv2d):
+    """PyTorch's, left unfilled."""
 
     def reset_parameters(self) -> None:
         pass
+
+
+class PatchKernel(Conv2d):
+    """A convolution's weights, whose patches do not overlap; `patchify` applies them."""
+
+    def __init__(self, channels: int, width: int, patch: tuple[int, int], *, patchify: Callable):
+        super().__init__(channels, width, kernel_size=patch, stride=patch)
+        self.patchify = patchify
+
+    def forward(self, image: Image) -> Tokens:  # type: ignore[override]
+        return self.patchify(image, self.weight, self.bias)
 
 
 def _plain(linear: nn.Module) -> bool:
@@ -47,11 +58,10 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, channels: int, width: int, patch: tuple[int, int], *, patchify: Callable):
         super().__init__()
-        self.proj = PatchKernel(channels, width, kernel_size=patch, stride=patch)
-        self.patchify = patchify
+        self.proj = PatchKernel(channels, width, patch, patchify=patchify)
 
     def forward(self, image: Image) -> Tokens:
-        return self.patchify(image, self.proj.weight, self.proj.bias)
+        return self.proj(image)
 
 
 class Stem(nn.Module):
@@ -76,11 +86,10 @@ class Stem(nn.Module):
             )
         widths = [channels, *(width // 2 ** (steps - 1 - k) for k in range(steps))]
         self.convs = nn.ModuleList(
-            PatchKernel(c, d, kernel_size=3, stride=2, padding=1)
-            for c, d in itertools.pairwise(widths)
+            Conv2d(c, d, kernel_size=3, stride=2, padding=1) for c, d in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(1, d) for d in widths[1:])
-        self.proj = PatchKernel(width, width, kernel_size=1)
+        self.proj = Conv2d(width, width, kernel_size=1)
 
     def forward(self, image: Image) -> Tokens:
         x = image

@@ -1,11 +1,12 @@
 """Optimizers, which parameters they change and decay, and the learning rate at a step.
 
-A bad step changes nothing: `update` takes a flag on the device, and no step waits to read it.
+A bad step changes nothing: `update` takes a flag on the device, which only steps of timm's
+optimizers wait to read.
 """
 
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -119,46 +120,8 @@ def update(made: Sequence[torch.optim.Optimizer], bad: Tensor) -> None:
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
             optimizer.step()
-        else:
-            _step_or_restore(optimizer, bad)
-
-
-def _step_or_restore(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """A step of an optimizer that takes no flag: what it changed is put back if the flag is set."""
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    fresh = any(p not in optimizer.state for p in held if p.grad is not None)
-
-    def values() -> list[Tensor]:
-        state = (v for p in held for v in _tensors(optimizer.state.get(p, {})))
-        # Step counts lie on the CPU; to put them back would wait for the device. No step follows
-        # a bad one, but for overflows of float16, which count as steps there.
-        return [*held, *(v for v in state if v.device == bad.device)]
-
-    if fresh:
-        # The state comes into being with the first step; from zero gradients it starts at zero.
-        gradients = [None if p.grad is None else p.grad.clone() for p in held]
-        for p in held:
-            if p.grad is not None:
-                p.grad = torch.where(bad.bool(), torch.zeros_like(p.grad), p.grad)
-        before = [p.clone() for p in held]
-        optimizer.step()
-        for p, old, gradient in zip(held, before, gradients, strict=True):
-            p.copy_(torch.where(bad.bool(), old, p))
-            p.grad = gradient
-        return
-    before = [value.clone() for value in values()]
-    optimizer.step()
-    for value, old in zip(values(), before, strict=True):
-        value.copy_(torch.where(bad.bool(), old, value))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in an optimizer's state of a parameter, also those in lists."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(each)
+        elif not bad.item():
+            optimizer.step()
 
 
 def _fused(name: str, groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:

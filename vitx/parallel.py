@@ -59,11 +59,7 @@ def wait(part: Part) -> None:
 
 def any_of(flag: bool, part: Part) -> bool:
     """Whether the flag is set in any process."""
-    if part.alone:
-        return flag
-    value = torch.tensor(int(flag))
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return bool(value.item())
+    return bool(largest(torch.tensor(int(flag)), part))
 
 
 def largest(value: Tensor, part: Part) -> Tensor:

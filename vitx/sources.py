@@ -3,7 +3,7 @@
 A source takes `root` and `max_pixels` from the configuration; further knobs are its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from einops import rearrange
 
-from vitx.images import Files, Split, grey, open_picture
+from vitx.images import Files, Split, open_picture
 from vitx.registry import nearest, table
 
 Images = Split | Files
+
+SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
+"""Our splits by the names that they have elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ def digits(*, root: str = "", max_pixels: int = 0) -> Source:
     from sklearn.datasets import load_digits
 
     scans: Any = load_digits()
-    image = grey(torch.from_numpy(scans.images).to(torch.uint8))
+    scanned = torch.from_numpy(scans.images).to(torch.uint8)
+    image = rearrange(scanned, "images h w -> images 1 h w")
     split = Split(image, torch.from_numpy(scans.target).long())
     classes = tuple(str(name) for name in scans.target_names)
     return Source({"train": split}, classes, "scikit-learn's digits", peak=16)
@@ -90,9 +94,9 @@ def places365(*, root: str, max_pixels: int, part: str = "val") -> Source:
 def imagefolder(*, root: str, max_pixels: int) -> Source:
     """Pictures in `train/CLASS/`, `val/CLASS/` and `test/CLASS/`, or all in `CLASS/`."""
     folder = _folder(root)
-    inner = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-    there = {name: folder / inside for inside, name in inner.items() if (folder / inside).is_dir()}
-    return _folders(there or {"train": folder}, max_pixels, in_memory=False)
+    inner = [name for name in SPLITS if (folder / name).is_dir()]
+    parts = {name: folder / inside for name, inside in _split_names(inner, root).items()}
+    return _folders(parts or {"train": folder}, max_pixels, in_memory=False)
 
 
 def hf(*, root: str, max_pixels: int, image: str = "", label: str = "") -> Source:
@@ -114,8 +118,7 @@ def hf(*, root: str, max_pixels: int, image: str = "", label: str = "") -> Sourc
         raise ValueError(f"data.root = {root!r} can't be read by datasets: {error}") from error
     if not isinstance(found, dict):
         found = {"train": found}
-    names = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
-    parts: dict[str, Any] = {names[key]: found[key] for key in found if key in names}
+    parts: dict[str, Any] = {name: found[key] for name, key in _split_names(found, root).items()}
     if "train" not in parts:
         raise ValueError(f"{root} has no split named train; it has {', '.join(found)}")
     features = parts["train"].features
@@ -170,6 +173,17 @@ FACTS = {
     "cifar10": Facts(image=(32, 32), channels=3, classes=10, train=50_000, test=10_000),
     "cifar100": Facts(image=(32, 32), channels=3, classes=100, train=50_000, test=10_000),
 }
+
+
+def _split_names(there: Iterable[str], where: str) -> dict[str, str]:
+    """Which of the names there is which split; ValueError if two of them are one."""
+    found: dict[str, str] = {}
+    for name in there:
+        if (ours := SPLITS.get(name)) in found:
+            raise ValueError(f"{where} holds both {found[ours]} and {name}, which mean one split")
+        if ours:
+            found[ours] = name
+    return found
 
 
 def _cifar(kind: Any, root: str, max_pixels: int) -> Source:

@@ -34,8 +34,8 @@ EVENTS = "metrics.jsonl"
 MODES = ("online", "offline", "disabled")
 CODE = ("vitx", "experiments", "benchmarks", ":!benchmarks/results")
 """What makes results, in git's words: with a change or a new file there, a run is dirty."""
-AFTERWARDS = ("breakdown", "compare", "equality", "machine", "peak", "stats", "timing", "tracking",
-              "visualize")  # fmt: skip
+AFTERWARDS = ("breakdown", "compare", "cost", "equality", "job", "machine", "peak", "stats",
+              "timing", "tracking", "visualize")  # fmt: skip
 """Files of this package on which no trained weight depends."""
 PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scikit-learn", "wandb",
             "transformers", "vit-pytorch")  # fmt: skip

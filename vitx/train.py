@@ -153,7 +153,8 @@ def step(state: State, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
     """One optimizer step on (image, target), in place; the loss and accuracy stay on the device.
 
     Accuracy of mixed targets counts the larger class. A loss or gradient that is not finite makes
-    this step and all later ones change nothing; `check` says so.
+    this step and all later ones change nothing; `check` says so. A gradient that is too large for
+    float16 leaves out this step alone and halves what the loss is multiplied by.
     """
     optim.set_rate(
         state.optimizers, optim.learning_rate(config.optim, state.steps_done, config.steps)

@@ -24,9 +24,12 @@ from vitx.interop import names
 from vitx.interop.names import Format
 from vitx.model import Vit, build
 from vitx.registry import Table, nearest, resolve
+from vitx.transforms import CENTRE
 
 FILE = "model.safetensors"
 """Name of a run's weights in its folder."""
+FILES = (FILE, "pytorch_model.bin")
+"""Names of the weights in a folder; those that Hugging Face gives them, with settings beside."""
 METADATA = "vitx"
 """Key under which a safetensors file of this project holds its description."""
 
@@ -38,7 +41,6 @@ class Description:
     config: ModelConfig
     classes: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
-    format: str = "vitx"
 
 
 def save(vit: nn.Module, path: Path, about: Description) -> None:
@@ -62,8 +64,8 @@ def load(path: str | Path, *, heads: int = 0, classes: int = 0, seed: int = 0) -
 
     `path` is a safetensors or PyTorch file, a run folder of this project, or a folder that Hugging
     Face `save_pretrained` wrote. `heads` is for files that don't tell the number of attention
-    heads. `classes` makes a new head of that many outputs, drawn with `seed`, and says so. Raises
-    ValueError for a file that is none of these.
+    heads. `classes` makes a new head, drawn with `seed`, where the file's has another number of
+    outputs, and says so. Raises ValueError for a file that is none of these.
     """
     state, about = read(path, heads=heads)
     config = override(about.config, classes=classes or about.config.classes)
@@ -157,11 +159,11 @@ def read(path: str | Path, *, heads: int = 0) -> tuple[dict[str, Tensor], Descri
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    settings = _hugging_face_settings(path)
     file = _file(path) if path.is_dir() else path
     state, metadata = _tensors(file)
     if METADATA in metadata:
         return state, _described(json.loads(metadata[METADATA]))
+    settings = _hugging_face_settings(file.parent) if file.name in FILES else {}
     for form in _formats(state):
         if form.mark in state:
             return _foreign(state, form, settings, heads, file)
@@ -249,6 +251,8 @@ def _foreign(
             f"{file} does not tell the number of attention heads: give it, load(path, heads=…); "
             f"it divides {width}"
         )
+    if heads and known and heads != known:
+        raise ValueError(f"{file}: the model has {known} attention heads, not {heads}")
     config = ModelConfig(
         image=(grid * sizes["p"], grid * sizes["q"]),
         patch=(sizes["p"], sizes["q"]),
@@ -263,7 +267,7 @@ def _foreign(
     )
     labels = settings.get("id2label", {})
     classes = tuple(labels[key] for key in sorted(labels, key=int))
-    return ours, Description(config, classes, settings.get("preprocessing"), form.name)
+    return ours, Description(config, classes, settings.get("preprocessing"))
 
 
 def _model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,14 +291,27 @@ def _hugging_face_settings(path: Path) -> dict[str, Any]:
         return found
     found |= _json(path / "config.json")
     processor = path / "preprocessor_config.json"
-    said = _json(processor) if processor.exists() else {}
-    if not said.get("do_normalize", True):
-        found["preprocessing"] = Preprocessing("squash", (0.0,), (1.0,))
-    elif "image_mean" in said and "image_std" in said:
-        found["preprocessing"] = Preprocessing(
-            "squash", tuple(said["image_mean"]), tuple(said["image_std"])
-        )
+    if processor.exists():
+        found["preprocessing"] = _preprocessing(_json(processor))
     return found
+
+
+def _preprocessing(said: Mapping[str, Any]) -> Preprocessing | None:
+    """What Hugging Face's preprocessor_config.json says, if it can be said here."""
+    if not said.get("do_normalize", True):
+        mean, std = (0.0,), (1.0,)
+    elif "image_mean" in said and "image_std" in said:
+        mean, std = tuple(said["image_mean"]), tuple(said["image_std"])
+    else:
+        return None
+    if not said.get("do_center_crop", False):
+        return Preprocessing("squash", mean, std)
+    edge, crop = (said.get(name) for name in ("size", "crop_size"))
+    edge = edge.get("shortest_edge") if isinstance(edge, dict) else edge
+    side = crop.get("height") if isinstance(crop, dict) else crop
+    if edge and side and round(side / CENTRE) == edge:
+        return Preprocessing("crop", mean, std)
+    return None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -306,11 +323,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _file(folder: Path) -> Path:
     """The file of weights in a folder."""
-    known = (FILE, "pytorch_model.bin")
-    for name in known:
+    for name in FILES:
         if (folder / name).exists():
             return folder / name
-    raise FileNotFoundError(f"{folder} holds neither {' nor '.join(known)}")
+    raise FileNotFoundError(f"{folder} holds neither {' nor '.join(FILES)}")
 
 
 def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
