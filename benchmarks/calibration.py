@@ -61,13 +61,8 @@ def table(rows: Sequence[Row]) -> Table:
     header = ("planted", "work counted", "trials", "said slower", "said faster", "inconclusive",
               "failed", "rate (95 %, exact)", "seconds a trial", "settings", "protocol",
               "machine")  # fmt: skip
-    by: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.get("what") == trials.WHAT:
-            by.setdefault(_kind(row), []).append(row)
     body = []
-    for some in by.values():
-        once = rows_file.first(some, "trial")
+    for once in _series(rows):
         groups = {where: [row for row in once if machine(row) == where]
                   for where in dict.fromkeys(map(machine, once))}  # fmt: skip
         if len(groups) > 1:
@@ -80,11 +75,42 @@ def table(rows: Sequence[Row]) -> Table:
     return Table(header, body)
 
 
+def whole(rows: Sequence[Row]) -> list[Row]:
+    """The trials of the latest series that has all of them; none if there is none."""
+    made = [some for some in _series(rows) if len(some) == sum(trials.COUNTS.values())]
+    return max(made, key=lambda some: max(map(rows_file.when, some)), default=[])
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The rates of a series in a line."""
+    words = []
+    for share in trials.COUNTS:
+        some = [row for row in rows if row["share"] == share]
+        rate = _rate(some)
+        found = f"{rate.value * len(some):.0f} of {len(some)} ({rate.low:.0%} to {rate.high:.0%})"
+        words.append(f"{share:.0%} more work: {found}" if share else f"false alarms: {found}")
+    return "; ".join(words)
+
+
+def _series(rows: Sequence[Row]) -> list[list[Row]]:
+    """The trials of each protocol, plan, model and device; of one made twice the first."""
+    by: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get("what") == trials.WHAT:
+            by.setdefault(_kind(row), []).append(row)
+    return [rows_file.first(some, "trial") for some in by.values()]
+
+
+def _rate(rows: Sequence[Row]) -> stats.Interval:
+    """The share of trials of one kind that were said to differ: where work was planted, slower."""
+    words = ("slower",) if rows[0]["share"] else ("slower", "faster")
+    return stats.proportion(sum(row["verdict"] in words for row in rows), len(rows))
+
+
 def _rates(rows: Sequence[Row]) -> tuple[str, ...]:
     """The cells of the table for trials of one kind with the same planted share."""
     share, words = rows[0]["share"], [row["verdict"] for row in rows]
-    wrong, what = (("slower", "faster"), "false alarms") if share == 0 else (("slower",), "found")
-    rate = stats.proportion(sum(word in wrong for word in words), len(rows))
+    what, rate = "found" if share else "false alarms", _rate(rows)
     seconds = [row["seconds"] for row in rows]
     counted = [row["planted_counted"] for row in rows if "planted_counted" in row]
     return (

@@ -48,6 +48,7 @@ FIGURES = "<!-- figures -->"
 LABELS = {"reference": "timm", "candidate": "vitx"}
 UNCOUNTED = "not counted"
 PLANTED_BUGS = "bugs of one word, planted in the source, that this check catches"
+TRIALS = "trials in which this timing saw a difference"
 
 
 def model_name(row: Row) -> str:
@@ -339,6 +340,10 @@ def headline(rows: Sequence[Row]) -> Table:
         # The planted bugs are in the source, and score the check itself.
         missing = "–" if claim == PLANTED_BUGS else NOT_MEASURED
         body.append((claim, *cells, *(missing for _ in unmeasured)))
+    if trials := calibration.whole(rows):
+        place = (trials[0]["device"].partition(":")[0], trials[0].get("origin", ""))
+        cells = (calibration.summary(trials) if key == place else "–" for key in sorted(columns))
+        body.append((TRIALS, *cells, *("–" for _ in unmeasured)))
     return Table(("claim", *machines, *unmeasured), body)
 
 

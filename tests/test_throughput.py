@@ -1038,6 +1038,23 @@ def test_a_trial_that_was_made_twice_counts_as_it_did_first(tmp_path):
     assert line[:5] == ("nothing", "0.00% to 0.00%", "1 of 60", "0", "1")
 
 
+def test_the_verdict_table_has_the_rates_of_a_series_that_is_whole(tmp_path):
+    rows = Rows(tmp_path)
+    for number, share in enumerate(trials.shares()):
+        verdict = "slower" if share == 0.05 or number == trials.shares().index(0.0) else "the same"
+        rows.add("noise", what="trial", trial=number, share=share, plan={}, protocol="x",
+                 reference="timm:vit", batch=2, device="cpu", verdict=verdict)  # fmt: skip
+    equal = row() | {"kind": "equality", "verdict": "equal", "device": "cpu",
+                     "equality": {"output_error": 0.0, "gradient_error": 0.0}}  # fmt: skip
+    assert calibration.whole(rows.kept[1:]) == []
+    (found,) = [line for line in render.headline([equal, *rows.kept]).body
+                if line[0] == render.TRIALS]  # fmt: skip
+    assert found[1] == (
+        "false alarms: 1 of 60 (0% to 9%); 3% more work: 0 of 30 (0% to 12%); "
+        "5% more work: 30 of 30 (88% to 100%)"
+    )
+
+
 def test_exact_intervals_of_proportions():
     # Clopper and Pearson: none of n has the upper end 1 - 0.025^(1/n).
     assert stats.proportion(0, 60).high == pytest.approx(1 - 0.025 ** (1 / 60))
