@@ -47,9 +47,9 @@ class Settings:
     """Slowdown that is let pass."""
     model: str = "Ti/16"
     mode: tuple[str, ...] = ("inference", "training")
-    batch: int = 8
-    processes: int = 5
-    seconds: float = 10.0
+    batch: int = 2
+    processes: int = 10
+    seconds: float = 6.0
     """How long blocks are timed in a process."""
     block_s: float = 0.03
     limit_s: float = 600.0
