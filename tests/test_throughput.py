@@ -1190,7 +1190,7 @@ def test_what_hangs_before_it_is_timed_is_ended_too():
 
 
 def test_a_gate_fails_only_with_the_whole_interval(monkeypatch):
-    settings = gate.Settings(against="HEAD")
+    settings = gate.Settings(against="HEAD", processes=5)
     logs = [math.log(0.94), math.log(0.95), math.log(0.96), math.log(0.95), math.log(0.95)]
 
     def found(values, apart=0.0, noise=0.001):
