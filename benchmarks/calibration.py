@@ -86,8 +86,9 @@ def summary(rows: Sequence[Row]) -> str:
     words = []
     for share in trials.COUNTS:
         some = [row for row in rows if row["share"] == share]
-        rate = _rate(some)
-        found = f"{rate.value * len(some):.0f} of {len(some)} ({rate.low:.0%} to {rate.high:.0%})"
+        count = _differing(some)
+        rate = stats.proportion(count, len(some))
+        found = f"{count} of {len(some)} ({rate.low:.0%} to {rate.high:.0%})"
         words.append(f"{share:.0%} more work: {found}" if share else f"false alarms: {found}")
     return "; ".join(words)
 
@@ -101,16 +102,17 @@ def _series(rows: Sequence[Row]) -> list[list[Row]]:
     return [rows_file.first(some, "trial") for some in by.values()]
 
 
-def _rate(rows: Sequence[Row]) -> stats.Interval:
-    """The share of trials of one kind that were said to differ: where work was planted, slower."""
+def _differing(rows: Sequence[Row]) -> int:
+    """How many trials of one kind were said to differ: where work was planted, to be slower."""
     words = ("slower",) if rows[0]["share"] else ("slower", "faster")
-    return stats.proportion(sum(row["verdict"] in words for row in rows), len(rows))
+    return sum(row["verdict"] in words for row in rows)
 
 
 def _rates(rows: Sequence[Row]) -> tuple[str, ...]:
     """The cells of the table for trials of one kind with the same planted share."""
     share, words = rows[0]["share"], [row["verdict"] for row in rows]
-    what, rate = "found" if share else "false alarms", _rate(rows)
+    what = "found" if share else "false alarms"
+    rate = stats.proportion(_differing(rows), len(rows))
     seconds = [row["seconds"] for row in rows]
     counted = [row["planted_counted"] for row in rows if "planted_counted" in row]
     return (

@@ -455,7 +455,10 @@ def override(config: Config, **changes: Any) -> Config:
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted field names to plain values, for records and W&B."""
+    """Dotted field names to plain values, for records and W&B.
+
+    Raises ValueError for a callable that has no name to be recorded by.
+    """
     values: dict[str, Any] = {}
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
