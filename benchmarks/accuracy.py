@@ -25,6 +25,7 @@ from experiments.recipes import CIFAR10_SMALL
 from experiments.runs import configuration
 from vitx import data, stats
 from vitx.config import ModelConfig, TrainConfig, flat, override
+from vitx.equality import largest
 from vitx.evaluate import confusion
 from vitx.interop.timm import from_timm
 from vitx.job import run_limited
@@ -86,7 +87,7 @@ def trajectory(config: TrainConfig, steps: int) -> float:
         state = init(config, model=model)
         stream = data.batches(dataset, batch=config.batch, seed=config.seed)
         losses[side] = [_double_step(state, next(stream), config) for _ in range(steps)]
-    return max(abs(a - b) / abs(a) for a, b in zip(losses["timm"], losses["vitx"], strict=True))
+    return largest(abs(a - b) / abs(a) for a, b in zip(losses["timm"], losses["vitx"], strict=True))
 
 
 def train_side(side: str, seed: int, config: TrainConfig, device: torch.device | str) -> dict:

@@ -77,12 +77,16 @@ def table(rows: Sequence[Row]) -> Table:
 
 def whole(rows: Sequence[Row]) -> list[Row]:
     """The trials of the latest series that has all of them; none if there is none."""
-    made = [some for some in _series(rows) if len(some) == sum(trials.COUNTS.values())]
+    planted = dict(enumerate(trials.shares()))
+    made = [some for some in _series(rows)
+            if {row["trial"]: row["share"] for row in some} == planted]  # fmt: skip
     return max(made, key=lambda some: max(map(rows_file.when, some)), default=[])
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The rates of a series in a line."""
+    """The rates of a series in a line, with the batch and the machines."""
+    machines = list(dict.fromkeys(map(machine, rows)))
+    where = machines[0] if len(machines) == 1 else f"{len(machines)} machines"
     words = []
     for share in trials.COUNTS:
         some = [row for row in rows if row["share"] == share]
@@ -90,7 +94,7 @@ def summary(rows: Sequence[Row]) -> str:
         rate = stats.proportion(count, len(some))
         found = f"{count} of {len(some)} ({rate.low:.0%} to {rate.high:.0%})"
         words.append(f"{share:.0%} more work: {found}" if share else f"false alarms: {found}")
-    return "; ".join(words)
+    return f"batch {rows[0]['batch']}, on {where}: {'; '.join(words)}"
 
 
 def _series(rows: Sequence[Row]) -> list[list[Row]]:

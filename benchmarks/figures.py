@@ -141,7 +141,7 @@ def _latency(entries: Sequence[Entry], colours: Mapping[str, str], title: str) -
 def _memory(entries: Sequence[Entry], colours: Mapping[str, str], title: str) -> Figure | None:
     bars = []
     for entry in entries:
-        if found := entry.of("peak_mib"):
+        if found := [float(mib) for mib in entry.of("peak_mib")]:
             more = " (with compiling)" if entry.row["compile"] != "none" else ""
             ends = statistics.median(found), min(found), max(found)
             bars.append(visualize.Bar(f"{entry.label}{more}", *ends, colour=colours[entry.name]))

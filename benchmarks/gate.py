@@ -131,7 +131,8 @@ def compare(
         "what": WHAT, **commits,
         "model": settings.model, "mode": mode, "compile": "none", "dtype": "float32",
         "batch": settings.batch, "device": device, "threshold": settings.threshold,
-        "outputs_apart": apart, "processes": len(records),
+        "outputs_apart": apart, "processes": len(records), "seconds": settings.seconds,
+        "block_s": settings.block_s,
     }  # fmt: skip
     if not apart <= TOLERANCE:
         reason = f"outputs or gradients differ by {apart:.1e}"

@@ -25,7 +25,9 @@ def main() -> None:
     asked = json.loads(sys.stdin.readline())
     torch.manual_seed(0)
     model = build(size(asked["model"]), device=asked["device"])
-    image = torch.randn(asked["batch"], 3, *model.config.size)
+    # Of draws of its own: another commit may draw more or less for its weights.
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(asked["batch"], 3, *model.config.size, generator=generator)
     weights = Path(asked["weights"])
     if not weights.exists():
         torch.save({name: randomised(name, p) for name, p in model.named_parameters()}, weights)

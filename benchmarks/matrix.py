@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import trials
 from experiments.pages import Row, Table, floor_text, machine, processor, ratio_text
 from vitx import stats
 from vitx.breakdown import STAGES
@@ -23,6 +24,8 @@ from vitx.timing import COMPILES, DTYPES, MODES
 Rendering = Callable[[Sequence[Row]], Table]
 
 WHAT = "throughput"
+PAIRED = (None, WHAT, trials.WHAT)
+"""What rows are of whose ratio is that of their processes' log ratios."""
 CHECKED = "checked"
 AUTO = "auto"
 CELL = ("candidate", "reference", "mode", "batch", "batch_asked", "dtype", "compile", "device",
@@ -49,8 +52,10 @@ UNKNOWN_STAGES = "its modules do not have timm's names"
 
 
 def check(row: Row, where: str) -> None:
-    """ValueError if a throughput row lacks what is shown, or claims what its numbers do not say."""
+    """ValueError if a row claims what its numbers do not say, or a throughput row lacks what is
+    shown."""
     if row.get("what") != WHAT:
+        _checked(row, where, _recompute)
         return
     environment = row["environment"]
     missing = [name for name in CELL if name not in row]
@@ -60,12 +65,16 @@ def check(row: Row, where: str) -> None:
     if missing:
         raise ValueError(f"{where} is a throughput row without {missing[0]}")
     shown(row, where, TABLES)
+    _checked(row, where, _check_words, _check_numbers, _recompute, _check_claims)
+
+
+def _checked(row: Row, where: str, *checks: Callable[[Row], None]) -> None:
+    """ValueError with the place of a row that one of these refuses, or can't read."""
     try:
-        _check_words(row)
-        _check_numbers(row)
-        _recompute(row)
+        for each in checks:
+            each(row)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is no whole throughput row: {error!r}") from None
+        raise ValueError(f"{where} is no whole row of kind {row['kind']}: {error!r}") from None
 
 
 def shown(row: Row, where: str, tables: Mapping[str, Rendering]) -> None:
@@ -97,6 +106,10 @@ def _check_numbers(row: Row) -> None:
     measured = {what: row.get(what) for what in MEASURED}
     if any(isinstance(value, bool) for _, value in _flat("", measured)):
         raise ValueError("a number is true or false")
+    del measured["stages"]  # what is left of a call after its stages may be less than nothing
+    for name, value in _flat("", measured):
+        if isinstance(value, float | int) and value < 0:
+            raise ValueError(f"{name} = {value}")
     if row["kind"] == "failure":
         return
     for side in SIDES if row["ratio"] is not None else ("candidate",):
@@ -120,7 +133,7 @@ def _in_order(*values: float) -> None:
 
 def _recompute(row: Row) -> None:
     """ValueError if ratio, floor and verdict are not those of the processes' log ratios."""
-    if row["kind"] != "speed":
+    if row["kind"] == "failure" or row.get("what") not in PAIRED or "ratio" not in row:
         return
     if row["ratio_low"] is None:
         alone = row["ratio"] is None and row["verdict"] in (ALONE, stats.INCONCLUSIVE)
@@ -136,6 +149,16 @@ def _recompute(row: Row) -> None:
     )
     if not same or row["verdict"] not in verdicts:
         raise ValueError("ratio, floor and verdict are not those of its processes")
+
+
+def _check_claims(row: Row) -> None:
+    """ValueError if a timed row's processes, or that its outputs were checked, are only said."""
+    if row["kind"] == "failure":
+        return
+    if row["ratio_low"] is not None and row["processes"] != len(row["log_ratios"]):
+        raise ValueError(f"processes = {row['processes']} of {len(row['log_ratios'])} ratios")
+    if row["checked"] == CHECKED and row["equality"].get("passed") is not True:
+        raise ValueError("its outputs were not checked")
 
 
 def cells(rows: Sequence[Row]) -> list[Row]:
@@ -565,11 +588,11 @@ def mean_table(rows: Sequence[Row]) -> Table:
               "images/s, mean of 40 calls", "apart, in the same run")  # fmt: skip
     body = []
     for entry, start in _told(rows):
-        means, rates = entry.of("mean_images_per_s"), entry.of("images_per_s")
-        if means:
-            apart = [mean / rate.get("mean", rate["median"]) - 1
-                     for mean, rate in zip(means, rates, strict=True)]  # fmt: skip
-            found = _readings(means, "{:,.1f}")
+        both = [(mean, row["images_per_s"][entry.side]) for row in entry.rows
+                if (mean := (row.get("mean_images_per_s") or {}).get(entry.side))]  # fmt: skip
+        if both:
+            apart = [mean / rate.get("mean", rate["median"]) - 1 for mean, rate in both]
+            found = _readings([mean for mean, _ in both], "{:,.1f}")
             body.append((*start, _rate(entry), found, _readings(apart, "{:+.1%}")))
     return Table(header, body)
 

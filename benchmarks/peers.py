@@ -7,6 +7,7 @@ All give logits of a batch of images.
 """
 
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -26,7 +27,6 @@ from vitx.interop.names import Format
 from vitx.interop.timm import from_timm, live_model
 from vitx.model import build
 from vitx.registry import nearest
-from vitx.tracking import read_json
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,13 @@ def check(name: str) -> None:
         config = Path(rest, "config.json")
         if not config.is_file():
             raise ValueError(f"model = {name!r}: there is no {config}")
-        kind = read_json(config).get("model_type")
-        if kind != "vit":
+        try:
+            said = json.loads(config.read_text(encoding="utf8"))
+        except ValueError as error:  # no JSON, or no text
+            raise ValueError(f"model = {name!r}: {config} can't be read: {error}") from None
+        if not isinstance(said, dict):
+            raise ValueError(f"model = {name!r}: {config} can't be read: it is no object")
+        if (kind := said.get("model_type")) != "vit":
             raise ValueError(f"model = {name!r}: {config} is of a model {kind!r}, not 'vit'")
     else:
         try:

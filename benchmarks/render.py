@@ -7,8 +7,9 @@ the figures, from `benchmarks/results`; no number in them is typed by hand.
 import re
 import statistics
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -49,6 +50,7 @@ LABELS = {"reference": "timm", "candidate": "vitx"}
 UNCOUNTED = "not counted"
 PLANTED_BUGS = "bugs of one word, planted in the source, that this check catches"
 TRIALS = "trials in which this timing saw a difference"
+NO_TRIALS = "not measured: run `python -m benchmarks --calibrate 120 --device cuda`"
 
 
 def model_name(row: Row) -> str:
@@ -284,8 +286,16 @@ def gate_table(rows: Sequence[Row]) -> Table:
         "batch": lambda row: str(row["batch"]),
     }
     judged: Columns = {"threshold": lambda row: f"{row['threshold']:.0%}", "gate": gate.result}
-    found = standing(rows, "candidate", "reference", "model", "mode", "batch", what=gate.WHAT)
-    return table(found, columns | RATIO | FLOOR | judged | WHERE)
+    settings = ("model", "mode", "batch", "processes", "seconds", "block_s")
+    found = standing(rows, "candidate", "reference", *settings, what=gate.WHAT)
+    return table(found, columns | {"processes": _processes} | RATIO | FLOOR | judged | WHERE)
+
+
+def _processes(row: Row) -> str:
+    """How many processes the gate timed, and how long, where its row says so."""
+    if "seconds" not in row:
+        return str(row["processes"])
+    return f"{row['processes']} of {row['seconds']:g} s, blocks of {row['block_s']:g} s"
 
 
 def pretrained_table(rows: Sequence[Row]) -> Table:
@@ -343,7 +353,7 @@ def headline(rows: Sequence[Row]) -> Table:
     if trials := calibration.whole(rows):
         place = (trials[0]["device"].partition(":")[0], trials[0].get("origin", ""))
         cells = (calibration.summary(trials) if key == place else "–" for key in sorted(columns))
-        body.append((TRIALS, *cells, *("–" for _ in unmeasured)))
+        body.append((TRIALS, *cells, *(NO_TRIALS for _ in unmeasured)))
     return Table(("claim", *machines, *unmeasured), body)
 
 
@@ -445,10 +455,11 @@ def fill(text: str, rows: Sequence[Row]) -> str:
     return re.sub(rf"{FIGURES}\n.*?<!-- end -->", part, text, flags=re.DOTALL)
 
 
-def committed() -> list[Row]:
-    """All committed rows, oldest first."""
+def committed(more: Iterable[Row] = ()) -> list[Row]:
+    """All committed rows, and those that are to be, oldest first."""
+    rows = sorted([*rows_file.read_all(RESULTS), *more], key=rows_file.when)
     # The first rows of equality and accuracy were all made on a CPU, and did not say so.
-    return [{"device": "cpu"} | row for row in rows_file.read_all(RESULTS)]
+    return [{"device": "cpu"} | row for row in rows]
 
 
 def read(path: Path) -> list[Row]:
@@ -468,8 +479,8 @@ class Settings:
 
     files: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Files of rows, packed or not."""
-    out: Path = tracking.OUT / "rendered"
-    """Folder of the tables and figures of --files."""
+    out: Path | None = None
+    """Folder of the tables and figures of the files; if none is given, one named by the time."""
     pack: str = ""
     """Write the rows of the files as one small file that can be sent, and nothing else."""
     keep: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")] = ()
@@ -490,19 +501,22 @@ def main(args: list[str]) -> None:
             print(settings.pack)
             return
         given = sorted((row for path in settings.files for row in read(path)), key=rows_file.when)
-        paths = figures.write(given, settings.out, tables=TABLES)
+        out = settings.out or tracking.OUT / "rendered" / time.strftime("%Y%m%d-%H%M%S")
+        paths = figures.write(given, out, tables=TABLES)
         if any(row["ratio"] is not None for row in claimed(given)):
-            paths.append(save(speed_figure(given), settings.out / FIGURE.name))
+            paths.append(save(speed_figure(given), out / FIGURE.name))
         if not paths:
             raise ValueError(f"{settings.files[0]} holds no row that a table shows")
         print("\n".join(map(str, paths)))
         return
-    for folder in settings.keep:
-        rows_file.commit(rows_file.read(folder / "rows.jsonl"), RESULTS, folder.resolve().name)
-    rows = committed()
-    for path in READMES:
-        path.write_text(fill(path.read_text(encoding="utf8"), rows), encoding="utf8")
+    kept = {path.resolve().name: pack.read(path / "rows.jsonl") for path in settings.keep}
+    rows = committed(row for made in kept.values() for row in made)
+    pages_of = {path: fill(path.read_text(encoding="utf8"), rows) for path in READMES}
     drawn = {FIGURE.stem: speed_figure(rows), **figures.figures(rows)}
+    for name, made in kept.items():  # what can't be shown is not committed
+        rows_file.commit(made, RESULTS, name)
+    for path, text in pages_of.items():
+        path.write_text(text, encoding="utf8")
     for path in RESULTS.glob("*.svg"):  # a figure of rows that newer ones have replaced
         if path.stem not in drawn:
             path.unlink()

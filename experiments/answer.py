@@ -88,8 +88,8 @@ def time_arm(asked: Question, arm: Arm, how: How) -> Mapping[str, Any]:
     What was timed before on this machine is read, unless it was inconclusive or `how.fresh`.
     """
     base, device, environment = asked.arms[0].config, how.device, tracking.environment()
-    where = json.dumps([str(device), environment["cpu"], environment["gpu"],
-                        torch.get_num_threads(), tracking.code(),
+    where = json.dumps([str(device), environment["cpu"], environment["cpu_id"],
+                        environment["gpu"], torch.get_num_threads(), tracking.code(),
                         tracking.code_of(TIMED_BY, "torch"), flat(TIMING)])  # fmt: skip
     place = hashlib.sha256(where.encode()).hexdigest()[:8]
     path = how.out / TIMES / f"{identity(base)}-{identity(arm.config)}-{place}.json"

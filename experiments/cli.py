@@ -38,7 +38,7 @@ def module(name: str, file: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, LookupError,
-            ArithmeticError) as error:  # fmt: skip
+            ArithmeticError, AssertionError, RuntimeError, OSError) as error:  # fmt: skip
         raise ValueError(f"{file} can't be read: {type(error).__name__}: {error}") from error
 
 

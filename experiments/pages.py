@@ -63,15 +63,19 @@ MACHINE = (
     "environment.cpu_id",
     "environment.gpu",
     "environment.cores",
+    "environment.threads",
     "origin",
 )
 """Rows that differ in one of these are never in one cell."""
 
 
 def machine(row: Row) -> str:
-    """What a row was measured on: the GPU, or the CPU with its cores; and what it was sent as."""
+    """What a row was measured on: the GPU, or the CPU with its cores, and its threads where these
+    are others in number; and what it was sent as."""
     environment, devices = row["environment"], row.get("device", "cpu").split(" and ")
-    cpu = f"CPU ({processor(environment)}, {environment['cores']} cores)"
+    cores, threads = environment["cores"], environment.get("threads")
+    used = "" if threads in (None, cores) else f", {threads} thread{'s' * (threads > 1)}"
+    cpu = f"CPU ({processor(environment)}, {cores} cores{used})"
     each = (cpu if device.startswith("cpu") else environment["gpu"] or device for device in devices)
     sent = f", sent as {row['origin']}" if "origin" in row else ""
     return " and ".join(each) + sent

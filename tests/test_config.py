@@ -18,6 +18,7 @@ from vitx.config import (
 )
 from vitx.cost import cost, training_macs
 from vitx.functional.attention import ATTENTION
+from vitx.train import prepare
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -120,11 +121,24 @@ def test_a_callable_of_ones_own_is_recorded_with_its_module():
     with pytest.raises(ValueError, match="can't be read; write a name"):
         from_flat(ModelConfig, flat(own))
     assert flat(ModelConfig(attention=ATTENTION["sdpa"])) == flat(ModelConfig())
-    with pytest.raises(ValueError, match="has no name to be recorded by; write it as a def"):
-        flat(ModelConfig(mlp=lambda x: x))
 
 
-@pytest.mark.parametrize("name", ["dep", "model.dep", "modle.depth"])
+def test_a_callable_without_a_name_of_its_own_is_refused():
+    """Before it is trained: what is made in a function may share its name with others."""
+
+    def inner(q, k, v, *, mask=None, drop=0.0):
+        return v
+
+    for own in ({"attention": inner}, {"mlp": lambda x: x}):
+        with pytest.raises(ValueError, match="no name of its own to be recorded by"):
+            flat(ModelConfig(**own))
+    with pytest.raises(ValueError, match="no name of its own to be recorded by"):
+        prepare(override(DIGITS, **{"model.attention": inner}))
+
+
+@pytest.mark.parametrize(
+    "name", ["dep", "model.dep", "modle.depth", "steps.x", "model", "model.depth.x"]
+)
 def test_a_record_with_an_unknown_field_is_refused(name):
     with pytest.raises(ValueError, match=f"the configuration has an unknown {name}"):
         from_flat(TrainConfig, flat(DIGITS) | {name: 3})

@@ -65,6 +65,11 @@ def test_picture_folders_are_split_by_class_folders(root):
     assert -1 <= image.min() < image.max() <= 1
 
 
+def test_a_class_may_be_called_valid(tmp_path):
+    dataset = load(folders(tmp_path, splits=(".",), classes=("invalid", "valid"), each=9))
+    assert dataset.classes == ("invalid", "valid")
+
+
 @pytest.mark.parametrize("randaugment", ["", "rand-m9-mstd0.5"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_files_depend_on_seed_and_step_alone(root, workers, randaugment):

@@ -36,6 +36,7 @@ from benchmarks import (
     throughput,
     trials,
 )
+from experiments import pages
 from experiments.pages import ROOT
 from experiments.rows import Rows, read
 from vitx import breakdown, job, machine, peak, stats, timing, tracking, visualize
@@ -288,6 +289,10 @@ def test_a_folder_of_transformers_and_lucidrains_vit_give_logits(tmp_path):
     config.write_text(config.read_text().replace('"model_type": "vit"', '"model_type": "deit"'))
     with pytest.raises(ValueError, match=r"config\.json is of a model 'deit', not 'vit'"):
         peers.check(f"hf:{tmp_path}")
+    for text in ("[]", '{"model_type": '):
+        config.write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json can't be read"):
+            peers.check(f"hf:{tmp_path}")
 
 
 def test_torchvisions_models_are_known_by_its_names_too():
@@ -488,6 +493,7 @@ def row(model="vitx:S/16", batch=8, rate=100.0, threads=2, ratio=1.1, **more) ->
         "batch": batch, "batch_asked": str(batch), "dtype": "float32", "compile": "none",
         "device": "cpu", "plan": vars(timing.Plan()), "protocol": "0123456789",
         "images_per_s": {"reference": side(100.0), "candidate": side(rate)}, "checked": "checked",
+        "equality": {"passed": True},
         "ratio": found.value, "ratio_low": found.low, "ratio_high": found.high,
         "log_ratios": logs, "log_ratios_again": again, "noise_floor": floor,
         "verdict": stats.speed_verdict(found, floor),
@@ -646,6 +652,42 @@ def test_what_belongs_to_no_stage_is_marked_where_it_is_much():
     reference, other = matrix.stage_table([found]).body
     assert reference[-1] == "2.0%"
     assert other[6] == "its modules do not have timm's names"
+
+
+def test_a_mean_stands_beside_the_rate_of_the_same_run():
+    """Also where only some runs of a reference have one."""
+    means = {"mean_images_per_s": both(90.0)}
+    rows = [row("vitx:S/16"), row("hf:S/16", ratio=0.8, **means)]
+    reference, candidate = matrix.mean_table(rows).body
+    assert (reference[-3:], candidate[5][:7]) == (
+        ("100.0 (100.0 to 100.0)", "90.0", "-10.0%"),
+        "hf:S/16",
+    )
+
+
+def test_rows_that_cant_be_shown_are_not_committed(tmp_path, monkeypatch):
+    monkeypatch.setattr(render, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(render, "READMES", ())
+    run = tmp_path / "20261129-000000-full"
+    run.mkdir()
+    (run / "rows.jsonl").write_text(json.dumps(row() | {"images_per_s": None}) + "\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl row 1 is a throughput row without"):
+        render.main(["--keep", str(run)])
+    (run / "rows.jsonl").write_text(json.dumps(row(checked="checked")) + "\n")
+
+    monkeypatch.setattr(render, "speed_figure", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        render.main(["--keep", str(run)])
+    assert not (tmp_path / "results").exists()
+
+
+def test_rows_of_other_threads_never_replace_each_other():
+    rows = [row("vitx:a", threads=threads, keep_memory=True) for threads in (2, 1)]
+    for made in rows:
+        del made["what"]
+        made["environment"] |= {"cores": 2}
+    assert len(render.speed_rows(rows)) == 2
+    assert [pages.machine(made).endswith("1 thread)") for made in rows] == [False, True]
 
 
 def test_figures_of_rows_that_were_replaced_are_removed(tmp_path, monkeypatch):
@@ -830,14 +872,20 @@ def test_a_pack_that_was_changed_is_refused(tmp_path):
         ({"kind": "failure", "reason": None, "verdict": "failed"}, None),
         ({"verdict": "slower"}, "ratio, floor and verdict are not those of its processes"),
         ({"ratio_low": 1.09}, "ratio, floor and verdict are not those of its processes"),
-        ({"log_ratios": [1000.0, 1001.0]}, "no whole throughput row"),
+        ({"log_ratios": [1000.0, 1001.0]}, "no whole row of kind speed"),
         ({"noise_floor": 0.0}, "ratio, floor and verdict are not those of its processes"),
         ({"ratio_low": None, "verdict": "faster"}, "'faster' without an interval"),
+        ({"processes": 10}, "processes = 10 of 3 ratios"),
+        ({"peak_mib": both(-1)}, "reference = -1"),
+        ({"equality": None}, "no whole row of kind speed"),
+        ({"equality": {"passed": False}}, "its outputs were not checked"),
+        ({"what": "trial", "verdict": "slower"}, "are not those of its processes"),
+        ({"what": "trial", "log_ratios": None}, "no whole row of kind speed"),
         ({"kind": "noise"}, "kind = 'noise'"),
         ({"mode": "/../../out"}, "mode = '/../../out'"),
-        ({"batch": 8.0}, "no whole throughput row"),
-        ({"batch": True}, "no whole throughput row"),
-        ({"batch": 0}, "no whole throughput row"),
+        ({"batch": 8.0}, "no whole row of kind speed"),
+        ({"batch": True}, "no whole row of kind speed"),
+        ({"batch": 0}, "no whole row of kind speed"),
         ({"peak_mib": {"candidate": "many"}}, "no whole row of kind speed"),
         ({"images_per_s": both({"median": 3.0, "low": 2.0, "high": 1.0})}, "not in order"),
         ({"images_per_s": both({"median": 0.0, "low": 0.0, "high": 0.0})}, "not in order"),
@@ -1047,11 +1095,12 @@ def test_the_verdict_table_has_the_rates_of_a_series_that_is_whole(tmp_path):
     equal = row() | {"kind": "equality", "verdict": "equal", "device": "cpu",
                      "equality": {"output_error": 0.0, "gradient_error": 0.0}}  # fmt: skip
     assert calibration.whole(rows.kept[1:]) == []
+    assert calibration.whole([made | {"share": 0.0} for made in rows.kept]) == []
     (found,) = [line for line in render.headline([equal, *rows.kept]).body
                 if line[0] == render.TRIALS]  # fmt: skip
     assert found[1] == (
-        "false alarms: 1 of 60 (0% to 9%); 3% more work: 0 of 30 (0% to 12%); "
-        "5% more work: 30 of 30 (88% to 100%)"
+        f"batch 2, on {pages.machine(rows.kept[0])}: false alarms: 1 of 60 (0% to 9%); "
+        "3% more work: 0 of 30 (0% to 12%); 5% more work: 30 of 30 (88% to 100%)"
     )
 
 
@@ -1134,6 +1183,7 @@ def test_a_gate_passes_the_same_commit_and_names_what_it_cant_read(tmp_path):
     assert found["reference"] == found["candidate"]
     assert 0.3 < found["ratio"] < 3
     (shown,) = render.gate_table([found]).body
+    assert "2 of 0.1 s, blocks of 0.01 s" in shown
     assert shown[:3] == (found["candidate"][:7], found["reference"][:7], "Pico/16")
     with pytest.raises(ValueError, match="against = 'nowhere' is no commit"):
         gate.main(["--against", "nowhere"])
@@ -1154,6 +1204,10 @@ def test_a_gate_times_two_commits_and_fails_for_the_slower_one(tmp_path):
     git("init")
     git("add", ".")
     git("commit", "-m", "before")
+    model = tmp_path / "vitx" / "model.py"  # it also takes more draws for its weights
+    made = "        vit = Vit(config, seed=seed)\n"
+    assert model.read_text().count(made) == 1
+    model.write_text(model.read_text().replace(made, f"        torch.rand(3)\n{made}"))
     path = tmp_path / "vitx" / "layers.py"
     text, line = path.read_text(), "        q, k, v = self.split(tokens, queries)\n"
     assert text.count(line) == 1

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from benchmarks import accuracy
 from benchmarks.accuracy import timm_model, trajectory
 from experiments.recipes import DIGITS
 from vitx import data, evaluate, optim
@@ -166,8 +167,6 @@ def test_the_trajectory_of_timms_model_is_the_same_step_for_step():
 
 
 def test_the_trajectory_check_sees_a_changed_function(monkeypatch):
-    import benchmarks.accuracy as accuracy
-
     def other(model):
         vit = accuracy.build(override(DIGITS.model, norm="layernorm(eps=1e-3)")).double()
         vit.load_state_dict(model.state_dict())
@@ -175,6 +174,12 @@ def test_the_trajectory_check_sees_a_changed_function(monkeypatch):
 
     monkeypatch.setattr(accuracy, "from_timm", other)
     assert accuracy.trajectory(DIGITS, 3) > 1e-6
+
+
+def test_an_undefined_loss_is_no_agreement(monkeypatch):
+    losses = iter([1.0, 1.0, 1.0, math.nan])
+    monkeypatch.setattr(accuracy, "_double_step", lambda *_: next(losses))
+    assert accuracy.trajectory(DIGITS, 2) == math.inf
 
 
 def test_the_two_sides_draw_their_own_weights():

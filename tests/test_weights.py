@@ -239,6 +239,11 @@ def test_another_number_of_heads_than_the_files_is_refused(hugging_face, tmp_pat
             "crop",
         ),
         ({"do_center_crop": True, "size": {"shortest_edge": 224}, "crop_size": 224}, None),
+        ({"do_center_crop": True, "size": 256, "crop_size": 224}, None),
+        ({"size": {"shortest_edge": 224}}, None),
+        ({"size": 224, "do_rescale": True, "rescale_factor": 0.00392156862745098}, "squash"),
+        ({"do_rescale": False}, None),
+        ({"rescale_factor": 1 / 127.5}, None),
         (
             {"do_center_crop": True, "size": {"height": 256, "width": 256},
              "crop_size": {"height": 224, "width": 224}},
@@ -275,6 +280,8 @@ def test_a_file_of_this_project_carries_configuration_classes_and_preprocessing(
     about = weights.Description(SMALL, tuple("abcde"), Preprocessing("crop", (0.1,), (0.2,)))
     weights.save(vit, tmp_path / "w.safetensors", about)
     assert weights.describe(tmp_path / "w.safetensors") == about
+    with pytest.raises(ValueError, match="the model has 2 attention heads, not 4"):
+        vitx.load(tmp_path / "w.safetensors", heads=4)
     again = vitx.load(tmp_path / "w.safetensors")
     image = torch.randn(2, 3, 8, 8)
     assert torch.equal(again.eval()(image), vit.eval()(image))
@@ -291,15 +298,15 @@ def test_a_new_head_is_made_and_said(tmp_path, capsys):
     assert torch.equal(same.head.weight, vit.head.weight)
 
 
+def cosine(q, k, v, *, mask=None, drop=0.0):
+    return v
+
+
 def test_a_model_that_computes_another_function_is_refused(tmp_path):
     weights.save(vitx.build(SMALL), tmp_path / "w.safetensors", weights.Description(SMALL))
     other = override(SMALL, norm="layernorm(eps=1e-3)")
     with pytest.raises(ValueError, match=r"model\.norm is 'layernorm' there and"):
         weights.start(other, tmp_path / "w.safetensors")
-
-    def cosine(q, k, v, *, mask=None, drop=0.0):
-        return v
-
     with pytest.raises(ValueError, match=r"model\.attention is 'sdpa' there and"):
         weights.start(override(SMALL, attention=cosine), tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"model\.patchify is 'conv' there and 'stem' here"):

@@ -475,9 +475,11 @@ def from_flat(kind: type[Config], values: Mapping[str, Any], prefix: str = "") -
     Raises ValueError naming a field that is unknown.
     """
     hints, fields = get_type_hints(kind), {}
-    known = {entry.name for entry in dataclasses.fields(kind)}
+    nested = {entry.name: dataclasses.is_dataclass(hints[entry.name])
+              for entry in dataclasses.fields(kind)}  # fmt: skip
     for name in values:
-        if name.startswith(prefix) and name[len(prefix) :].partition(".")[0] not in known:
+        head, dot, _ = name.removeprefix(prefix).partition(".")
+        if name.startswith(prefix) and nested.get(head) is not bool(dot):
             raise ValueError(f"the configuration has an unknown {name}")
     for entry in dataclasses.fields(kind):
         name, inner = prefix + entry.name, hints[entry.name]
@@ -524,8 +526,10 @@ def _said(slot: Callable[..., Any]) -> str:
             if slot is entry:
                 return name
     name = getattr(slot, "__qualname__", "<lambda>")
-    if "<lambda>" in name:
-        raise ValueError(f"{slot!r} has no name to be recorded by; write it as a def")
+    if "<" in name:  # <lambda>, or <locals> of a function, which may make others of that name
+        raise ValueError(
+            f"{slot!r} has no name of its own to be recorded by; write it as a def of a module"
+        )
     return f"{slot.__module__}.{name}"
 
 

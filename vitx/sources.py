@@ -95,8 +95,10 @@ def imagefolder(*, root: str, max_pixels: int) -> Source:
     """Pictures in `train/CLASS/`, `val/CLASS/` and `test/CLASS/`, or all in `CLASS/`."""
     folder = _folder(root)
     inner = [name for name in SPLITS if (folder / name).is_dir()]
+    if not {"train", "val", "test"} & set(inner):  # a class may be called valid
+        return _folders({"train": folder}, max_pixels, in_memory=False)
     parts = {name: folder / inside for name, inside in _split_names(inner, root).items()}
-    return _folders(parts or {"train": folder}, max_pixels, in_memory=False)
+    return _folders(parts, max_pixels, in_memory=False)
 
 
 def hf(*, root: str, max_pixels: int, image: str = "", label: str = "") -> Source:

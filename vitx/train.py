@@ -340,6 +340,7 @@ def prepare(
     settings that don't fit the data, or the run that is resumed.
     """
     clock = Clock()
+    flat(config)  # what no checkpoint can record is refused before it is trained
     if config.compile:
         needs_compiler(device)
     if dataset is None:

@@ -162,7 +162,9 @@ def read(path: str | Path, *, heads: int = 0) -> tuple[dict[str, Tensor], Descri
     file = _file(path) if path.is_dir() else path
     state, metadata = _tensors(file)
     if METADATA in metadata:
-        return state, _described(json.loads(metadata[METADATA]))
+        about = _described(json.loads(metadata[METADATA]))
+        _check_heads(heads, about.config.heads, file)
+        return state, about
     settings = _hugging_face_settings(file.parent) if file.name in FILES else {}
     for form in _formats(state):
         if form.mark in state:
@@ -251,8 +253,7 @@ def _foreign(
             f"{file} does not tell the number of attention heads: give it, load(path, heads=…); "
             f"it divides {width}"
         )
-    if heads and known and heads != known:
-        raise ValueError(f"{file}: the model has {known} attention heads, not {heads}")
+    _check_heads(heads, known, file)
     config = ModelConfig(
         image=(grid * sizes["p"], grid * sizes["q"]),
         patch=(sizes["p"], sizes["q"]),
@@ -268,6 +269,12 @@ def _foreign(
     labels = settings.get("id2label", {})
     classes = tuple(labels[key] for key in sorted(labels, key=int))
     return ours, Description(config, classes, settings.get("preprocessing"))
+
+
+def _check_heads(asked: int, known: int, file: Path) -> None:
+    """ValueError where both are known, and differ."""
+    if asked and known and asked != known:
+        raise ValueError(f"{file}: the model has {known} attention heads, not {asked}")
 
 
 def _model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,16 +305,20 @@ def _hugging_face_settings(path: Path) -> dict[str, Any]:
 
 def _preprocessing(said: Mapping[str, Any]) -> Preprocessing | None:
     """What Hugging Face's preprocessor_config.json says, if it can be said here."""
+    factor = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1
+    if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        return None
     if not said.get("do_normalize", True):
         mean, std = (0.0,), (1.0,)
     elif "image_mean" in said and "image_std" in said:
         mean, std = tuple(said["image_mean"]), tuple(said["image_std"])
     else:
         return None
-    if not said.get("do_center_crop", False):
-        return Preprocessing("squash", mean, std)
     edge, crop = (said.get(name) for name in ("size", "crop_size"))
-    edge = edge.get("shortest_edge") if isinstance(edge, dict) else edge
+    # A number alone is both edges to ViT's processor, and the shortest one to some others.
+    edge = edge.get("shortest_edge") if isinstance(edge, dict) else None
+    if not said.get("do_center_crop", False):
+        return None if edge else Preprocessing("squash", mean, std)
     side = crop.get("height") if isinstance(crop, dict) else crop
     if edge and side and round(side / CENTRE) == edge:
         return Preprocessing("crop", mean, std)
