@@ -325,19 +325,8 @@ def check_table(rows: Sequence[Row]) -> Table:
 
 
 def headline(rows: Sequence[Row]) -> Table:
-    """The verdict table: a line a claim; a column for the CPU, each accelerator, each packed file.
-
-    Of several machines of a kind it shows the one that most claims were measured on, the later one
-    if they are equal; the other tables show all.
-    """
-    evidence = _evidence(rows)
-    counts = Counter(machine(row) for row in evidence)
-    columns: dict[tuple[str, str], str] = {}
-    for row in sorted(evidence, key=rows_file.when):
-        kind = row.get("device", "cpu").partition(":")[0]
-        column, name = (kind, row.get("origin", "")), machine(row)
-        if counts[name] >= counts[columns.get(column, "")]:
-            columns[column] = name
+    """The verdict table: a line a claim; a column for each kind of device and packed file."""
+    evidence, columns = _evidence(rows), _machines(rows)
     machines = [columns[column] for column in sorted(columns)]
     claims: dict[str, dict[str, list[str]]] = {}
     for row in evidence:
@@ -355,6 +344,21 @@ def headline(rows: Sequence[Row]) -> Table:
         cells = (calibration.summary(trials) if key == place else "–" for key in sorted(columns))
         body.append((TRIALS, *cells, *(NO_TRIALS for _ in unmeasured)))
     return Table(("claim", *machines, *unmeasured), body)
+
+
+def _machines(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """The machine that stands for each kind of device and packed file in verdict table and figure:
+    the one that most claims were measured on, the later one if they are equal. The other tables
+    show all."""
+    evidence = _evidence(rows)
+    counts = Counter(machine(row) for row in evidence)
+    found: dict[tuple[str, str], str] = {}
+    for row in sorted(evidence, key=rows_file.when):
+        kind = row.get("device", "cpu").partition(":")[0]
+        column, name = (kind, row.get("origin", "")), machine(row)
+        if counts[name] >= counts[found.get(column, "")]:
+            found[column] = name
+    return found
 
 
 def _evidence(rows: Sequence[Row]) -> list[Row]:
@@ -410,8 +414,10 @@ def _size(row: Row) -> str:
 
 
 def speed_figure(rows: Sequence[Row]) -> Figure:
-    """A forest plot of every timed configuration; with its machine where there are several."""
-    timed = [row for row in claimed(rows) if row["ratio"] is not None]
+    """A forest plot of what was timed on the verdict table's machines, with their names where there
+    are several."""
+    shown = _machines(rows).values()
+    timed = [r for r in claimed(rows) if r["ratio"] is not None and machine(r) in shown]
     several = len({machine(row) for row in timed}) > 1
     bars = [
         Bar(

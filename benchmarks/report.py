@@ -11,7 +11,8 @@ from vitx.equality import SMALLEST
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 46rem; margin: 0 auto; padding: 1rem; }
+       max-width: 72rem; margin: 0 auto; padding: 1rem; }
+p, figcaption { max-width: 46rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { border-bottom: 1px solid #ccc; padding: 0.3rem 0.6rem; text-align: left;
