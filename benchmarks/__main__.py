@@ -23,6 +23,7 @@ from benchmarks import (
     accuracy,
     calibration,
     check,
+    claims,
     mutants,
     pretrained,
     render,
@@ -370,7 +371,7 @@ def train_both(job: Job) -> None:
         return
     fields = accuracy.row_fields(results)
     if job.scale.name == "smoke":
-        fields["verdict"] = "smoke run, no verdict"
+        fields["verdict"] = claims.NO_VERDICT
     row = job.add(
         "accuracy",
         **labels,
@@ -469,7 +470,7 @@ def _time(job: Job, measure: Callable, what: str) -> None:
     number = len(job.rows.kept)
     kind, fields = measure(folder=job.folder / f"job-{number}", cache=job.folder / "cache")
     if job.scale.name == "smoke" and kind == "speed":
-        fields["verdict"] = "smoke run, no verdict"
+        fields["verdict"] = claims.NO_VERDICT
     row = job.add(kind, **fields)
     job.say(f"{what}: {render.ratio_text(row)}, floor {render.floor_text(row)}: {row['verdict']}")
     for path in (job.folder / f"job-{number}").rglob("*.pt"):

@@ -73,7 +73,7 @@ def main(args: list[str]) -> None:
             side: stack.enter_context(worktree(commit, Path(folder, side)))
             for side, commit in commits.items()
         }
-        for mode in settings.mode:
+        for mode in dict.fromkeys(settings.mode):
             row = rows.add("speed", **compare(settings, mode, commits, trees, Path(folder)))
             failed |= row["failed"]
             print(line(row), flush=True)
@@ -86,8 +86,8 @@ def check(settings: Settings) -> dict[str, str]:
     """The hash of each side's commit; ValueError for a setting that can't be."""
     cli.at_least(settings, batch=1, processes=2)
     for name in ("threshold", "seconds", "block_s", "limit_s"):
-        if not getattr(settings, name) > 0:
-            raise ValueError(f"{name} = {getattr(settings, name)} must be positive")
+        if not 0 < getattr(settings, name) < math.inf:
+            raise ValueError(f"{name} = {getattr(settings, name)} must be positive and finite")
     if not settings.mode:
         raise ValueError("mode names nothing to time")
     for mode in settings.mode:
@@ -146,6 +146,8 @@ def compare(
         "ratio_high": ratio.high,
         "noise_floor": floor,
         "verdict": stats.speed_verdict(ratio, floor),
+        "log_ratios": [record["log_ratio"] for record in records],
+        "log_ratios_again": [record["log_ratio_again"] for record in records],
         "failed": ratio.high < 1 / (1 + max(settings.threshold, floor)),
         "raw": [record["rounds"] for record in records],
     }

@@ -7,30 +7,22 @@ readings: they are shown as their median and range, its rate as the geometric me
 
 import csv
 import hashlib
-import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import trials
 from experiments.pages import Row, Table, floor_text, machine, processor, ratio_text
 from vitx import stats
 from vitx.breakdown import STAGES
-from vitx.compare import ALONE, ONE_PROCESS
-from vitx.timing import COMPILES, DTYPES, MODES
+from vitx.timing import COMPILES
 
 Rendering = Callable[[Sequence[Row]], Table]
 
 WHAT = "throughput"
-PAIRED = (None, WHAT, trials.WHAT)
-"""What rows are of whose ratio is that of their processes' log ratios."""
 CHECKED = "checked"
 AUTO = "auto"
-CELL = ("candidate", "reference", "mode", "batch", "batch_asked", "dtype", "compile", "device",
-        "plan", "protocol")  # fmt: skip
-ENVIRONMENT = ("cpu", "gpu", "cuda", "cores", "affinity", "threads", "versions", "matmul_precision")
 SIDES = ("reference", "candidate")
 LIBRARIES = {"hf": "transformers", "vit_pytorch": "vit-pytorch", "torchvision": "torchvision"}
 """Whose version stands with a model's name; those of PyTorch and timm stand with the setting."""
@@ -38,127 +30,11 @@ MEASURED = ("images_per_s", "macs", "parameters", "peak_mib", "host_mib", "compi
             "utilisation", "latency", "stages", "phases", "mean_images_per_s",
             "page_faults")  # fmt: skip
 """Fields that hold a finding of each side."""
-NEEDED = ("images_per_s", "macs", "parameters", "peak_mib", "compile_s", "utilisation")
-"""Fields that a row of a timed model has, by side."""
-RATES = ("flops", "peak_low", "peak_high", "bandwidth")
-"""What utilisation is read from, a second."""
 QUANTILES = ("p50", "p90", "p99")
 """Of the seconds of single calls."""
-MOST = 1e21
-"""No number of a row is larger."""
 MOST_REMAINDER = 0.05
 """Share of a call beyond which what belongs to no stage is marked."""
 UNKNOWN_STAGES = "its modules do not have timm's names"
-
-
-def check(row: Row, where: str) -> None:
-    """ValueError if a row claims what its numbers do not say, or a throughput row lacks what is
-    shown."""
-    if row.get("what") != WHAT:
-        _checked(row, where, _recompute)
-        return
-    environment = row["environment"]
-    missing = [name for name in CELL if name not in row]
-    missing += [f"environment.{name}" for name in ENVIRONMENT if name not in environment]
-    if row["kind"] == "speed":
-        missing += [name for name in NEEDED if not isinstance(row.get(name), Mapping)]
-    if missing:
-        raise ValueError(f"{where} is a throughput row without {missing[0]}")
-    shown(row, where, TABLES)
-    _checked(row, where, _check_words, _check_numbers, _recompute, _check_claims)
-
-
-def _checked(row: Row, where: str, *checks: Callable[[Row], None]) -> None:
-    """ValueError with the place of a row that one of these refuses, or can't read."""
-    try:
-        for each in checks:
-            each(row)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is no whole row of kind {row['kind']}: {error!r}") from None
-
-
-def shown(row: Row, where: str, tables: Mapping[str, Rendering]) -> None:
-    """ValueError if one of the tables can't show the row."""
-    try:
-        lines = [line for table in tables.values() for line in table([row]).body]
-        if not all(isinstance(cell, str) for line in lines for cell in line):
-            raise TypeError("a cell is no text")
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is no whole row of kind {row['kind']}: {error!r}") from None
-
-
-def _check_words(row: Row) -> None:
-    """ValueError for a word that no throughput row has."""
-    known = {"kind": ("speed", "failure"), "mode": MODES, "dtype": DTYPES, "compile": COMPILES}
-    for name, words in known.items():
-        if row[name] not in words:
-            raise ValueError(f"{name} = {row[name]!r}")
-
-
-def _check_numbers(row: Row) -> None:
-    """ValueError for a number that can't be: too large, out of order, or no count of images."""
-    least = 0 if row["kind"] == "failure" else 1  # the best batch of a failure may be unknown
-    if type(row["batch"]) is not int or row["batch"] < least:
-        raise ValueError(f"batch = {row['batch']!r}")
-    for name, value in _flat("", row):
-        if isinstance(value, float | int) and not abs(value) < MOST:
-            raise ValueError(f"{name} = {value}")
-    measured = {what: row.get(what) for what in MEASURED}
-    if any(isinstance(value, bool) for _, value in _flat("", measured)):
-        raise ValueError("a number is true or false")
-    del measured["stages"]  # what is left of a call after its stages may be less than nothing
-    for name, value in _flat("", measured):
-        if isinstance(value, float | int) and value < 0:
-            raise ValueError(f"{name} = {value}")
-    if row["kind"] == "failure":
-        return
-    for side in SIDES if row["ratio"] is not None else ("candidate",):
-        rate = row["images_per_s"][side]
-        _in_order(rate["low"], rate["median"], rate["high"])
-        if "mean" in rate:
-            _in_order(rate["mean_low"], rate["mean"], rate["mean_high"])
-        if used := row["utilisation"].get(side):
-            for name in (*RATES, "bytes") if "bytes" in used else RATES:
-                _in_order(used[name])
-        if found := (row.get("latency") or {}).get(side):
-            for name in QUANTILES:
-                _in_order(*(found[name][key] for key in ("low", "value", "high")))
-
-
-def _in_order(*values: float) -> None:
-    """ValueError unless these are positive numbers, none smaller than the one before."""
-    if list(values) != sorted(values) or not values[0] > 0:
-        raise ValueError(f"{', '.join(map(str, values))} are not in order")
-
-
-def _recompute(row: Row) -> None:
-    """ValueError if ratio, floor and verdict are not those of the processes' log ratios."""
-    if row["kind"] == "failure" or row.get("what") not in PAIRED or "ratio" not in row:
-        return
-    if row["ratio_low"] is None:
-        alone = row["ratio"] is None and row["verdict"] in (ALONE, stats.INCONCLUSIVE)
-        if not (alone or (row["verdict"] == ONE_PROCESS and row["processes"] == 1)):
-            raise ValueError(f"{row['verdict']!r} without an interval")
-        return
-    ratio, floor = stats.paired_ratio(row["log_ratios"]), stats.noise_floor(row["log_ratios_again"])
-    found = (ratio.value, ratio.low, ratio.high, floor)
-    said = [row[name] for name in ("ratio", "ratio_low", "ratio_high", "noise_floor")]
-    verdicts = (stats.speed_verdict(ratio, floor), stats.INCONCLUSIVE)
-    same = all(
-        math.isclose(one, other, rel_tol=1e-6) for one, other in zip(found, said, strict=True)
-    )
-    if not same or row["verdict"] not in verdicts:
-        raise ValueError("ratio, floor and verdict are not those of its processes")
-
-
-def _check_claims(row: Row) -> None:
-    """ValueError if a timed row's processes, or that its outputs were checked, are only said."""
-    if row["kind"] == "failure":
-        return
-    if row["ratio_low"] is not None and row["processes"] != len(row["log_ratios"]):
-        raise ValueError(f"processes = {row['processes']} of {len(row['log_ratios'])} ratios")
-    if row["checked"] == CHECKED and row["equality"].get("passed") is not True:
-        raise ValueError("its outputs were not checked")
 
 
 def cells(rows: Sequence[Row]) -> list[Row]:
@@ -627,14 +503,14 @@ def _record(row: Row, side: str) -> Iterator[tuple[str, Any]]:
              "reason", "checked", "ratio", "ratio_low", "ratio_high", "noise_floor")  # fmt: skip
     yield from ((name, row.get(name)) for name in names)
     for what in MEASURED if row["kind"] == "speed" else ():
-        yield from _flat(what, (row.get(what) or {}).get(side))
+        yield from flat(what, (row.get(what) or {}).get(side))
     yield "commit", row["environment"].get("commit")
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Single values within a value, lists left out, under their names joined."""
     if isinstance(value, Mapping):
         for key, each in value.items():
-            yield from _flat(f"{name}_{key}" if name else key, each)
+            yield from flat(f"{name}_{key}" if name else key, each)
     elif value is not None and not isinstance(value, list):
         yield name, value

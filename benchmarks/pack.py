@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks import matrix
+from benchmarks import claims
 from experiments import rows as rows_file
 from experiments.pages import Row
 
@@ -73,7 +73,7 @@ def read(path: Path) -> list[Row]:
     content = path.read_bytes()
     rows = _unpacked(path, content) if content.startswith(MAGIC) else rows_file.read(path)
     for number, row in enumerate(rows, 1):
-        matrix.check(row, f"{path} row {number}")
+        claims.check(row, f"{path} row {number}")
     return rows
 
 

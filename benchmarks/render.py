@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks import calibration, check, figures, gate, matrix, pack, pretrained
+from benchmarks import calibration, check, claims, figures, gate, matrix, pack, pretrained
 from benchmarks.matrix import SIDES
 from benchmarks.mutants import Score
 from experiments import cli, pages
@@ -472,7 +472,7 @@ def read(path: Path) -> list[Row]:
     """The rows of a file, packed or not; ValueError naming the file if a table can't show one."""
     rows = [{"device": "cpu"} | row for row in pack.read(path)]
     for number, row in enumerate(rows, 1):
-        matrix.shown(row, f"{path} row {number}", TABLES)
+        claims.shown(row, f"{path} row {number}", TABLES)
     return rows
 
 
@@ -496,8 +496,7 @@ class Settings:
 def main(args: list[str]) -> None:
     """Commit rows if asked, then rewrite both READMEs and the figures; or serve given files."""
     settings = cli.parse(Settings, args, prog="python -m benchmarks.render")
-    if settings.pack and not settings.files:
-        raise ValueError("--pack needs files of rows to pack")
+    cli.goes_with(settings, pack="files", out="files")
     if settings.files and settings.keep:
         raise ValueError("--keep goes with no files; choose one")
     if settings.files:
@@ -515,11 +514,18 @@ def main(args: list[str]) -> None:
             raise ValueError(f"{settings.files[0]} holds no row that a table shows")
         print("\n".join(map(str, paths)))
         return
-    kept = {path.resolve().name: pack.read(path / "rows.jsonl") for path in settings.keep}
+    kept = {}
+    for path in settings.keep:
+        name, made = path.resolve().name, rows_file.read(path / "rows.jsonl")
+        read(path / "rows.jsonl")  # refuses what no table shows
+        rows_file.check_kept(made, RESULTS, name)
+        if name in kept:
+            raise ValueError(f"two of the folders to keep are called {name}")
+        kept[name] = made
     rows = committed(row for made in kept.values() for row in made)
     pages_of = {path: fill(path.read_text(encoding="utf8"), rows) for path in READMES}
     drawn = {FIGURE.stem: speed_figure(rows), **figures.figures(rows)}
-    for name, made in kept.items():  # what can't be shown is not committed
+    for name, made in kept.items():  # all or nothing
         rows_file.commit(made, RESULTS, name)
     for path, text in pages_of.items():
         path.write_text(text, encoding="utf8")

@@ -171,8 +171,8 @@ def configurations(settings: Settings) -> list[Configuration]:
     for name in ("batch", "mode", "compile"):
         if not getattr(settings, name):
             raise ValueError(f"{name} names nothing to time")
-    if not settings.seconds > 0:
-        raise ValueError(f"seconds = {settings.seconds} must be positive")
+    if not 0 < settings.seconds < math.inf:
+        raise ValueError(f"seconds = {settings.seconds} must be positive and finite")
     batches = [_batch(word) for word in settings.batch]
     plan = Plan(
         processes=settings.processes,
@@ -474,6 +474,8 @@ def line(row: dict[str, Any]) -> str:
             f"; {row['ratio']:.3f} of the reference's ({row['ratio_low']:.3f} to "
             f"{row['ratio_high']:.3f}), floor ±{row['noise_floor']:.1%}, {matrix.verdict(row)}"
         )
+    elif row["reason"]:
+        said += f", {row['verdict']}: {row['reason']}"
     return said
 
 

@@ -35,7 +35,9 @@ class Table:
         if not self.body:
             return "Not measured yet."
         rule = tuple("--:" if right else "---" for right in self.numeric)
-        cells = ([cell.replace("|", "\\|") for cell in line] for line in self.body)
+        cells = (
+            [cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in self.body
+        )
         return "\n".join("| " + " | ".join(line) + " |" for line in (self.header, rule, *cells))
 
     def records(self) -> list[dict[str, str]]:

@@ -112,15 +112,9 @@ def commit(rows: list[dict], folder: Path, name: str) -> None:
     """Add rows to the kept evidence: `name.jsonl`, and their raw values in `name.raw.jsonl.xz`.
 
     Raw floats keep four digits, and a list of objects with the same keys becomes one object of
-    lists. Raises ValueError for rows of a smoke run or of uncommitted code, which is also said of
-    code that is in no checkout, and FileExistsError if they were kept before.
+    lists. Raises what `check_kept` does.
     """
-    if name.endswith("-smoke"):
-        raise ValueError(f"{name} is a smoke run; its rows are not evidence")
-    made = [(row, row["environment"], *row["environment"].get("before", [])) for row in rows]
-    parts = [part for row, *parts in made for part in (*parts, *row.get("before", []))]
-    if any(part["dirty"] for part in parts):
-        raise ValueError(f"{name} was made by uncommitted code; its rows are not evidence")
+    check_kept(rows, folder, name)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.jsonl").open("x", encoding="utf8") as file:
         for row in rows:
@@ -134,6 +128,20 @@ def commit(rows: list[dict], folder: Path, name: str) -> None:
     if raw:
         with lzma.open(folder / f"{name}.raw.jsonl.xz", "wt", encoding="utf8") as file:
             file.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in raw)
+
+
+def check_kept(rows: list[dict], folder: Path, name: str) -> None:
+    """ValueError for rows of a smoke run or of uncommitted code, which is also said of code that is
+    in no checkout; FileExistsError if they were kept before."""
+    if name.endswith("-smoke"):
+        raise ValueError(f"{name} is a smoke run; its rows are not evidence")
+    made = [(row, row["environment"], *row["environment"].get("before", [])) for row in rows]
+    parts = [part for row, *parts in made for part in (*parts, *row.get("before", []))]
+    if not all(isinstance(part, dict) and part.get("dirty") is False for part in parts):
+        raise ValueError(f"{name} was made by uncommitted code; its rows are not evidence")
+    path = folder / f"{name}.jsonl"
+    if path.exists():
+        raise FileExistsError(f"{path} is there already: these rows were kept before")
 
 
 def _plain(value: Any) -> Any:

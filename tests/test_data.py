@@ -65,6 +65,13 @@ def test_picture_folders_are_split_by_class_folders(root):
     assert -1 <= image.min() < image.max() <= 1
 
 
+def test_a_split_may_have_another_name(tmp_path):
+    parts = sources.imagefolder(
+        root=str(folders(tmp_path, splits=("validation",))), max_pixels=10**6
+    )
+    assert (set(parts.splits), parts.classes) == ({"val"}, ("ant", "bee", "cat"))
+
+
 def test_a_class_may_be_called_valid(tmp_path):
     dataset = load(folders(tmp_path, splits=(".",), classes=("invalid", "valid"), each=9))
     assert dataset.classes == ("invalid", "valid")
@@ -124,8 +131,7 @@ def test_pictures_that_are_all_bad_are_no_split(cifar):
 
 
 def test_two_folders_of_one_split_are_refused(root):
-    for name in ("val", "validation"):
-        (root / name).mkdir()
+    folders(root, splits=("val", "validation"), each=1)
     with pytest.raises(ValueError, match="holds both val and validation, which mean one split"):
         load(root)
 

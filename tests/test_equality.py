@@ -97,6 +97,23 @@ def test_nan_is_never_equal():
     assert not equality(vitx.build(CONFIG), Broken(CONFIG), torch.randn(2, 3, 12, 12)).passed
 
 
+def test_what_leaves_nothing_to_compare_is_refused():
+    vit, image = vitx.build(CONFIG), torch.randn(2, 3, 12, 12)
+    with pytest.raises(ValueError, match="example holds no image"):
+        equality(vit, vit, image[:0])
+    with torch.no_grad(), pytest.raises(ValueError, match="gradients can't be compared within"):
+        equality(vit, vit, image)
+    with pytest.raises(ValueError, match="Flatten has no parameter"):
+        equality(nn.Flatten(), nn.Flatten(), image)
+
+    class Pair(nn.Linear):
+        def forward(self, image):
+            return image, super().forward(image)
+
+    with pytest.raises(ValueError, match="Pair gives no tensor"):
+        equality(Pair(12, 3), Pair(12, 3), image)
+
+
 def test_one_hot_attention_is_refused_as_blind():
     class Sharp(nn.Module):
         def __init__(self):

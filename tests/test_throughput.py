@@ -65,7 +65,7 @@ CONFIG = ModelConfig(image=16, patch=4, width=24, depth=2, heads=3, classes=5)
         (["--mode", "trainig"], "mode = 'trainig' is not known"),
         (["--reference", "vitx:Ti/16"], "models names no other model than the reference"),
         (["--processes", "0"], "processes = 0 must be at least 1"),
-        (["--seconds", "0"], "^seconds = 0.0 must be positive"),
+        (["--seconds", "0"], "^seconds = 0.0 must be positive and finite"),
         (["--limit-gib", "-1"], "limit_gib = -1.0 must be 0 or positive"),
         (["--batch", "--dtype", "float32"], "batch names nothing to time"),
         (["--mode", "--dtype", "float32"], "mode names nothing to time"),
@@ -675,6 +675,17 @@ def test_rows_that_cant_be_shown_are_not_committed(tmp_path, monkeypatch):
         render.main(["--keep", str(run)])
     (run / "rows.jsonl").write_text(json.dumps(row(checked="checked")) + "\n")
 
+    other = tmp_path / "other" / run.name
+    other.mkdir(parents=True)
+    (other / "rows.jsonl").write_text((run / "rows.jsonl").read_text())
+    with pytest.raises(ValueError, match="two of the folders to keep are called 20261129-000000"):
+        render.main(["--keep", str(run), str(other)])
+    (other / "rows.jsonl").write_text(json.dumps(row(environment={"cpu": "a"})) + "\n")
+    changed = other.rename(tmp_path / "changed")
+    with pytest.raises(ValueError, match="without environment"):
+        render.main(["--keep", str(run), str(changed)])
+    with pytest.raises(ValueError, match="--out goes with --files"):
+        render.main(["--out", str(tmp_path)])
     monkeypatch.setattr(render, "speed_figure", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         render.main(["--keep", str(run)])
@@ -877,10 +888,13 @@ def test_a_pack_that_was_changed_is_refused(tmp_path):
         ({"ratio_low": None, "verdict": "faster"}, "'faster' without an interval"),
         ({"processes": 10}, "processes = 10 of 3 ratios"),
         ({"peak_mib": both(-1)}, "reference = -1"),
+        ({"stages": both(dict.fromkeys(breakdown.STAGES, -0.01))}, "patchify = -0.01"),
         ({"equality": None}, "no whole row of kind speed"),
         ({"equality": {"passed": False}}, "its outputs were not checked"),
-        ({"what": "trial", "verdict": "slower"}, "are not those of its processes"),
-        ({"what": "trial", "log_ratios": None}, "no whole row of kind speed"),
+        ({"what": "trial", "trial": 3, "share": 0.0, "verdict": "slower"}, "not those of its"),
+        ({"what": "trial", "trial": 3, "share": 0.0, "log_ratios": None}, "no whole row"),
+        ({"what": "trial", "trial": 3, "share": 0.5}, "no trial 3 of 0.5"),
+        ({"what": "gate", "ratio": 2.0}, "ratio, floor and verdict are not those"),
         ({"kind": "noise"}, "kind = 'noise'"),
         ({"mode": "/../../out"}, "mode = '/../../out'"),
         ({"batch": 8.0}, "no whole row of kind speed"),
@@ -902,6 +916,29 @@ def test_a_row_that_cant_be_or_claims_too_much_is_refused_packed_or_not(tmp_path
         else:
             with pytest.raises(ValueError, match=rf"row 1 is .*{message}"):
                 pack.read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"verdict": "slower"}, "are not those of its processes"),
+        ({"batch": -1}, "batch = -1"),
+        ({"macs": both(-1)}, "macs_reference = -1"),
+        ({"kind": "equality", "verdict": "equal", "equality": {"passed": True,
+          "output_error": "nan", "gradient_error": 0.0}}, "said to be equal is not"),
+        ({"kind": "accuracy", "seeds": 3, "reference_values": [0.9, 0.8, 0.7], "low": -0.1,
+          "candidate_values": [0.7, 0.8, 0.9], "margin": 0.01, "difference": 0.0, "high": 0.1,
+          "p_equivalence": 0.01, "verdict": "equivalent"}, "not that of its values"),
+    ],
+)  # fmt: skip
+def test_a_row_of_the_main_job_claims_no_more_than_its_values(tmp_path, changes, message):
+    made = {k: v for k, v in row().items() if k != "what"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(made) + "\n")
+    assert len(pack.read(path)) == 1
+    path.write_text(json.dumps(made | changes) + "\n")
+    with pytest.raises(ValueError, match=f"row 1 is no whole row of kind .*{message}"):
+        pack.read(path)
 
 
 def test_two_packs_of_one_name_never_rank_together(tmp_path):

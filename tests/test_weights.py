@@ -243,6 +243,7 @@ def test_another_number_of_heads_than_the_files_is_refused(hugging_face, tmp_pat
         ({"size": {"shortest_edge": 224}}, None),
         ({"size": 224, "do_rescale": True, "rescale_factor": 0.00392156862745098}, "squash"),
         ({"do_rescale": False}, None),
+        ({"do_resize": False}, None),
         ({"rescale_factor": 1 / 127.5}, None),
         (
             {"do_center_crop": True, "size": {"height": 256, "width": 256},
@@ -258,6 +259,10 @@ def test_a_way_to_crop_that_cannot_be_said_is_not_guessed(hugging_face, tmp_path
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     wanted = resize and Preprocessing(resize, (0.5,) * 3, (0.25,) * 3)
     assert weights.describe(tmp_path).preprocessing == wanted
+    for damaged in ([], {"rescale_factor": None}):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(damaged))
+        with pytest.raises(ValueError, match=r"preprocessor_config\.json can't be read"):
+            weights.describe(tmp_path)
 
 
 def test_a_vit_is_written_for_hugging_face(hugging_face, tmp_path):

@@ -97,8 +97,13 @@ def equality(
     reference to the candidate's where they differ, or converts one state dict into the other. The
     error of a tensor is
     max|Δ| / max(max|ref|, SMALLEST · the largest max|ref| among all gradients), and an output's
-    is max|Δ| / max|ref|. Raises Unmatched when the state dicts can't be matched.
+    is max|Δ| / max|ref|. Raises Unmatched when the state dicts can't be matched, and ValueError
+    where there is nothing to compare: no image, no parameter, no gradients, no tensor as output.
     """
+    if not len(example):
+        raise ValueError("example holds no image")
+    if not torch.is_grad_enabled():
+        raise ValueError("gradients can't be compared within torch.no_grad or inference_mode")
     device = exact_device(example)
     a, b = (
         deepcopy(model).to(device).double().eval().requires_grad_(True)
@@ -316,11 +321,15 @@ def _outputs_and_gradients(
     most: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Outputs, and the gradients of a random linear function of them, at most so many at once."""
-    names, parameters = zip(*model.named_parameters(), strict=True)
+    names, parameters = list(dict(model.named_parameters())), list(model.parameters())
+    if not parameters:
+        raise ValueError(f"{type(model).__name__} has no parameter")
     cotangents, outputs = torch.empty(0), []
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for part in image.split(most or len(image)):
         out = model(part) if run is None else run(part)
+        if not isinstance(out, Tensor) or not out.ndim:
+            raise ValueError(f"{type(model).__name__} gives no tensor with an output an image")
         if not outputs:
             shape = out.shape if len(part) == len(image) else (len(image), *out.shape[1:])
             generator = torch.Generator().manual_seed(seed + 1)

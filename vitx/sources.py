@@ -94,11 +94,14 @@ def places365(*, root: str, max_pixels: int, part: str = "val") -> Source:
 def imagefolder(*, root: str, max_pixels: int) -> Source:
     """Pictures in `train/CLASS/`, `val/CLASS/` and `test/CLASS/`, or all in `CLASS/`."""
     folder = _folder(root)
-    inner = [name for name in SPLITS if (folder / name).is_dir()]
-    if not {"train", "val", "test"} & set(inner):  # a class may be called valid
-        return _folders({"train": folder}, max_pixels, in_memory=False)
+    # A class may be called valid: under the other names of a split lie folders.
+    inner = [
+        name for name, ours in SPLITS.items()
+        if (folder / name).is_dir()
+        and (name == ours or any(path.is_dir() for path in (folder / name).iterdir()))
+    ]  # fmt: skip
     parts = {name: folder / inside for name, inside in _split_names(inner, root).items()}
-    return _folders(parts, max_pixels, in_memory=False)
+    return _folders(parts or {"train": folder}, max_pixels, in_memory=False)
 
 
 def hf(*, root: str, max_pixels: int, image: str = "", label: str = "") -> Source:

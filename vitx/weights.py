@@ -299,14 +299,17 @@ def _hugging_face_settings(path: Path) -> dict[str, Any]:
     found |= _json(path / "config.json")
     processor = path / "preprocessor_config.json"
     if processor.exists():
-        found["preprocessing"] = _preprocessing(_json(processor))
+        try:
+            found["preprocessing"] = _preprocessing(_json(processor))
+        except (AttributeError, TypeError) as error:  # values of other kinds
+            raise ValueError(f"{processor} can't be read: {error}") from None
     return found
 
 
 def _preprocessing(said: Mapping[str, Any]) -> Preprocessing | None:
     """What Hugging Face's preprocessor_config.json says, if it can be said here."""
     factor = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1
-    if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+    if not math.isclose(factor, 1 / 255, rel_tol=1e-6) or not said.get("do_resize", True):
         return None
     if not said.get("do_normalize", True):
         mean, std = (0.0,), (1.0,)
