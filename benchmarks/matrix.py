@@ -1,4 +1,4 @@
-"""What throughput rows say together: which are comparable, which are whole, and their tables.
+"""What throughput rows say together: which are comparable, and their tables.
 
 Rows are shown together, and ranked, only where the machine, the settings of the process and the
 protocol were the same (`setting`). A reference was timed beside every model, so it has several

@@ -403,7 +403,8 @@ def _claim(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
 
 def _equivalence_text(row: Row) -> str:
     within = f" to timm within {100 * row['margin']:.0f} point"
-    return row["verdict"] + (within if isinstance(row["low"], float) else "")
+    tested = isinstance(row["low"], float) and row["verdict"] != claims.NO_VERDICT
+    return row["verdict"] + (within if tested else "")
 
 
 def _size(row: Row) -> str:
