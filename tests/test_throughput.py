@@ -158,7 +158,8 @@ def test_times_are_kept_where_the_last_peak_cant_be_measured(tmp_path, monkeypat
     plan = timing.Plan(dtype="float32", processes=1, pair_s=0.1, block_s=0.01)
     configuration = throughput.Configuration(f"python:{PLANTED}:small", "", 1, plan, "cpu")
     kind, found = throughput.timed(configuration, asked.parent)
-    assert (kind, found["reason"]) == ("speed", "no utilisation: out of memory")
+    assert kind == "speed"
+    assert found["reason"].endswith("no utilisation: out of memory")  # after what others disturbed
     assert found["images_per_s"]["candidate"]["median"] > 0
     assert found["utilisation"] == {}
 
