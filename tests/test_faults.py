@@ -94,7 +94,7 @@ def steps_done(folder: Path) -> int:
 def killed_at_a_time(folder: Path, delays: Iterator[float], number: int) -> int:
     """Send a signal so many seconds after the first save; the exit status.
 
-    On a machine that others use a run may be over before: then the next delay is tried.
+    On a machine that others use a training may be over before: then the next delay is tried.
     """
     while True:
         child = start(*program(folder))
@@ -102,7 +102,7 @@ def killed_at_a_time(folder: Path, delays: Iterator[float], number: int) -> int:
         time.sleep(next(delays))
         child.send_signal(number)
         child.communicate(timeout=60)
-        if child.returncode:
+        if steps_done(folder) < STEPS:
             return child.returncode
         shutil.rmtree(folder)
 
