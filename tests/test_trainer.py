@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -364,6 +365,30 @@ with processes(torch.device("cpu")) as (part, device):
     if part.first:
         torch.save([state.model.state_dict(), logits, target], sys.argv[1])
 """
+
+
+ENDED = """
+import torch, weakref
+import torch.distributed as dist
+from vitx.parallel import averaging, processes
+
+with processes(torch.device("cpu")):
+    model = averaging(torch.nn.Linear(3, 3))
+    group = weakref.ref(dist.group.WORLD)
+    assert group() is not None
+assert group() is None, "the group outlives its processes, and so do its threads"
+"""
+
+
+def test_the_processes_group_ends_before_a_model_that_it_trained():
+    part = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        part |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED], env=os.environ | part, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow

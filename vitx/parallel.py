@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+import torch.distributed.nn  # here: imported later, it would keep the processes' group for ever
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ def processes(device: torch.device) -> Iterator[tuple[Part, torch.device]]:
         wait(part)
     finally:
         dist.destroy_process_group()
+
+
+def averaging(module: nn.Module) -> DistributedDataParallel:
+    """The module with gradients that are means over all processes; all call this together.
+
+    It has a group of its own, which lives as long as the module. That of `processes` can then end
+    with its threads: one that let go of a tensor while Python ends would abort the process.
+    """
+    return DistributedDataParallel(module, process_group=dist.new_group())
 
 
 def wait(part: Part) -> None:

@@ -134,7 +134,7 @@ def init(
     average = deepcopy(model) if config.ema else None
     run: Any = torch.compile(model) if config.compile else model
     if not part.alone:
-        run = DistributedDataParallel(run)
+        run = parallel.averaging(run)
     return State(
         model,
         optim.optimizers(model, config.optim),
