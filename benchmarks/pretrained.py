@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from vitx.checkpoint import UNREADABLE
 from vitx.equality import largest
+from vitx.images import open_picture
 from vitx.interop.timm import from_timm, live_model
 from vitx.machine import now
 
@@ -53,7 +54,7 @@ def measure(name: str, folder: Path, *, batch: int, device: torch.device) -> dic
     """The fields of a row: top-1 and top-5 of both, how many predictions are identical, images/s.
 
     `folder` holds a folder of pictures for each class, which sorted by name are the outputs in
-    order. Raises ValueError where that does not fit.
+    order. Raises ValueError where that does not fit, and for a picture that can't be decoded.
     """
     import timm.data
     from torchvision.datasets import ImageFolder
@@ -63,7 +64,8 @@ def measure(name: str, folder: Path, *, batch: int, device: torch.device) -> dic
     model: Any = load(name).to(device).eval()
     settings = timm.data.resolve_model_data_config(model)
     try:
-        pictures = ImageFolder(str(folder), timm.data.create_transform(**settings))
+        transform = timm.data.create_transform(**settings)
+        pictures = ImageFolder(str(folder), transform, loader=open_picture)
     except FileNotFoundError as error:
         raise ValueError(f"data = {str(folder)!r}: {error}") from None
     if len(pictures.classes) != model.num_classes:

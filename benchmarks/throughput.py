@@ -36,6 +36,7 @@ from vitx import breakdown, cost, job, machine, peak, timing, tracking
 from vitx.compare import Comparison, compare, equality, speed
 from vitx.cost import forward_macs, step_macs
 from vitx.equality import Equality, Unmatched
+from vitx.evaluate import evaluating
 from vitx.registry import choose
 from vitx.timing import Plan
 
@@ -285,6 +286,9 @@ def measure(configuration: Configuration, folder: Path) -> Iterator[dict[str, An
     example = _images(candidate, batch, device)
     with within(plan.limit_s):
         checked, why = check(reference, candidate, example[:2])
+        if not checked:  # else both were looked at
+            for model in sides.values():
+                finite(model, example[:2])
     if checked and not checked.passed:
         yield {"kind": "failure", "verdict": "not equal", "reason": checked.reason, "batch": batch,
                "equality": vars(checked)}  # fmt: skip
@@ -363,6 +367,14 @@ def check(reference: Model | None, candidate: Model, image: Tensor) -> tuple[Equ
         return equality(reference.module, candidate.module, image, keys=keys), ""
     except Unmatched as error:
         return None, str(error)
+
+
+def finite(model: Model, image: Tensor) -> None:
+    """ValueError naming a model whose outputs are not finite, if they are tensors."""
+    with evaluating(model.module), torch.inference_mode():
+        output = model.module(image)
+    if isinstance(output, Tensor) and not output.isfinite().all():
+        raise ValueError(f"{model.name} gives outputs that are not finite")
 
 
 def room_gib(plan: Plan) -> float:

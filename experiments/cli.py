@@ -40,6 +40,8 @@ def module(name: str, file: str) -> ModuleType:
     except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, LookupError,
             ArithmeticError, AssertionError, RuntimeError, OSError) as error:  # fmt: skip
         raise ValueError(f"{file} can't be read: {type(error).__name__}: {error}") from error
+    except SystemExit as error:
+        raise ValueError(f"{file} ends the program when it is imported") from error
 
 
 def parse(kind: type[Settings], args: Sequence[str], *, prog: str) -> Settings:

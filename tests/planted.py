@@ -38,6 +38,19 @@ def others_names() -> nn.Module:
     return model
 
 
+class Undefined(nn.Linear):
+    """Without names of weights that another could have, so that nothing is checked."""
+
+    image = (3, 16, 16)
+
+    def forward(self, image):
+        return super().forward(image.flatten(1)) / 0
+
+
+def undefined() -> nn.Module:
+    return Undefined(3 * 16 * 16, 5)
+
+
 class Planted(Small):
     """Behaves while it is built and checked, and not in the processes that time it."""
 

@@ -526,12 +526,14 @@ def test_a_file_that_cant_be_read_is_named_and_does_not_hide_the_others(
 ):
     (tmp_path / "broken.py").write_text("from nowhere import x\nAXES = 1\n")
     (tmp_path / "misspelt.py").write_text("BASE = {}['cifar10_small']\nAXES = 1\n")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)\nAXES = 1\n")
     monkeypatch.setattr(question, "FOLDER", tmp_path)
     monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
     ablate.main([])
     said = capsys.readouterr().out
     assert "broken: error: experiments/broken.py can't be read: ModuleNotFoundError" in said
     assert "misspelt: error: experiments/misspelt.py can't be read: KeyError" in said
+    assert "leaves: error: experiments/leaves.py ends the program when it is imported" in said
 
 
 def test_lanes_that_cant_be_are_refused_before_anything_is_made(tmp_path):

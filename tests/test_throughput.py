@@ -135,6 +135,15 @@ def test_more_work_than_the_machine_can_do_is_a_failure_with_its_times(tmp_path,
     assert found["raw"][0]["rounds"]
 
 
+@pytest.mark.parametrize("reference", ["", f"python:{PLANTED}:small"])
+def test_a_model_whose_outputs_are_not_finite_is_not_timed(tmp_path, reference):
+    plan = timing.Plan(dtype="float32", processes=1, pair_s=0.1, block_s=0.01)
+    name = f"python:{PLANTED}:undefined"
+    configuration = throughput.Configuration(name, reference, 1, plan, "cpu")
+    with pytest.raises(ValueError, match="undefined gives outputs that are not finite"):
+        next(throughput.measure(configuration, tmp_path))
+
+
 @pytest.mark.slow
 def test_times_are_kept_where_the_last_peak_cant_be_measured(tmp_path, monkeypatch):
     asked = tmp_path / "work" / "configuration.json"
@@ -1191,6 +1200,10 @@ def test_accuracy_of_a_saved_timm_model_in_both(tmp_path):
     lines = render.pretrained_table([Rows(tmp_path).add("pretrained", **found)]).body
     assert [line[0] for line in lines] == [found["reference"], found["candidate"]]
     assert [line[6] for line in lines] == ["12 of 12"] * 2
+    whole = (tmp_path / "val" / "a" / "01.png").read_bytes()
+    (tmp_path / "val" / "a" / "01.png").write_bytes(whole[:2000])
+    with pytest.raises(ValueError, match=r"01\.png can't be decoded"):
+        pretrained.measure(str(place), tmp_path / "val", batch=5, device=torch.device("cpu"))
     (tmp_path / "val" / "d").mkdir()
     with pytest.raises(ValueError, match="val'"):
         pretrained.measure(str(place), tmp_path / "val", batch=5, device=torch.device("cpu"))

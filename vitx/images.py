@@ -66,7 +66,9 @@ class Files:
         return replace(self, items=[self.items[row] for row in rows], target=self.target[rows])
 
 
-def open_picture(source: Path | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -> Any:
+def open_picture(
+    source: str | Path | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS
+) -> Any:
     """The picture in RGB. Raises BadImage with its name for what can't be decoded or is too large.
 
     The size is read from the header, before anything is decoded.
