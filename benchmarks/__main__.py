@@ -130,9 +130,9 @@ class Settings:
     """Folder of CIFAR-10's images; on a GPU accuracy is then compared on them, else on digits."""
     check: bool = False
     """Whether the device computes what the CPU does, in about a minute; nothing else."""
-    calibrate: int = 0
+    calibrate: int | None = None
     """Make so many of the trials that say how often the timing is wrong; nothing else."""
-    accuracy: str = ""
+    accuracy: str | None = None
     """A timm name, or a folder or file of timm's weights, whose accuracy is read on --data."""
     data: Path = Path("val")
     """Folder of --accuracy: one of pictures for each class."""
@@ -186,11 +186,15 @@ def main(args: list[str]) -> None:
     """Read the settings, tell the budget, run the stages, print the verdicts and the places."""
     settings = cli.parse(Settings, args, prog="python -m benchmarks")
     modes = ("smoke", "full", "check", "calibrate", "accuracy")
-    if len([mode for mode in modes if getattr(settings, mode)]) > 1:
+    asked = [  # --calibrate 0 is asked for too
+        mode for mode in modes
+        if getattr(settings, mode) is not None and getattr(settings, mode) is not False
+    ]  # fmt: skip
+    if len(asked) > 1:
         raise ValueError(f"--{', --'.join(modes)} exclude each other; choose one")
     cli.goes_with(settings, data="accuracy", batch="accuracy")
     for mode, program in (("check", check_device), ("calibrate", calibrate), ("accuracy", read)):
-        if getattr(settings, mode):
+        if mode in asked:
             for name in ("only", "models", "cifar10"):
                 if getattr(settings, name):
                     raise ValueError(f"--{name} does not go with --{mode}")
@@ -262,11 +266,9 @@ def check_device(settings: Settings) -> None:
 def read(settings: Settings) -> None:
     """Print the accuracy of weights in timm and in vitx."""
     cli.at_least(settings, batch=1)
-    device = tracking.device(settings.device)
-    values = {"model": settings.accuracy, "device": str(device)}
-    fields = pretrained.measure(
-        settings.accuracy, settings.data, batch=settings.batch, device=device
-    )
+    device, model = tracking.device(settings.device), settings.accuracy or ""
+    values = {"model": model, "device": str(device)}
+    fields = pretrained.measure(model, settings.data, batch=settings.batch, device=device)
     with _kept(settings, "accuracy", values) as (_, rows):
         row = rows.add("pretrained", **fields)
         print(f"{pretrained.text(row)}\nrow: {rows.path}")
@@ -274,7 +276,9 @@ def read(settings: Settings) -> None:
 
 def calibrate(settings: Settings) -> None:
     """Make the next trials of the calibration, and print what all of them say so far."""
-    cli.at_least(settings, calibrate=1)
+    count = settings.calibrate or 0
+    if count < 1:
+        raise ValueError(f"calibrate = {count} must be at least 1")
     device = tracking.device(settings.device)
     scale = grown(QUICK, device)
     kept = [*render.RESULTS.glob("*.jsonl"), *settings.out.glob("*-calibration/rows.jsonl")]
@@ -287,7 +291,7 @@ def calibrate(settings: Settings) -> None:
     with _kept(settings, "calibration", flat(scale.plan)) as (run, rows):
         job = Job(scale, device, rows, run)
         make = partial(speed.make_pair, name, batch=batch, device=device)
-        numbers = left[: settings.calibrate]
+        numbers = left[:count]
         calibration.run(numbers, make, scale.plan, run.folder, job.add, job.say)
         print(f"{calibration.table([*before, *rows.kept]).markdown()}\nrows: {rows.path}")
 
@@ -392,7 +396,7 @@ def pilot(job: Job) -> None:
     """A few seeds that no other result uses, read on validation, to fix the number of seeds."""
     seeds, config = list(accuracy.PILOT_SEEDS), job.scale.recipe
     results = accuracy.train_all(
-        seeds, job.folder / "pilot", config, device=job.device, say=job.say
+        seeds, job.folder / "pilot", config, device=job.device, say=job.say, split="validation"
     )
     labels = {"what": "pilot", "data": config.data.name, "reference": "timm", "candidate": "vitx"}
     if _failed(job, results, labels):

@@ -101,7 +101,6 @@ def train_side(side: str, seed: int, config: TrainConfig, device: torch.device |
         "accuracy": result.test.accuracy,
         "loss": result.test.loss,
         "val_accuracy": result.val.accuracy,
-        "standard_error": result.test.standard_error,
         "seconds": result.seconds,
         "curve": result.curve,
         "confusion": confusion(
@@ -118,10 +117,12 @@ def train_all(
     *,
     device: torch.device,
     say: Callable[[str], None],
+    split: str = "test",
 ) -> list[dict]:
     """Both sides for every seed, two at a time on one thread each, a fresh process each.
 
-    A training that fails gives {"failure": its last words}.
+    What is said is the accuracy on `split`, test or validation. A training that fails gives
+    {"failure": its last words}.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(json.dumps(flat(config)), encoding="utf8")
@@ -132,8 +133,9 @@ def train_all(
             results.append(found)
             if "failure" in found:
                 continue
+            value = found["accuracy" if split == "test" else "val_accuracy"]
             say(
-                f"{found['side']} seed {found['seed']}: test accuracy {found['accuracy']:.2%}, "
+                f"{found['side']} seed {found['seed']}: {split} accuracy {value:.2%}, "
                 f"{found['seconds']:.0f} s"
             )
     return results

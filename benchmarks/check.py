@@ -1,8 +1,8 @@
 """Whether a device computes what the CPU does, in about a minute: `python -m benchmarks --check`.
 
-Facts of the device, the attention kernel at the timed shapes, logits beside a float64 run on the
+Facts of the device, the attention kernel for the timed model, logits beside a float64 run on the
 CPU, and a short training beside one that was made on a CPU and is kept with the results:
-`python -m benchmarks.check` makes it anew.
+`python -m benchmarks.check --replace` makes it anew.
 """
 
 import json
@@ -55,7 +55,8 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def kernel(device: torch.device, dtype: torch.dtype) -> str:
-    """Which fused attention PyTorch chooses at the shapes that are timed on the device."""
+    """Which fused attention PyTorch chooses for the model that is timed on the device, in a batch
+    of `BATCH` images."""
     from torch.nn.attention import SDPBackend
 
     config = size(usual(device)[0])
@@ -127,12 +128,20 @@ def run(device: torch.device) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Make the kept training anew, on this CPU, and replace the one before."""
+    """Make anew, on this CPU, the training that `python -m benchmarks --check` compares with."""
+
+    replace: bool = False
+    """Do so though there is one."""
 
 
 def main(args: list[str]) -> None:
-    """Replace the kept training."""
-    cli.parse(Settings, args, prog="python -m benchmarks.check")
+    """Make the kept training."""
+    settings = cli.parse(Settings, args, prog="python -m benchmarks.check")
+    if TRAJECTORY.exists() and not settings.replace:
+        raise ValueError(
+            f"{TRAJECTORY.name} is there already; --replace makes it anew, and a device is checked "
+            "by python -m benchmarks --check"
+        )
     losses = trajectory(torch.device("cpu"))
     kept = {"steps": STEPS, "losses": losses, "environment": environment()}
     TRAJECTORY.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf8")

@@ -27,6 +27,8 @@ RATES = ("flops", "peak_low", "peak_high", "bandwidth")
 """What utilisation is read from, a second."""
 LEFT = ("remainder", "residual")
 """Stages that are differences of times, which noise can make less than nothing."""
+SAVED = "saved"
+"""What compiling saves may be less than nothing too."""
 MOST = 1e21
 """No number of a row is larger."""
 ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -98,7 +100,8 @@ def _numbers(row: Row) -> None:
     for name, value in matrix.flat("", {what: row.get(what) for what in MEASURED}):
         if isinstance(value, bool):
             raise ValueError("a number is true or false")
-        if isinstance(value, float | int) and value < 0 and not name.endswith(LEFT):
+        left = name.endswith(LEFT) or name.startswith(SAVED)
+        if isinstance(value, float | int) and value < 0 and not left:
             raise ValueError(f"{name} = {value}")
     if row["kind"] == "failure":
         return
@@ -110,6 +113,10 @@ def _numbers(row: Row) -> None:
         if used := (row.get("utilisation") or {}).get(side):
             for name in (*RATES, "bytes") if "bytes" in used else RATES:
                 _in_order(used[name])
+        if found := (row.get(SAVED) or {}).get(side):
+            low, value, high = (found[key] for key in ("low", "value", "high"))
+            if not low <= value <= high:
+                raise ValueError(f"{SAVED}: {low}, {value}, {high} are not in order")
         if found := (row.get("latency") or {}).get(side):
             for name in QUANTILES:
                 _in_order(*(found[name][key] for key in ("low", "value", "high")))

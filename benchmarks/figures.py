@@ -49,34 +49,12 @@ def _throughput(entries: Sequence[Entry], colours: Mapping[str, str], title: str
     drawn = []
     for (name, compiled), some in lines.items():
         runs = ", range of its runs" if any(entry.runs for entry in some) else ""
-        points = sorted((entry.row["batch"], *rate(entry, entries)) for entry in some)
+        points = sorted((entry.row["batch"], *entry.rate()) for entry in some)
         drawn.append(visualize.Line(f"{name}, {how(compiled)}{runs}", points, colours[name],
                                     style=COMPILES.index(compiled)))  # fmt: skip
     paired = any(entry.row["ratio"] is not None for entry in entries)
     label = "images/s: the reference's × ratio" if paired else "images/s"
     return visualize.rates(drawn, label=label, title=title)
-
-
-def rate(entry: Entry, entries: Sequence[Entry]) -> tuple[float, float, float]:
-    """Images/s with the ends of its interval, comparable with those of the same reference.
-
-    On a machine that others use too, rates of different runs are not comparable. So a model's rate
-    is its ratio times the rate of its reference in all runs, and its interval that of the ratio. A
-    reference's ends are the range of its runs.
-    """
-    row = entry.row
-    if entry.side == "reference" or row["ratio"] is None:
-        return entry.rate()
-    (whole,) = (
-        other.rate()[0]
-        for other in entries
-        if other.side == "reference"
-        and all(other.row[key] == row[key] for key in ("compile", "batch"))
-    )
-    low, high = (
-        row["ratio"] if row[key] is None else row[key] for key in ("ratio_low", "ratio_high")
-    )
-    return row["ratio"] * whole, low * whole, high * whole
 
 
 def _ratios(entries: Sequence[Entry], colours: Mapping[str, str], title: str) -> Figure | None:
@@ -113,7 +91,7 @@ def _roofline(entries: Sequence[Entry], colours: Mapping[str, str], title: str) 
         if timed and entry.row["compile"] == "none":
             found += [used for used, _ in timed]
             used, images_per_s = timed[-1]
-            flops = used["flops"] / images_per_s * rate(entry, entries)[0]
+            flops = used["flops"] / images_per_s * entry.rate()[0]
             batch, colour = str(entry.row["batch"]), colours[entry.name]
             intensity = used["flops"] / used["bytes"]
             spots.append(visualize.Spot(entry.name, batch, colour, intensity, flops))
@@ -132,7 +110,9 @@ def _latency(entries: Sequence[Entry], colours: Mapping[str, str], title: str) -
     for entry in entries:
         if found := entry.of("latency"):
             runs = f", {entry.runs}" if entry.runs else ""
-            spans = {name: matrix.quantile(found, name) for name in matrix.QUANTILES}
+            spans = {
+                name: matrix.reading([one[name] for one in found]) for name in matrix.QUANTILES
+            }
             label = f"{entry.name}, {how(entry.row['compile'])}{runs}"
             lines.append((label, colours[entry.name], spans))
     return visualize.latencies(lines, title=title) if lines else None

@@ -2,7 +2,9 @@
 
 Rows are shown together, and ranked, only where the machine, the settings of the process and the
 protocol were the same (`setting`). A reference was timed beside every model, so it has several
-readings: they are shown as their median and range, its rate as the geometric mean and range.
+readings: they are shown as their median and range, its rate as the geometric mean and range. On a
+machine that others use too, rates of different runs differ by more than their intervals; so the
+rate of a model that was timed beside a reference is its ratio times the reference's rate.
 """
 
 import csv
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.calibration import SAME
 from experiments.pages import Row, Table, floor_text, machine, processor, ratio_text
 from vitx import stats
 from vitx.breakdown import STAGES
@@ -26,8 +29,10 @@ AUTO = "auto"
 SIDES = ("reference", "candidate")
 LIBRARIES = {"hf": "transformers", "vit_pytorch": "vit-pytorch", "torchvision": "torchvision"}
 """Whose version stands with a model's name; those of PyTorch and timm stand with the setting."""
+SAME_PARTS = {"47b188": "431f17"}
+"""As `SAME`, of what is found beside a rate: before batch norm could be trained."""
 MEASURED = ("images_per_s", "macs", "parameters", "peak_mib", "host_mib", "compile_s",
-            "utilisation", "latency", "stages", "phases", "mean_images_per_s",
+            "utilisation", "latency", "stages", "phases", "saved", "mean_images_per_s",
             "page_faults")  # fmt: skip
 """Fields that hold a finding of each side."""
 QUANTILES = ("p50", "p90", "p99")
@@ -73,8 +78,14 @@ def setting(row: Row) -> str:
         f"{machine(row)}{commit}{host}, {environment['threads']} threads{bound}, torch "
         f"{versions['torch']}, timm {versions['timm']}, float32 products "
         f"{environment['matmul_precision']}; {processes} processes of {plan['pair_s']:g} s, "
-        f"blocks of {plan['block_s']:g} s{freed}, protocol {row['protocol']}"
+        f"blocks of {plan['block_s']:g} s{freed}, protocol {_protocol(row)}"
     )
+
+
+def _protocol(row: Row) -> str:
+    """Both hashes of a row's code, by their present names."""
+    present = {before[:6]: now[:6] for before, now in (SAME | SAME_PARTS).items()}
+    return "-".join(present.get(part, part) for part in row["protocol"].split("-"))
 
 
 def _commit(row: Row) -> str:
@@ -110,6 +121,8 @@ class Entry:
     name: str
     side: str
     rows: list[Row]
+    beside: "Entry | None" = None
+    """Of a candidate with a ratio: its reference."""
 
     @property
     def row(self) -> Row:
@@ -132,8 +145,15 @@ class Entry:
         return f"{len(self.rows)} runs" if len(self.rows) > 1 else ""
 
     @property
+    def several(self) -> bool:
+        """Whether several runs tell its rate, where it has a reference that one's."""
+        return len((self.beside or self).rows) > 1
+
+    @property
     def known(self) -> bool:
         """Whether its rate has an interval or a range, which a single process does not give."""
+        if self.beside:
+            return self.row["ratio_low"] is not None
         return bool(self.runs) or "mean" in self.of("images_per_s")[0]
 
     @property
@@ -147,10 +167,15 @@ class Entry:
         return [value for value in found if value is not None]
 
     def rate(self) -> tuple[float, float, float]:
-        """Images/s with the ends of its interval over processes, which of one process are alike.
+        """Images/s with the ends of its interval, comparable with those of the same reference.
 
-        Of several runs the geometric mean, with the lowest and the highest of their rates.
+        Of a candidate with a ratio that times the reference's rate, with the ratio's interval; of
+        several runs the geometric mean, with the lowest and the highest; of one run the mean over
+        processes with its interval, whose ends are alike if there is one process.
         """
+        if self.beside:
+            whole, (value, low, high) = self.beside.rate()[0], self._ratio()
+            return value * whole, low * whole, high * whole
         rates = [
             tuple(each.get(name, each["median"]) for name in ("mean", "mean_low", "mean_high"))
             for each in self.of("images_per_s")
@@ -160,6 +185,11 @@ class Entry:
         values = [value for value, _, _ in rates]
         low, high = min(values), max(values)
         return min(max(statistics.geometric_mean(values), low), high), low, high
+
+    def _ratio(self) -> tuple[float, float, float]:
+        """The ratio and its ends, which of one process are alike."""
+        value, low, high = (self.row[key] for key in ("ratio", "ratio_low", "ratio_high"))
+        return value, value if low is None else low, value if high is None else high
 
 
 def entries(rows: Sequence[Row]) -> list[Entry]:
@@ -180,7 +210,12 @@ def entries(rows: Sequence[Row]) -> list[Entry]:
                 _name(row, side),
                 "" if side == "reference" else row["batch_asked"],
             )
-            found.setdefault(key, Entry(_name(row, side), side, [])).rows.append(row)
+            if key not in found:
+                whole = (*key[:6], False, _name(row, "reference"), "")
+                paired = side == "candidate" and len(_sides(row)) == 2 and row["ratio"] is not None
+                beside = found[whole] if paired else None
+                found[key] = Entry(_name(row, side), side, [], beside)
+            found[key].rows.append(row)
 
     def place(key: tuple[Any, ...]) -> tuple[Any, ...]:
         return (*key[:-2], -_speed(found[key]), *key[-2:])
@@ -189,11 +224,10 @@ def entries(rows: Sequence[Row]) -> list[Entry]:
 
 
 def _speed(entry: Entry) -> float:
-    """What ranks models of a configuration: the ratio to their reference, else the rate."""
+    """What ranks models of a configuration."""
     if entry.row["kind"] == "failure":
         return 0.0
-    ratio = entry.row["ratio"] if entry.side == "candidate" else None
-    return entry.rate()[0] if ratio is None else ratio
+    return entry.rate()[0]
 
 
 def _places(rows: Sequence[Row]) -> list[str]:
@@ -274,7 +308,7 @@ def verdict(row: Row) -> str:
 
 def throughput_table(rows: Sequence[Row]) -> Table:
     """Each model in each configuration: its rate, and its ratio to the reference; failures too."""
-    header = (*START, "images/s (95 %, or range of runs)", "reference", "ratio (95 %)", "floor",
+    header = (*START, "images/s (range of runs, or by ratio)", "reference", "ratio (95 %)", "floor",
               "verdict", "outputs")  # fmt: skip
     body = []
     for entry, start in _told(rows, failures=True):
@@ -295,12 +329,12 @@ def throughput_table(rows: Sequence[Row]) -> Table:
 
 
 def _rate(entry: Entry) -> str:
+    """A rate with its ends; those of a single run, over processes, say nothing of other runs."""
     value, low, high = entry.rate()
-    return (
-        f"{value:,.1f} ({low:,.1f} to {high:,.1f})"
-        if entry.known
-        else f"{value:,.1f} (one process)"
-    )
+    if not entry.known:
+        return f"{value:,.1f} (one process)"
+    run = "" if entry.beside or entry.several else ", within a run"
+    return f"{value:,.1f} ({low:,.1f} to {high:,.1f}{run})"
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
@@ -355,23 +389,20 @@ def _utilisation(used: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def break_even_table(rows: Sequence[Row]) -> Table:
-    """Images after which compiling has paid for itself, beside the same model not compiled.
+    """Images after which compiling has paid for itself: its seconds over what it saves an image,
+    read from pairs of blocks of the same model, compiled and not, in one process.
 
-    The two were timed one after the other, not in pairs. The ends are those of the slowest of one
-    beside the fastest of the other; where that says nothing, so does the table.
+    The images' ends are those of what is saved; where they do not tell, nor does the table. Of a
+    reference's several runs the median and the range.
     """
-    header = (*START, "saved ms an image", "cold: images", "warm: images")
-    eager = {_of(entry): entry for entry, _ in _told(rows) if entry.row["compile"] == "none"}
+    ends = "ms an image (95 % in one process, or range of runs)"
+    header = (*START, f"saved {ends}", "cold: images", "warm: images")
     body = []
     for entry, start in _told(rows):
-        plain, seconds = eager.get(_of(entry)), entry.of("compile_s")
-        if entry.row["compile"] == "none" or plain is None or not seconds:
+        found, seconds = entry.of("saved"), entry.of("compile_s")
+        if not (found and seconds):
             continue
-        if not (plain.known and entry.known):
-            continue
-        before, after = plain.rate(), entry.rate()
-        saved = 1 / before[0] - 1 / after[0]
-        least, most = 1 / before[2] - 1 / after[1], 1 / before[1] - 1 / after[2]
+        saved, least, most = reading(found)
         if most <= 0:
             images = ["never"] * 2
         elif least <= 0:
@@ -380,17 +411,9 @@ def break_even_table(rows: Sequence[Row]) -> Table:
             spent = (statistics.median(each[state] for each in seconds)
                      for state in ("cold", "warm"))  # fmt: skip
             images = [f"{s / saved:,.0f} ({s / most:,.0f} to {s / least:,.0f})" for s in spent]
-        ends = f"{1e3 * saved:+.2f} ({1e3 * least:+.2f} to {1e3 * most:+.2f})"
-        body.append((*start, ends, *images))
+        text = f"{1e3 * saved:+.3f} ({1e3 * least:+.3f} to {1e3 * most:+.3f})"
+        body.append((*start, text, *images))
     return Table(header, body)
-
-
-def _of(entry: Entry) -> tuple[Any, ...]:
-    """A configuration of a model but for how it is compiled."""
-    row = entry.row
-    asked = "" if entry.side == "reference" else row["batch_asked"]
-    words = (row["mode"], row["dtype"], row["batch"], asked)
-    return (setting(row), entry.reference, entry.name, entry.side, *words)
 
 
 def latency_table(rows: Sequence[Row]) -> Table:
@@ -405,18 +428,18 @@ def latency_table(rows: Sequence[Row]) -> Table:
             continue
         calls = _readings([each["calls"] for each in found], "{:,.0f}")
         calls += f", {entry.runs}" if entry.runs else ""
-        spans = (quantile(found, name) for name in QUANTILES)
+        spans = (reading([one[name] for one in found]) for name in QUANTILES)
         texts = (f"{1e3 * v:.2f} ({1e3 * low:.2f} to {1e3 * high:.2f})" for v, low, high in spans)
         body.append((*start, calls, *texts))
     return Table(header, body)
 
 
-def quantile(found: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float]:
-    """A quantile of single calls in seconds with its interval; of several runs median and range."""
+def reading(found: Sequence[Mapping[str, float]]) -> tuple[float, float, float]:
+    """A value with its interval; of several runs the median and the range."""
     if len(found) == 1:
-        value, low, high = (found[0][name][key] for key in ("value", "low", "high"))
+        value, low, high = (found[0][key] for key in ("value", "low", "high"))
         return value, low, high
-    values = [one[name]["value"] for one in found]
+    values = [one["value"] for one in found]
     return statistics.median(values), min(values), max(values)
 
 
@@ -459,17 +482,20 @@ def _shares(found: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[
 
 
 def mean_table(rows: Sequence[Row]) -> Table:
-    """Rates by this protocol, and as timm's benchmark reports them: a mean of one process."""
-    header = (*START, "images/s, over processes (95 %, or range of runs)",
-              "images/s, mean of 40 calls", "apart, in the same run")  # fmt: skip
+    """Rates by this protocol, and as timm's benchmark reports them: a mean of one process. Of a
+    reference's several runs the median and the range."""
+    header = (*START, "images/s over processes", "images/s, mean of 40 calls",
+              "apart, in the same run")  # fmt: skip
     body = []
     for entry, start in _told(rows):
-        both = [(mean, row["images_per_s"][entry.side]) for row in entry.rows
-                if (mean := (row.get("mean_images_per_s") or {}).get(entry.side))]  # fmt: skip
+        both = [(mean, rate.get("mean", rate["median"])) for row in entry.rows
+                if (rate := row["images_per_s"][entry.side])
+                and (mean := (row.get("mean_images_per_s") or {}).get(entry.side))]  # fmt: skip
         if both:
-            apart = [mean / rate.get("mean", rate["median"]) - 1 for mean, rate in both]
-            found = _readings([mean for mean, _ in both], "{:,.1f}")
-            body.append((*start, _rate(entry), found, _readings(apart, "{:+.1%}")))
+            means, rates = zip(*both, strict=True)
+            apart = [mean / rate - 1 for mean, rate in both]
+            texts = (_readings(values, "{:,.1f}") for values in (rates, means))
+            body.append((*start, *texts, _readings(apart, "{:+.1%}")))
     return Table(header, body)
 
 

@@ -130,7 +130,10 @@ def _score(run: Callable[[Tensor], Tensor], image: Tensor, target: Tensor, count
 
 def text(row: dict[str, Any]) -> str:
     """A row for people."""
-    lines = [f"predictions identical: {row['identical']:,} of {row['images']:,}"]
+    lines = [
+        f"predictions identical: {row['identical']:,} of {row['images']:,}; logits apart by "
+        f"{float(row['logits_apart']):.1e} of a batch's largest at most"
+    ]
     for side, label in (("reference", "timm"), ("candidate", "vitx")):
         lines.append(
             f"{label}: top-1 {accuracy_text(row, side)} (standard error), top-5 "

@@ -82,8 +82,9 @@ SPEED_WORDS = (
     "are read."
 )
 COST_WORDS = (
-    "images/s: median and 10 to 90 % of all blocks. Peak MiB: one process a model, what it needed "
-    "above its imports, the compiler included. Compile seconds: with an empty and a filled cache."
+    "images/s: median and 10 to 90 % of all blocks. Peak MiB: one process a model; on a CPU what "
+    "it needed above its imports, the compiler included, on a GPU all that was allocated there. "
+    "Compile seconds: with an empty and a filled cache."
 )
 CONTROL_WORDS = (
     "The same protocol on known cases: timm with added work, which must be found slower, and timm "

@@ -339,19 +339,23 @@ def first_step(root: str) -> float:
     """Seconds from the start of the training program to the end of its first step, data read."""
     command = [sys.executable, "-m", "experiments.train", "scratch-cifar10"]
     flags = ["--data.root", root, "--log-every", "1", "--wandb", "disabled"]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         program = subprocess.Popen(
-            [*command, *flags, "--out", folder], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, start_new_session=True,
+            [*command, *flags, "--out", folder], stdout=subprocess.PIPE, stderr=errors, text=True,
+            start_new_session=True,
         )  # fmt: skip
         assert program.stdout is not None
-        found = any(line.startswith("step 1 ") for line in program.stdout)
-        seconds = time.perf_counter() - start
-        program.kill()
-        program.wait()
-    if not found:
-        raise RuntimeError(f"{' '.join(command)} ended with {program.returncode} before a step")
+        try:
+            found = any(line.startswith("step 1 ") for line in program.stdout)
+            seconds = time.perf_counter() - start
+        finally:
+            program.kill()
+            program.wait()
+        errors.seek(0)
+        if not found:
+            last = (errors.read().strip().splitlines() or ["no word"])[-1]
+            raise ValueError(f"{' '.join(command)} ended before a step: {last}")
     return seconds
 
 
@@ -449,7 +453,6 @@ def _fields(records: Sequence[dict]) -> dict[str, Any]:
         "order": ["".join(a[0] for e in r["rounds"] for a in e["order"]) for r in records],
         "data_share": median(shares) if shares else None,
         "threads": sorted({record["threads"] for record in records}),
-        "foreign": [max(e["foreign"] or 0 for e in r["rounds"]) for r in records],
         "raw": [record["rounds"] for record in records],
     }
 

@@ -32,7 +32,7 @@ from benchmarks.speed import usual, warm_up_s
 from experiments import cli
 from experiments.pages import ROOT, Row
 from experiments.rows import Rows
-from vitx import breakdown, cost, job, machine, peak, timing, tracking
+from vitx import breakdown, cost, job, machine, optim, peak, timing, tracking, train
 from vitx.compare import Comparison, compare, equality, speed
 from vitx.cost import forward_macs, step_macs
 from vitx.equality import Equality, Unmatched
@@ -47,6 +47,11 @@ MOST_MEMORY = 0.8
 NOT_CHECKED = "not checked"
 PARTS = tuple(Path(str(module.__file__)) for module in (breakdown, cost, peak))
 """The files that decide what is found beside rates and ratios."""
+STEP = tuple(Path(str(module.__file__)) for module in (train, optim))
+"""Further ones in training: those of the step that is timed."""
+MOST_SECONDS = 1e6
+"""Of the limit of a process; the system's timers take no more than some years."""
+GROUP = "throughput"
 PROG = "python -m benchmarks.throughput"
 
 
@@ -60,21 +65,25 @@ class Settings:
     a GPU B/16."""
     reference: str = ""
     """A model that all others are timed in pairs with."""
+    unchecked: bool = False
+    """The models are meant to compute something else than the reference, with weights of the same
+    names: their outputs are not compared, and their ratios get no verdict."""
     batch: tuple[str, ...] = ("8",)
-    """Images of a batch; auto for the one with most images/s."""
+    """Images of a batch; auto for the one with most images/s of the model, not of the reference."""
     dtype: tuple[str, ...] = ()
     """float32 if none is named, on a GPU bfloat16."""
     compile: tuple[str, ...] = ("none",)
     mode: tuple[str, ...] = ("inference",)
     processes: int = 10
     seconds: float = 6.0
-    """How long blocks are timed in a process after the warm-up; at least six of each model."""
+    """How long blocks are timed in a process after the warm-up: in pairs at least six of each
+    model, of a model alone at least one."""
     limit_s: float = 900.0
     """A process that takes longer is ended, and its configuration is a failure; so it is if making
     and checking the models takes longer."""
     limit_gib: float = 0.0
     """Memory of the machine, not of a GPU, that a configuration may take with all its processes; 0
-    for 80 % of what there is."""
+    for 80 % of what there is. With --batch auto its timed processes may, each."""
     mean: bool = False
     """Also read rates as timm's benchmark does: the mean of 40 calls of one process."""
     resume: bool = False
@@ -97,6 +106,7 @@ class Configuration:
     """0 for the one with most images/s."""
     plan: Plan
     device: str
+    unchecked: bool = False
 
     def __str__(self) -> str:
         batch = f"batch {self.batch}" if self.batch else "best batch"
@@ -121,9 +131,10 @@ def main(args: list[str]) -> None:
     values = {name: _plain(value) for name, value in vars(settings).items()}
     values["code"] = code([*settings.models, settings.reference])
     name = _label(settings)
-    folder = _newest(settings.out / "throughput", values) if settings.resume else None
+    group = settings.out / tracking.group_of(GROUP)
+    folder = _newest(group, values) if settings.resume else None
     with tracking.Run(
-        settings.out, "throughput", name, values, mode=settings.wandb or None, folder=folder
+        settings.out, GROUP, name, values, mode=settings.wandb or None, folder=folder
     ) as run:
         rows = Rows(run.folder)
         done = {row["configuration"] for row in rows.kept}
@@ -148,7 +159,12 @@ def code(names: Sequence[str]) -> str:
         for part in ("vitx", "experiments", "benchmarks")
         for path in ROOT.glob(f"{part}/**/*.py")
     ]
-    own = [Path(name.split(":")[1]) for name in names if name.startswith("python:")]
+    # What a person's file imports may stand beside it.
+    own = {
+        path
+        for name in names if name.startswith("python:")
+        for path in Path(name.split(":")[1]).parent.glob("*.py")
+    }  # fmt: skip
     return tracking.code_of([*sorted(files), *sorted(own)], *tracking.PACKAGES)
 
 
@@ -172,6 +188,10 @@ def configurations(settings: Settings) -> list[Configuration]:
     for name in ("batch", "mode", "compile"):
         if not getattr(settings, name):
             raise ValueError(f"{name} names nothing to time")
+    if settings.unchecked and not settings.reference:
+        raise ValueError("--unchecked goes with --reference")
+    if not settings.limit_s < MOST_SECONDS:
+        raise ValueError(f"limit_s = {settings.limit_s:g} must be less than {MOST_SECONDS:,.0f}")
     if not 0 < settings.seconds < math.inf:
         raise ValueError(f"seconds = {settings.seconds} must be positive and finite")
     batches = [_batch(word) for word in settings.batch]
@@ -191,7 +211,8 @@ def configurations(settings: Settings) -> list[Configuration]:
     product = itertools.product(names, *(dict.fromkeys(values) for values in each))
     return [
         Configuration(name, settings.reference, batch,
-                      replace(plan, mode=mode, dtype=dtype, compile=compiled), str(device))
+                      replace(plan, mode=mode, dtype=dtype, compile=compiled), str(device),
+                      settings.unchecked)
         for name, mode, batch, dtype, compiled in product
     ]  # fmt: skip
 
@@ -238,7 +259,7 @@ def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, An
         "compile": plan.compile,
         "dtype": plan.dtype,
         "plan": asdict(plan),
-        "protocol": protocol(),
+        "protocol": protocol(plan.mode),
     }
     if not result.exists():
         return "failure", labels | {"verdict": "failed", "reason": words}
@@ -249,10 +270,11 @@ def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, An
     return found.pop("kind"), labels | found
 
 
-def protocol() -> str:
+def protocol(mode: str) -> str:
     """The code that decides what a row says: a part of the calibration's hash, and of one of the
     files that it does not hold."""
-    return f"{trials.protocol()[:6]}-{tracking.code_of(PARTS, 'torch')[:6]}"
+    files = (*PARTS, *STEP) if mode == "training" else PARTS
+    return f"{trials.protocol()[:6]}-{tracking.code_of(files, 'torch')[:6]}"
 
 
 def child(folder: Path) -> None:
@@ -285,7 +307,11 @@ def measure(configuration: Configuration, folder: Path) -> Iterator[dict[str, An
         batch, tried = best_batch(reference, candidate, plan, folder, device)
     example = _images(candidate, batch, device)
     with within(plan.limit_s):
-        checked, why = check(reference, candidate, example[:2])
+        checked, why = (
+            (None, "it is meant to compute something else")
+            if configuration.unchecked
+            else check(reference, candidate, example[:2])
+        )
         if not checked:  # else both were looked at
             for model in sides.values():
                 finite(model, example[:2])
@@ -450,7 +476,10 @@ def _work(model: Model, example: Tensor, plan: Plan) -> Work | None:
     """What is counted on `meta`; None for a module that needs values, which `meta` has not."""
     training = plan.mode == "training"
     try:
-        macs = (step_macs if training else forward_macs)(model.module, example[:1])
+        if training:  # of two images, which batch norm needs
+            macs = step_macs(model.module, example[:1].repeat(2, 1, 1, 1)) // 2
+        else:
+            macs = forward_macs(model.module, example[:1])
         call = peak.work(model.module, example, getattr(torch, plan.dtype))
     except RuntimeError:
         return None
@@ -480,7 +509,7 @@ def line(row: dict[str, Any]) -> str:
     rate = row["images_per_s"]["candidate"]
     said = f"{_value(rate):,.1f} images/s"
     if "mean" in rate:
-        said += f" ({rate['mean_low']:,.1f} to {rate['mean_high']:,.1f})"
+        said += f" ({rate['mean_low']:,.1f} to {rate['mean_high']:,.1f} within this run)"
     if row["ratio_low"] is not None:
         said += (
             f"; {row['ratio']:.3f} of the reference's ({row['ratio_low']:.3f} to "

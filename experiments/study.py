@@ -243,8 +243,11 @@ class Trials:
 
     def _fill(self, where: str) -> None:
         """Put in all trials, once; refuse a study that searches something else."""
+        # Trials first: a definition is there before any of them, also where another machine is
+        # just putting both in.
+        empty = not self.study.get_trials(deepcopy=False)
         wanted, attributes = definition(self.sweep), self.study.user_attrs
-        if DEFINITION not in attributes and not self.study.get_trials(deepcopy=False):
+        if DEFINITION not in attributes and empty:
             self.study.set_user_attr(DEFINITION, wanted)
         elif attributes.get(DEFINITION) != wanted:
             raise ValueError(

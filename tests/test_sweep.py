@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import optuna
@@ -325,7 +326,7 @@ def test_a_trial_of_which_every_worker_dies_is_given_up(tmp_path):
 @pytest.mark.slow
 def test_hyperband_stops_what_is_behind_and_says_what_it_saved(tmp_path, capsys):
     path = quick(
-        tmp_path, {"x": {"values": [0.1, 3, 2, 1]}}, wait=4.0,
+        tmp_path, {"x": {"values": [0.1, 3, 2, 1]}}, wait=6.0,
         early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2},
     )  # fmt: skip
     trials = Trials(sweepfile.read(path), "", tmp_path)
@@ -334,7 +335,7 @@ def test_hyperband_stops_what_is_behind_and_says_what_it_saved(tmp_path, capsys)
     assert {trial.params["x"] for trial in stopped} == {1, 2, 3}
     assert all(trial.user_attrs[STEPS] < 8 for trial in stopped)
     assert re.search(
-        r"3 of them early, which saved (\d\d)% of the steps", str(findings.saved(trials))
+        r"3 of them early, which saved (\d+)% of the steps", str(findings.saved(trials))
     )
     # Without stopping, the same points run to their ends.
     sweep.main([str(path), "--whole", "--workers", "2", "--out", str(tmp_path)])
@@ -380,14 +381,29 @@ def worker(path, out, *more):
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+def begun(trials, process):
+    """Whether a process has begun a trial within the last second."""
+    return any(
+        trial.state == TrialState.RUNNING
+        and trial.user_attrs.get(OWNER, {}).get("process") == process.pid
+        and datetime.now() - trial.datetime_start < timedelta(seconds=1)
+        for trial in trials.study.get_trials(deepcopy=False)
+    )
+
+
 def survive(path, out, kills, *more, workers=3):
-    """Workers on one sweep, killed so many times at random moments and replaced."""
+    """Workers on one sweep, killed so many times and replaced: first one that has just begun a
+    trial, then any at random moments."""
+    trials = Trials(sweepfile.read(path), "", out)
     draws, alive = random.Random(0), [worker(path, out, *more) for _ in range(workers)]
-    while len(list(out.glob("*/trials/*/output.log"))) < workers:  # each has begun one
-        time.sleep(0.1)
-    for _ in range(kills):
-        time.sleep(draws.uniform(2.0, 5.0))
-        place = draws.randrange(workers)
+    for kill in range(kills):
+        place, end = draws.randrange(workers), time.monotonic() + 300
+        if kill:
+            time.sleep(draws.uniform(2.0, 5.0))
+        while not kill and not begun(trials, alive[place]):
+            assert alive[place].poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
         alive[place].send_signal(signal.SIGKILL)
         alive[place].wait()
         alive[place] = worker(path, out, *more)

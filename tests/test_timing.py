@@ -184,13 +184,18 @@ def test_a_gpus_readings_are_those_of_nvidia_smi(tmp_path, monkeypatch):
 def test_the_watch_does_not_count_this_processs_own_work():
     if machine.cpu_seconds(machine.core_numbers()) is None:
         pytest.skip("the machine's state can't be read here")
-    watch, end = machine.Watch(), time.perf_counter() + 1
-    while time.perf_counter() < end:
-        pass
-    own = watch.read().foreign
-    watch = machine.Watch()
-    time.sleep(1)
-    assert own < watch.read().foreign + 0.5 / machine.cores()
+
+    def pair() -> bool:
+        watch, end = machine.Watch(), time.perf_counter() + 1
+        while time.perf_counter() < end:
+            pass
+        own = watch.read().foreign
+        watch = machine.Watch()
+        time.sleep(1)
+        return own < watch.read().foreign + 0.5 / machine.cores()
+
+    # Others may leave the machine between the two; its own work would be counted every time.
+    assert any(pair() for _ in range(10))
 
 
 def test_a_comparison_says_faster_only_beyond_the_floor():
@@ -240,15 +245,22 @@ def test_compare_times_two_equal_models_in_fresh_processes():
 
 
 @pytest.mark.slow
-def test_compare_times_compiled_modules(compiled):
+def test_compare_times_compiled_modules(compiled, tmp_path):
     a, b = (vitx.build(replace(CONFIG, depth=1)) for _ in range(2))
-    plan = replace(QUICK, processes=1, compile="default", limit_s=300.0)
+    plan = replace(QUICK, processes=1, compile="default", limit_s=900.0)
     found = compare(a, b, torch.randn(4, 3, 12, 12), plan=plan)
     assert found.verdict == "one process, no verdict", found.reason
     assert 0 < found.timed_error["candidate"] < 1e-5
     for side in ("reference", "candidate"):
-        seconds = found.resources[side]["compile_s"]
-        assert 0 < seconds["warm"] < seconds["cold"]
+        assert found.resources[side]["compile_s"]["cold"] > 0
+    # The second start compiled nothing: what the first left was enough for it.
+    job.write(tmp_path / "job", plan, None, a, torch.randn(4, 3, 12, 12), None)
+    codes = []
+    with job.Tasks(tmp_path / "job", plan) as tasks:
+        for _ in range(2):
+            assert "failure" not in tasks.run("alone", "candidate", cache=tmp_path / "cache")
+            codes.append({path.name for path in (tmp_path / "cache").rglob("*.so")})
+    assert codes[0] == codes[1] != set()
 
 
 @pytest.mark.slow
@@ -387,6 +399,18 @@ def test_limits_end_a_process_that_is_at_work_and_the_next_task_has_another(tmp_
     assert machine.descendants(os.getpid()) <= others
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux lists the threads of a process")
+def test_a_process_that_ends_while_others_are_listed_is_left_out():
+    """As `tree_mib` meets them, five times a second."""
+    program = "import subprocess\nwhile True: subprocess.run(['true'])"
+    with subprocess.Popen([sys.executable, "-c", program]) as child:
+        end, most = time.monotonic() + 2, 0
+        while time.monotonic() < end:
+            most = max(most, len(machine.descendants(child.pid)))
+        child.kill()
+    assert most == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the parent's end")
 def test_all_processes_end_with_the_one_that_started_them(tmp_path):
     hang = peers.make(f"python:{PLANTED}:hang").module
@@ -397,22 +421,34 @@ def test_all_processes_end_with_the_one_that_started_them(tmp_path):
         "job.Tasks(folder, timing.Plan()).run('pair', '0', cache=folder / 'cache')\n"
     )
     child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
-    end = time.monotonic() + 60
-    while len(started := machine.descendants(child.pid)) < 2 and time.monotonic() < end:
+    # The task's own process, a fork, has its server's words; the server may start others first.
+    words: list[str] = []
+    end = time.monotonic() + 300
+    while words.count("vitx.job") < 2 and time.monotonic() < end:
         time.sleep(0.1)
-    assert len(started) == 2
+        started = machine.descendants(child.pid)
+        words = [word for number in started for word in _command(number)]
+    assert words.count("vitx.job") == 2
     child.kill()
     child.wait()
+    end = time.monotonic() + 60
     while any(map(_alive, started)) and time.monotonic() < end:
         time.sleep(0.1)
     assert not any(map(_alive, started))
+
+
+def _command(process):
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _alive(process):
     status = Path(f"/proc/{process}/status")
     try:
         return "State:\tZ" not in status.read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -491,12 +527,13 @@ def test_inference_in_half_precision_and_training_under_autocast(dtype):
 
 
 def test_limits_of_time_and_memory_end_a_process_with_its_children(tmp_path):
-    mark = tmp_path / "alive"
-    child = f"import time; time.sleep(3); open({str(mark)!r}, 'w')"
+    mark, begun = tmp_path / "alive", tmp_path / "begun"
+    child = f"import time; open({str(begun)!r}, 'w'); time.sleep(6); open({str(mark)!r}, 'w')"
     start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])"
     slow = [sys.executable, "-c", f"{start}; import time; time.sleep(60)"]
-    code, words = job.run_limited(slow, os.environ, limit_s=1.0, limit_gib=0.0)
-    assert (code, words) == (-1, "the process took longer than 1 s and was ended")
+    code, words = job.run_limited(slow, os.environ, limit_s=3.0, limit_gib=0.0)
+    assert (code, words) == (-1, "the process took longer than 3 s and was ended")
+    assert begun.exists()
     hungry = [sys.executable, "-c", "x = bytearray(2**29); import time; time.sleep(60)"]
     code, words = job.run_limited(hungry, os.environ, limit_s=60.0, limit_gib=0.3)
     assert code == -1
@@ -505,7 +542,7 @@ def test_limits_of_time_and_memory_end_a_process_with_its_children(tmp_path):
     assert job.run_limited(wrong, os.environ, limit_s=60.0, limit_gib=1.0) == (
         1, "RuntimeError: so it goes",
     )  # fmt: skip
-    time.sleep(3)
+    time.sleep(4)
     assert not mark.exists()
 
 

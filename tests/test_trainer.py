@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -382,9 +381,7 @@ assert group() is None, "the group outlives its processes, and so do its threads
 
 def test_the_processes_group_ends_before_a_model_that_it_trained():
     part = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        part |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    part |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     done = subprocess.run(
         [sys.executable, "-c", ENDED], env=os.environ | part, capture_output=True, text=True
     )
@@ -420,12 +417,16 @@ def test_a_signal_saves_and_leaves_with_its_status(tmp_path, number, status):
                "--out", str(tmp_path), "--log-every=5", "--save-every=5000"]  # fmt: skip
     how = {"cwd": ROOT, "env": os.environ | {"WANDB_MODE": "disabled"}, "text": True}
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **how)
-    deadline = time.time() + 60
-    while not any(path.stat().st_size for path in tmp_path.glob("digits/*/metrics.jsonl")):
-        assert time.time() < deadline
-        time.sleep(0.1)
-    child.send_signal(number)
-    _, said = child.communicate(timeout=30)
+    try:
+        deadline = time.monotonic() + 300
+        while not any(path.stat().st_size for path in tmp_path.glob("digits/*/metrics.jsonl")):
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        child.send_signal(number)
+        _, said = child.communicate(timeout=300)
+    finally:
+        child.kill()
     assert child.returncode == status, said
     assert "the state is saved; go on with: --resume" in said
     (folder,) = tmp_path.glob("digits/*")

@@ -7,7 +7,7 @@ often than a timed block does, so shares are shown, and rates are those of `vitx
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,11 +20,14 @@ from torch.overrides import TorchFunctionMode
 from vitx import train
 from vitx.config import TrainConfig
 from vitx.machine import now
+from vitx.timing import time_block
 
 QUANTILES = (0.50, 0.90, 0.99)
 LEAST_CALLS = 400
 """Calls that the quantiles are read from, at least. With fewer than 368 even the slowest call is
 below the highest quantile more often than its interval allows: 0.99³⁶⁸ < 0.025."""
+LEAST_PAIRS = 20
+"""Pairs of blocks that a difference is the median of, at least."""
 MEAN_WARM, MEAN_CALLS = 10, 40
 """timm's number of calls before and while it measures."""
 REPEATS = 20
@@ -55,6 +58,31 @@ def latency(call: Callable[[], Any], device: torch.device, seconds: float) -> di
     }
 
 
+def saved(
+    steps: Mapping[str, Callable[[], Any]],
+    iterations: Mapping[str, int],
+    images: int,
+    device: torch.device,
+    seconds: float,
+) -> dict[str, Any]:
+    """Seconds an image that the step `compiled` saves beside the step `eager`, in this process.
+
+    The median over pairs of neighbouring blocks of so many iterations, in changing order, with the
+    95 % interval of order statistics.
+    """
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(found) < LEAST_PAIRS:
+        order = ("eager", "compiled")[:: -1 if len(found) % 2 else 1]
+        each = {
+            arm: time_block(steps[arm], iterations[arm], device) / iterations[arm] for arm in order
+        }
+        found.append((each["eager"] - each["compiled"]) / images)
+    found.sort()
+    named = zip(("value", "low", "high"), _quantile(found, 0.5), strict=True)
+    return {"pairs": len(found)} | dict(named)
+
+
 def _quantile(times: Sequence[float], share: float) -> tuple[float, float, float]:
     """A quantile of sorted values, and the order statistics around it that hold it 95 in 100."""
     n = len(times)
@@ -83,7 +111,7 @@ def phases(model: nn.Module, example: Tensor, config: TrainConfig) -> dict[str, 
     """
     state, device = train.init(config, model=model, device=example.device), example.device
     with torch.no_grad():
-        classes = model(example[:1]).shape[-1]
+        classes = model(example[:2]).shape[-1]  # batch norm needs two
     target = torch.randint(classes, (len(example),), device=device)
     found: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
     for _ in range(2 + REPEATS):

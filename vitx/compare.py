@@ -90,7 +90,7 @@ class Comparison:
             "compile_s": {side: found.get("compile_s") for side, found in self.resources.items()},
             **{
                 detail: {side: found.get(detail) for side, found in self.resources.items()}
-                for detail in ("latency", "stages", "phases", "mean_images_per_s")
+                for detail in ("latency", "stages", "phases", "saved", "mean_images_per_s")
                 if self.plan.details
             },
             "equality": self.equality and asdict(self.equality) | {"timed_error": self.timed_error},
@@ -304,7 +304,7 @@ def summarise(found: Comparison) -> Comparison:
     if len(logs) < 2:
         value = math.exp(logs[0])
         ratio = stats.Interval(value, value, value)
-        return replace(found, verdict=ONE_PROCESS, ratio=ratio)
+        return replace(found, verdict=ONE_PROCESS, reason=disturbed, ratio=ratio)
     ratio, floor = stats.paired_ratio(logs), stats.noise_floor(again)
     verdict = stats.speed_verdict(ratio, floor) if quiet else stats.INCONCLUSIVE
     return replace(found, verdict=verdict, reason=disturbed, ratio=ratio, floor=floor)

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -51,6 +51,7 @@ from vitx.timing import (
     Subject,
     as_timed,
     images_of,
+    iterations_of,
     make_step,
     measure_resources,
     pair,
@@ -246,21 +247,21 @@ def _serve(folder: Path, pipe: Connection) -> None:
 
     Of a forked one its number is answered, and when it has ended its status too.
     """
-    forks, server = _may_fork(folder), os.getpid()
+    forking, server = _may_fork(folder), os.getpid()
     while True:
         try:
             result, cache, *task = pipe.recv()
         except EOFError:
             return
-        worker = os.fork() if forks else 0
+        worker = os.fork() if forking else 0
         if not worker:
-            if forks:
+            if forking:
                 pipe.close()
                 end_with_parent()
                 if os.getppid() != server:  # it was killed before that was asked for
                     return
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-            Path(result).write_text(json.dumps(_do(folder, *task) | {"forked": forks}))
+            Path(result).write_text(json.dumps(_do(folder, *task) | {"forked": forking}))
             return
         pipe.send((worker, None))
         _, status = os.waitpid(worker, 0)
@@ -320,16 +321,17 @@ def _do(folder: Path, task: str, *args: str) -> dict[str, Any]:
             return pair(subjects, example, plan, int(args[0]))
         return probe(subjects, example, plan)
     if task == "details":
-        return _details(*as_timed(_load(folder, args[0]), example, plan), plan)
-    return _alone(folder, plan, example, *args)
+        return _details(folder, args[0], example, plan)
+    del example  # on a GPU it would lie beside the one in the timed dtype
+    return _alone(folder, plan, *args)
 
 
-def _alone(folder: Path, plan: Plan, example: Tensor, side: str, *more: str) -> dict[str, Any]:
+def _alone(folder: Path, plan: Plan, side: str, *more: str) -> dict[str, Any]:
     """Memory and compile seconds of one side by itself, and if asked for its error as timed."""
     # All are first read without their weights, so that each carries the same imports.
     _ = [_load(folder, each, "meta") for each in _sides(folder)]
     before_mib = peak_mib()
-    subject, image = as_timed(_load(folder, side), example, plan)
+    subject, image = as_timed(_load(folder, side), _load(folder, "example"), plan)
     run = prepare(subject, plan) if more == ("error",) else None
     step = make_step(subject, run, image, plan)
     found = measure_resources(step, image, before_mib)
@@ -356,15 +358,25 @@ def _as_stepped(run: Callable[[Tensor], Any], plan: Plan, image: Tensor) -> Any:
         return run(image)
 
 
-def _details(subject: Any, example: Tensor, plan: Plan) -> dict[str, Any]:
+def _details(folder: Path, side: str, image: Tensor, plan: Plan) -> dict[str, Any]:
     """Where a module's time goes, as far as it can be told for this plan."""
+    subject, example = as_timed(_load(folder, side), image, plan)
     found: dict[str, Any] = {}
     if plan.mode == "inference" and len(example) == 1:
         step = make_step(subject, None, example, plan)
         warm_up({"one": step}, plan, example.device)
         found["latency"] = breakdown.latency(step, example.device, plan.pair_s)
     if plan.compile != "none":  # whose parts are one
-        return found
+        other, _ = as_timed(_load(folder, side), image, plan)  # a training step changes it
+        steps = {
+            "eager": make_step(other, None, example, replace(plan, compile="none")),
+            "compiled": make_step(subject, None, example, plan),
+        }
+        iterations = iterations_of(
+            warm_up(steps, plan, example.device)["seconds_each"], plan.block_s
+        )
+        saved = breakdown.saved(steps, iterations, len(example), example.device, plan.pair_s)
+        return found | {"saved": saved}
     if plan.mode == "training":
         config = step_config(len(example), plan)
         return found | {"phases": breakdown.phases(subject, example, config)}

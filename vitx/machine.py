@@ -22,6 +22,9 @@ STEAL_LIMIT = 0.05
 CLOCK_LIMIT = 0.90
 """Lowest clock of a round, as a share of the highest that was read."""
 
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux shows its control groups."""
+
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**60)}
 """What `keep_memory` sets, for a process to come."""
 
@@ -97,8 +100,26 @@ def cores() -> int:
 
 
 def memory_gib() -> float:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    """Memory of this machine, or what Linux's control groups leave this process of it."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        for _, kinds, place in (line.split(":", 2) for line in lines):
+            root = CGROUPS / ("memory" if "memory" in kinds.split(",") else "")
+            folder = root / place.lstrip("/")
+            # A container sees its own group as the root, whatever its place outside is.
+            for one in (folder, *folder.parents):
+                limits += _limits(one) if one.is_relative_to(root) else []
+    return min(limits) / 2**30
+
+
+def _limits(group: Path) -> list[int]:
+    """The limits of memory in bytes that a control group, of version 2 or 1, says it has."""
+    found = []
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        with contextlib.suppress(OSError):
+            found.append((group / name).read_text().strip())
+    return [int(word) for word in found if word.isdecimal()]
 
 
 def page_faults() -> int:
@@ -220,11 +241,14 @@ def tree_mib(process: int) -> float:
 
 def descendants(process: int) -> set[int]:
     """All processes under one, on Linux."""
-    lists = Path(f"/proc/{process}/task").glob("*/children")
+    threads: list[str] = []
     direct: set[int] = set()
-    for path in lists:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
-            direct |= {int(word) for word in path.read_text().split()}
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+        threads = os.listdir(f"/proc/{process}/task")
+    for thread in threads:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            listed = Path(f"/proc/{process}/task/{thread}/children").read_text()
+            direct |= {int(word) for word in listed.split()}
     return direct.union(*(descendants(child) for child in direct))
 
 

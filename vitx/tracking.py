@@ -71,6 +71,11 @@ def wandb_mode(flag: str | None = None) -> tuple[str, str]:
     return mode, why
 
 
+def group_of(program: str) -> str:
+    """The group of a program's runs: its own, within a sweep that of the sweep."""
+    return os.environ.get("WANDB_RUN_GROUP") or program
+
+
 class Run:
     """A run's folder `root/group/name-id` and its W&B run. Use it as a context manager.
 
@@ -91,7 +96,7 @@ class Run:
     ):
         self.mode, self.why = wandb_mode(mode)
         known = _id_of(folder) if folder else ""
-        group = os.environ.get("WANDB_RUN_GROUP") or group
+        group = group_of(group)
         self.id = known or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
         self.resumed = bool(known)
         self.folder = folder or Path(root, group, f"{file_name(name)}-{self.id}")

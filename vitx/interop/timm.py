@@ -86,7 +86,7 @@ def live_model(model_or_name: Any, timm_kwargs: dict[str, Any]) -> nn.Module:
             raise ValueError(f"timm has no model {model_or_name!r}; {hint}")
         try:
             return timm.create_model(model_or_name, **timm_kwargs)
-        except (RuntimeError, TypeError) as error:  # timm's words for a wrong tag or option
+        except (RuntimeError, TypeError, ValueError) as error:  # timm's of a wrong tag or option
             raise ValueError(f"timm can't make {model_or_name!r}: {error}") from error
     if timm_kwargs:
         raise ValueError(f"timm_kwargs {sorted(timm_kwargs)} go with a name, not with a live model")
