@@ -111,7 +111,7 @@ def _latency(entries: Sequence[Entry], colours: Mapping[str, str], title: str) -
         if found := entry.of("latency"):
             runs = f", {entry.runs}" if entry.runs else ""
             spans = {
-                name: matrix.reading([one[name] for one in found]) for name in matrix.QUANTILES
+                name: matrix.interval_of([one[name] for one in found]) for name in matrix.QUANTILES
             }
             label = f"{entry.name}, {how(entry.row['compile'])}{runs}"
             lines.append((label, colours[entry.name], spans))

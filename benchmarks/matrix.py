@@ -29,8 +29,10 @@ AUTO = "auto"
 SIDES = ("reference", "candidate")
 LIBRARIES = {"hf": "transformers", "vit_pytorch": "vit-pytorch", "torchvision": "torchvision"}
 """Whose version stands with a model's name; those of PyTorch and timm stand with the setting."""
-SAME_PARTS = {"47b188": "431f17"}
-"""As `SAME`, of what is found beside a rate: before batch norm could be trained."""
+SAME_PARTS = {"inference": {"47b188": "431f17"}, "training": {"47b188": "4d0111"}}
+"""As `SAME`, of what is found beside a rate: before batch norm could be trained, what compiling
+saves was read, and the files of the trainer's step were counted, whose step with AdamW is the
+same."""
 MEASURED = ("images_per_s", "macs", "parameters", "peak_mib", "host_mib", "compile_s",
             "utilisation", "latency", "stages", "phases", "saved", "mean_images_per_s",
             "page_faults")  # fmt: skip
@@ -84,7 +86,9 @@ def setting(row: Row) -> str:
 
 def _protocol(row: Row) -> str:
     """Both hashes of a row's code, by their present names."""
-    present = {before[:6]: now[:6] for before, now in (SAME | SAME_PARTS).items()}
+    present = {before[:6]: now[:6] for before, now in SAME.items()} | SAME_PARTS.get(
+        row["mode"], {}
+    )
     return "-".join(present.get(part, part) for part in row["protocol"].split("-"))
 
 
@@ -143,11 +147,6 @@ class Entry:
     def runs(self) -> str:
         """What its numbers are the median and range of; empty for a single run."""
         return f"{len(self.rows)} runs" if len(self.rows) > 1 else ""
-
-    @property
-    def several(self) -> bool:
-        """Whether several runs tell its rate, where it has a reference that one's."""
-        return len((self.beside or self).rows) > 1
 
     @property
     def known(self) -> bool:
@@ -333,7 +332,7 @@ def _rate(entry: Entry) -> str:
     value, low, high = entry.rate()
     if not entry.known:
         return f"{value:,.1f} (one process)"
-    run = "" if entry.beside or entry.several else ", within a run"
+    run = "" if entry.beside or entry.runs else ", within a run"
     return f"{value:,.1f} ({low:,.1f} to {high:,.1f}{run})"
 
 
@@ -343,7 +342,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
     Of a reference's several runs the median and the range.
     """
     header = (*START, "GMAC an image forward", "parameters", "peak MiB", "compile s cold",
-              "compile s warm", "MFU", "peak TFLOP/s")  # fmt: skip
+              "compile s warm", "MFU, in its own run", "peak TFLOP/s")  # fmt: skip
     body = []
     for entry, start in _told(rows):
         compiled = entry.of("compile_s")
@@ -399,10 +398,13 @@ def break_even_table(rows: Sequence[Row]) -> Table:
     header = (*START, f"saved {ends}", "cold: images", "warm: images")
     body = []
     for entry, start in _told(rows):
-        found, seconds = entry.of("saved"), entry.of("compile_s")
-        if not (found and seconds):
+        both = [(saved, seconds) for row in entry.rows
+                if (saved := (row.get("saved") or {}).get(entry.side))
+                and (seconds := row["compile_s"].get(entry.side))]  # fmt: skip
+        if not both:
             continue
-        saved, least, most = reading(found)
+        found, seconds = zip(*both, strict=True)
+        saved, least, most = interval_of(found)
         if most <= 0:
             images = ["never"] * 2
         elif least <= 0:
@@ -428,13 +430,13 @@ def latency_table(rows: Sequence[Row]) -> Table:
             continue
         calls = _readings([each["calls"] for each in found], "{:,.0f}")
         calls += f", {entry.runs}" if entry.runs else ""
-        spans = (reading([one[name] for one in found]) for name in QUANTILES)
+        spans = (interval_of([one[name] for one in found]) for name in QUANTILES)
         texts = (f"{1e3 * v:.2f} ({1e3 * low:.2f} to {1e3 * high:.2f})" for v, low, high in spans)
         body.append((*start, calls, *texts))
     return Table(header, body)
 
 
-def reading(found: Sequence[Mapping[str, float]]) -> tuple[float, float, float]:
+def interval_of(found: Sequence[Mapping[str, float]]) -> tuple[float, float, float]:
     """A value with its interval; of several runs the median and the range."""
     if len(found) == 1:
         value, low, high = (found[0][key] for key in ("value", "low", "high"))

@@ -18,6 +18,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class Settings:
     and checking the models takes longer."""
     limit_gib: float = 0.0
     """Memory of the machine, not of a GPU, that a configuration may take with all its processes; 0
-    for 80 % of what there is. With --batch auto its timed processes may, each."""
+    for 80 % of what there is. With --batch auto its own process has no limit."""
     mean: bool = False
     """Also read rates as timm's benchmark does: the mean of 40 calls of one process."""
     resume: bool = False
@@ -159,13 +160,16 @@ def code(names: Sequence[str]) -> str:
         for part in ("vitx", "experiments", "benchmarks")
         for path in ROOT.glob(f"{part}/**/*.py")
     ]
-    # What a person's file imports may stand beside it.
+    # What a person's file imports may stand beside it; so may what is no Python of today.
     own = {
         path
         for name in names if name.startswith("python:")
-        for path in Path(name.split(":")[1]).parent.glob("*.py")
+        for path in Path(name.split(":")[1]).parent.glob("*.py") if path.is_file()
     }  # fmt: skip
-    return tracking.code_of([*sorted(files), *sorted(own)], *tracking.PACKAGES)
+    found = hashlib.sha256(tracking.code_of(sorted(files), *tracking.PACKAGES).encode())
+    for path in sorted(own):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def show(rows: Sequence[Row], run: tracking.Run) -> None:
@@ -188,8 +192,7 @@ def configurations(settings: Settings) -> list[Configuration]:
     for name in ("batch", "mode", "compile"):
         if not getattr(settings, name):
             raise ValueError(f"{name} names nothing to time")
-    if settings.unchecked and not settings.reference:
-        raise ValueError("--unchecked goes with --reference")
+    cli.goes_with(settings, unchecked="reference")
     if not settings.limit_s < MOST_SECONDS:
         raise ValueError(f"limit_s = {settings.limit_s:g} must be less than {MOST_SECONDS:,.0f}")
     if not 0 < settings.seconds < math.inf:
@@ -314,7 +317,7 @@ def measure(configuration: Configuration, folder: Path) -> Iterator[dict[str, An
         )
         if not checked:  # else both were looked at
             for model in sides.values():
-                finite(model, example[:2])
+                finite(model, example[:2], plan)
     if checked and not checked.passed:
         yield {"kind": "failure", "verdict": "not equal", "reason": checked.reason, "batch": batch,
                "equality": vars(checked)}  # fmt: skip
@@ -395,10 +398,12 @@ def check(reference: Model | None, candidate: Model, image: Tensor) -> tuple[Equ
         return None, str(error)
 
 
-def finite(model: Model, image: Tensor) -> None:
-    """ValueError naming a model whose outputs are not finite, if they are tensors."""
-    with evaluating(model.module), torch.inference_mode():
-        output = model.module(image)
+def finite(model: Model, image: Tensor, plan: Plan) -> None:
+    """ValueError naming a model whose outputs, in the dtype that its inference is timed in, are not
+    finite, if they are tensors."""
+    module, example = timing.as_timed(deepcopy(model.module), image, plan)
+    with evaluating(module), torch.inference_mode():
+        output = module(example)
     if isinstance(output, Tensor) and not output.isfinite().all():
         raise ValueError(f"{model.name} gives outputs that are not finite")
 

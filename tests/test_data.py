@@ -138,7 +138,7 @@ def test_two_folders_of_one_split_are_refused(root):
 
 def test_a_picture_too_large_is_refused_before_it_is_decoded(root, monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was decoded"))
-    with pytest.raises(images.BadImage, match=r"40×30 pixels, more than data\.max_pixels = 1,000"):
+    with pytest.raises(images.BadImage, match=r"40×30 pixels, more than 1,000 \(data"):
         stream(load(root, max_pixels=1000), 1)
 
 

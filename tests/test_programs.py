@@ -120,7 +120,10 @@ WITHOUT_OUT = ("benchmarks.check", "benchmarks.equality", "experiments.evaluate"
         (["benchmarks.check", "--device=cuda"], "nrecognized options: --device=cuda"),
         (["benchmarks", "--batch=16"], "--batch goes with --accuracy"),
         (["benchmarks", "--calibrate=0"], "calibrate = 0 must be at least 1"),
-        (["benchmarks", "--accuracy=timm:vit_small_patch16_224", "--data=tests"], "timm can't make"),
+        (
+            ["benchmarks", "--accuracy=timm:vit_small_patch16_224", "--data=tests"],
+            "timm can't make",
+        ),
         (["benchmarks.check"], "trajectory.json is there already; --replace makes it anew"),
         (["benchmarks", "--calibrate=1", "--models=a"], "--models does not go with --calibrate"),
         (["benchmarks", "--check", "--only=speed"], "--only does not go with --check"),

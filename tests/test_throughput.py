@@ -283,18 +283,29 @@ def test_most_of_the_machines_memory_is_the_limit_if_none_is_given(monkeypatch):
         assert found.plan.limit_gib == limit
 
 
-def test_memory_is_what_the_control_groups_leave(tmp_path, monkeypatch):
+@pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
+@pytest.mark.parametrize(
+    ("listed", "limit"),
+    [
+        ("0::/job/step", "job/memory.max"),  # version 2, of the group around
+        ("0::/outside/of/the/container", "memory.max"),  # as a container sees its own
+        ("4:memory:/job\n0::/", "memory/job/memory.limit_in_bytes"),  # version 1
+        ("4:cpu,memory:/outside\n0::/", "memory/memory.limit_in_bytes"),
+    ],
+)
+def test_memory_is_what_the_control_groups_leave(tmp_path, monkeypatch, listed, limit):
+    real = Path.read_text
+
+    def read(path, *given, **how):
+        return listed if path == Path("/proc/self/cgroup") else real(path, *given, **how)
+
     monkeypatch.setattr(machine, "CGROUPS", tmp_path)
-    whole = machine.memory_gib()
-    assert whole > 1
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    for line in lines:
-        _, kinds, place = line.split(":", 2)
-        root = tmp_path / ("memory" if "memory" in kinds.split(",") else "")
-        (root / place.lstrip("/")).mkdir(parents=True, exist_ok=True)
-        (root / place.lstrip("/") / "memory.max").write_text("max\n")
-    assert machine.memory_gib() == whole
-    (root / "memory.max").write_text(f"{2**30}\n")  # of the outermost group
+    monkeypatch.setattr(machine.Path, "read_text", read)
+    path = tmp_path / limit
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("max\n")
+    assert machine.memory_gib() > 1
+    path.write_text(f"{2**30}\n")
     assert machine.memory_gib() == 1
 
 
@@ -304,7 +315,8 @@ def test_a_model_with_batch_norm_is_counted_and_its_step_has_phases():
     plan = timing.Plan(mode="training", dtype="float32")
     image = torch.randn(4, 3, 4, 4)
     assert throughput._work(model, image, plan).flops == 2 * 2 * 48 * 8
-    assert set(breakdown.phases(module, image, timing.step_config(4, plan)))
+    found = breakdown.phases(module, image, timing.step_config(4, plan))
+    assert set(found) == {"forward", "backward", "optimizer"}
 
 
 def test_a_gpu_without_bfloat16_is_named(monkeypatch):
@@ -912,6 +924,17 @@ def test_a_killed_run_is_gone_on_with_by_the_same_code_alone(tmp_path, monkeypat
     monkeypatch.setattr(tracking, "code_of", lambda *_: "other")
     with pytest.raises(ValueError, match="holds no run of these settings, by this code, to resume"):
         run(tmp_path, ["small"], "--resume")
+
+
+def test_what_stands_beside_a_persons_model_is_its_code_too(tmp_path):
+    model, beside = tmp_path / "mine.py", tmp_path / "layers.py"
+    model.write_text("import layers\n")
+    found = []
+    for text in ("print 'of another time'", "print 'of today'"):
+        beside.write_text(text)
+        found.append(throughput.code([f"python:{model}:make", "vitx:Ti/16"]))
+    assert len(set(found)) == 2
+    assert throughput.code([f"python:{model}:make"]) == found[1]
 
 
 def test_undefined_numbers_pass_nowhere():

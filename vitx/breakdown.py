@@ -68,7 +68,8 @@ def saved(
     """Seconds an image that the step `compiled` saves beside the step `eager`, in this process.
 
     The median over pairs of neighbouring blocks of so many iterations, in changing order, with the
-    95 % interval of order statistics.
+    95 % interval of order statistics, which holds as far as pairs are independent and says nothing
+    of other processes.
     """
     found: list[float] = []
     end = time.perf_counter() + seconds

@@ -69,7 +69,8 @@ class Files:
 def open_picture(
     source: str | Path | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS
 ) -> Any:
-    """The picture in RGB. Raises BadImage with its name for what can't be decoded or is too large.
+    """The picture in RGB. Raises BadImage with its name for what can't be decoded, is too large, or
+    has 16 bits a pixel.
 
     The size is read from the header, before anything is decoded.
     """
@@ -83,8 +84,8 @@ def open_picture(
                 width, height = picture.size
                 if width * height > max_pixels:
                     raise BadImage(
-                        f"{name} has {width}×{height} pixels, more than data.max_pixels = "
-                        f"{max_pixels:,}"
+                        f"{name} has {width}×{height} pixels, more than {max_pixels:,} "
+                        "(data.max_pixels)"
                     )
                 if picture.mode.startswith("I;16"):
                     raise BadImage(f"{name} has 16 bits a pixel; convert it to 8 first")

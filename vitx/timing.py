@@ -48,7 +48,8 @@ class Plan:
     keep_memory: bool = True
     """Pairs run after `machine.keep_memory`; otherwise as the allocator is set up."""
     details: bool = False
-    """Also say where each module's time goes: latency of calls at batch 1, stages, phases."""
+    """Also say where each module's time goes: latency of calls at batch 1, stages, phases; or what
+    compiling it saves."""
     mean: bool = False
     """Also read its rate as timm's benchmark does."""
     seed: int = 0
