@@ -186,10 +186,9 @@ def main(args: list[str]) -> None:
     """Read the settings, tell the budget, run the stages, print the verdicts and the places."""
     settings = cli.parse(Settings, args, prog="python -m benchmarks")
     modes = ("smoke", "full", "check", "calibrate", "accuracy")
-    asked = [  # --calibrate 0 is asked for too
-        mode for mode in modes
-        if getattr(settings, mode) is not None and getattr(settings, mode) is not False
-    ]  # fmt: skip
+    given = {mode: getattr(settings, mode) for mode in modes}
+    # --calibrate 0, which equals False, is asked for too.
+    asked = [mode for mode, value in given.items() if value is not None and value is not False]
     if len(asked) > 1:
         raise ValueError(f"--{', --'.join(modes)} exclude each other; choose one")
     cli.goes_with(settings, data="accuracy", batch="accuracy")
