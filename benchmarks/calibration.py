@@ -15,20 +15,13 @@ from benchmarks import speed, trials
 from experiments import rows as rows_file
 from experiments.pages import Row, Table, machine
 from vitx import job, stats, tracking
-from vitx.timing import Plan
-
-SAME = dict.fromkeys(
-    ("01ff4481a746d816", "ba65d047e6b41931", "b1e8bb642516b0fc"), "9a26cec57180360c"
-)
-"""Protocols by the hashes that they had while these statements stood in other files, and before
-changes of which no trial says anything: examples and modules that the equality check refuses, a
-process that ends while its memory is counted, memory that a control group leaves."""
+from vitx.timing import PROTOCOL, Plan
 
 
 def made(
     paths: Sequence[Path], plan: Plan, *, reference: str, batch: int, device: torch.device
 ) -> list[Row]:
-    """The trials in these files of rows that say the same of the same: made with this plan, code,
+    """The trials in these files of rows that say the same of the same: made with this plan, protocol,
     model, batch and device by as many threads of as many cores, on whatever processor.
 
     Of a trial that was made twice the first counts, whatever it said.
@@ -37,7 +30,7 @@ def made(
         (row for path in paths for row in rows_file.read(path, cut=True)), key=rows_file.when
     )
     here = {"reference": reference, "batch": batch, "device": str(device), "plan": vars(plan),
-            "protocol": trials.protocol(), "forked": job.forks(device),
+            "protocol": PROTOCOL, "forked": job.forks(device),
             "environment": tracking.environment()}  # fmt: skip
     wanted = [row for row in rows if row.get("what") == trials.WHAT and _kind(row) == _kind(here)]
     return rows_file.first(wanted, "trial")
@@ -47,14 +40,17 @@ def _kind(row: Mapping[str, Any]) -> str:
     """What trials share whose verdicts are counted together; the machine may be another."""
     said = [row[key] for key in ("plan", "reference", "batch", "device")]
     environment = [row["environment"].get(key) for key in ("threads", "affinity", "cores", "gpu")]
+    versions = [row["environment"]["versions"][name] for name in ("torch", "timm")]
     return json.dumps(
-        [*said, _protocol(row), row.get("forked", False), row.get("origin"), *environment]
+        [
+            *said,
+            row["protocol"],
+            row.get("forked", False),
+            row.get("origin"),
+            *versions,
+            *environment,
+        ]
     )
-
-
-def _protocol(row: Mapping[str, Any]) -> str:
-    """The hash of a trial's code, by its present name."""
-    return SAME.get(row["protocol"], row["protocol"])
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -134,7 +130,7 @@ def _rates(rows: Sequence[Row]) -> tuple[str, ...]:
         f"{what}: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})",
         f"{statistics.median(seconds):.0f} (at most {max(seconds):.0f})",
         _settings(rows[0]),
-        _protocol(rows[0])[:6],
+        str(rows[0]["protocol"]),
     )
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.calibration import SAME
 from experiments.pages import Row, Table, floor_text, machine, processor, ratio_text
 from vitx import stats
 from vitx.breakdown import STAGES
@@ -29,10 +28,6 @@ AUTO = "auto"
 SIDES = ("reference", "candidate")
 LIBRARIES = {"hf": "transformers", "vit_pytorch": "vit-pytorch", "torchvision": "torchvision"}
 """Whose version stands with a model's name; those of PyTorch and timm stand with the setting."""
-SAME_PARTS = {"inference": {"47b188": "431f17"}, "training": {"47b188": "4d0111"}}
-"""As `SAME`, of what is found beside a rate: before batch norm could be trained, what compiling
-saves was read, and the files of the trainer's step were counted, whose step with AdamW is the
-same."""
 MEASURED = ("images_per_s", "macs", "parameters", "peak_mib", "host_mib", "compile_s",
             "utilisation", "latency", "stages", "phases", "saved", "mean_images_per_s",
             "page_faults")  # fmt: skip
@@ -80,16 +75,8 @@ def setting(row: Row) -> str:
         f"{machine(row)}{commit}{host}, {environment['threads']} threads{bound}, torch "
         f"{versions['torch']}, timm {versions['timm']}, float32 products "
         f"{environment['matmul_precision']}; {processes} processes of {plan['pair_s']:g} s, "
-        f"blocks of {plan['block_s']:g} s{freed}, protocol {_protocol(row)}"
+        f"blocks of {plan['block_s']:g} s{freed}, protocol {row['protocol']}"
     )
-
-
-def _protocol(row: Row) -> str:
-    """Both hashes of a row's code, by their present names."""
-    present = {before[:6]: now[:6] for before, now in SAME.items()} | SAME_PARTS.get(
-        row["mode"], {}
-    )
-    return "-".join(present.get(part, part) for part in row["protocol"].split("-"))
 
 
 def _commit(row: Row) -> str:

@@ -23,7 +23,7 @@ from experiments.pages import Row
 
 FORMAT = "vitx rows, packed, 2"
 LIMIT = 200 * 2**10
-ENVIRONMENT = ("time", "commit", "code", "dirty", "python", "versions", "cuda", "cudnn", "gpu",
+ENVIRONMENT = ("time", "commit", "version", "dirty", "python", "versions", "cuda", "cudnn", "gpu",
                "cpu", "cpu_id", "cores", "affinity", "threads", "matmul_precision",
                "system")  # fmt: skip
 """What is kept of a row's environment."""

@@ -26,14 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import figures, matrix, peers, trials
+from benchmarks import figures, matrix, peers
 from benchmarks.matrix import AUTO, CHECKED
 from benchmarks.peers import Model
 from benchmarks.speed import usual, warm_up_s
 from experiments import cli
-from experiments.pages import ROOT, Row
+from experiments.pages import Row
 from experiments.rows import Rows
-from vitx import breakdown, cost, job, machine, optim, peak, timing, tracking, train
+from vitx import job, machine, peak, timing, tracking
 from vitx.compare import Comparison, compare, equality, speed
 from vitx.cost import forward_macs, step_macs
 from vitx.equality import Equality, Unmatched
@@ -46,10 +46,6 @@ AUTO_MOST = 4096
 MOST_MEMORY = 0.8
 """Share of the machine's memory that a configuration may take if nothing is said."""
 NOT_CHECKED = "not checked"
-PARTS = tuple(Path(str(module.__file__)) for module in (breakdown, cost, peak))
-"""The files that decide what is found beside rates and ratios."""
-STEP = tuple(Path(str(module.__file__)) for module in (train, optim))
-"""Further ones in training: those of the step that is timed."""
 MOST_SECONDS = 1e6
 """Of the limit of a process; the system's timers take no more than some years."""
 GROUP = "throughput"
@@ -130,7 +126,7 @@ def main(args: list[str]) -> None:
     )
     asked = configurations(settings)
     values = {name: _plain(value) for name, value in vars(settings).items()}
-    values["code"] = code([*settings.models, settings.reference])
+    values["versions"] = versions([*settings.models, settings.reference])
     name = _label(settings)
     group = settings.out / tracking.group_of(GROUP)
     folder = _newest(group, values) if settings.resume else None
@@ -153,23 +149,25 @@ def main(args: list[str]) -> None:
         print(f"rows: {rows.path}\n{run.where}")
 
 
-def code(names: Sequence[str]) -> str:
-    """A hash of all code that can matter to rows of these models: of one table it is the same."""
-    files = [
-        path
-        for part in ("vitx", "experiments", "benchmarks")
-        for path in ROOT.glob(f"{part}/**/*.py")
-    ]
+def versions(names: Sequence[str]) -> dict[str, Any]:
+    """What rows of these models depend on beside the settings: declared versions, those of
+    packages, and the files of a person's own models."""
     # What a person's file imports may stand beside it; so may what is no Python of today.
-    own = {
-        path
-        for name in names if name.startswith("python:")
-        for path in Path(name.split(":")[1]).parent.glob("*.py") if path.is_file()
-    }  # fmt: skip
-    found = hashlib.sha256(tracking.code_of(sorted(files), *tracking.PACKAGES).encode())
-    for path in sorted(own):
-        found.update(path.name.encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+    own = sorted(
+        {
+            path
+            for name in names if name.startswith("python:")
+            for path in Path(name.split(":")[1]).parent.glob("*.py") if path.is_file()
+        }
+    )  # fmt: skip
+    files = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in own))
+    environment = tracking.environment()
+    return {
+        "protocol": timing.PROTOCOL,
+        "version": environment["version"],
+        "packages": environment["versions"],
+        "files": files.hexdigest()[:16],
+    }
 
 
 def show(rows: Sequence[Row], run: tracking.Run) -> None:
@@ -262,7 +260,7 @@ def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, An
         "compile": plan.compile,
         "dtype": plan.dtype,
         "plan": asdict(plan),
-        "protocol": protocol(plan.mode),
+        "protocol": timing.PROTOCOL,
     }
     if not result.exists():
         return "failure", labels | {"verdict": "failed", "reason": words}
@@ -271,13 +269,6 @@ def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, An
         said = (found["reason"], f"no utilisation: {words}")
         found["reason"] = "; ".join(filter(None, said))
     return found.pop("kind"), labels | found
-
-
-def protocol(mode: str) -> str:
-    """The code that decides what a row says: a part of the calibration's hash, and of one of the
-    files that it does not hold."""
-    files = (*PARTS, *STEP) if mode == "training" else PARTS
-    return f"{trials.protocol()[:6]}-{tracking.code_of(files, 'torch')[:6]}"
 
 
 def child(folder: Path) -> None:
@@ -562,7 +553,7 @@ def _plain(value: Any) -> Any:
 
 
 def _newest(group: Path, values: dict[str, Any]) -> Path | None:
-    """The newest run folder of the same settings and code, but for how it was called.
+    """The newest run folder of the same settings and versions, but for how it was called.
 
     Raises ValueError if there is none.
     """
@@ -574,7 +565,7 @@ def _newest(group: Path, values: dict[str, Any]) -> Path | None:
         if {k: v for k, v in tracking.read_json(path).items() if k not in free} == wanted
     ]
     if not found:
-        raise ValueError(f"{group} holds no run of these settings, by this code, to resume")
+        raise ValueError(f"{group} holds no run of these settings and versions to resume")
     return max(found, key=lambda path: path.stat().st_mtime)
 
 

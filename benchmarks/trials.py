@@ -6,31 +6,14 @@ They are fixed beforehand, in number and in order, and each is timed with the qu
 import random
 import time
 from collections.abc import Callable
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from benchmarks import speed
-from vitx import compare, equality, job, machine, stats, timing, tracking
-from vitx.timing import Plan
+from vitx.timing import PROTOCOL, Plan
 
 COUNTS = {0.0: 60, 0.03: 30, 0.05: 30}
 """Trials by the planted share of further work."""
 WHAT = "trial"
-PROTOCOL = (
-    *(
-        Path(str(module.__file__))
-        for module in (stats, machine, equality, timing, job, compare, speed)
-    ),
-    Path(__file__),
-)
-"""The files whose statements decide what a trial says."""
-
-
-@lru_cache(maxsize=1)
-def protocol() -> str:
-    """A hash of the code that decides what a trial says, with PyTorch's and timm's versions."""
-    return tracking.code_of(PROTOCOL, "torch", "timm")
 
 
 def shares() -> list[float]:
@@ -50,5 +33,5 @@ def trial(
         kind, fields = speed.plant(pair, plan, share=share, **how)
     else:
         kind, fields = speed.null(pair, plan, **how)
-    said = {"what": WHAT, "trial": number, "share": share, "protocol": protocol()}
+    said = {"what": WHAT, "trial": number, "share": share, "protocol": PROTOCOL}
     return kind, fields | said | {"seconds": time.perf_counter() - start}

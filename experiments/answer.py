@@ -14,7 +14,7 @@ from experiments.pages import Row, Table
 from experiments.question import Arm, Question, paired
 from experiments.rows import Rows
 from experiments.runs import Ended, How, devices, ended, lasting, sources
-from vitx import compare, equality, job, machine, stats, timing, tracking, visualize
+from vitx import stats, timing, tracking, visualize
 from vitx.compare import speed
 from vitx.config import delta, flat, identity
 from vitx.cost import cost
@@ -22,10 +22,6 @@ from vitx.timing import Training
 
 TIMING = timing.Plan(mode="training", processes=5, pair_s=6.0)
 """How an arm's training step is timed beside the baseline's."""
-TIMED_BY = tuple(
-    Path(str(module.__file__)) for module in (stats, machine, equality, timing, job, compare)
-)
-"""The files whose statements decide what a timed pair says."""
 TIMES = "times"
 """Folder of the timed pairs, which are not timed again."""
 
@@ -89,8 +85,8 @@ def time_arm(asked: Question, arm: Arm, how: How) -> Mapping[str, Any]:
     """
     base, device, environment = asked.arms[0].config, how.device, tracking.environment()
     where = json.dumps([str(device), environment["cpu"], environment["cpu_id"],
-                        environment["gpu"], torch.get_num_threads(), tracking.code(),
-                        tracking.code_of(TIMED_BY, "torch"), flat(TIMING)])  # fmt: skip
+                        environment["gpu"], torch.get_num_threads(), tracking.version(),
+                        timing.PROTOCOL, flat(TIMING)])  # fmt: skip
     place = hashlib.sha256(where.encode()).hexdigest()[:8]
     path = how.out / TIMES / f"{identity(base)}-{identity(arm.config)}-{place}.json"
     known = {} if how.fresh else tracking.read_json(path)
@@ -149,7 +145,7 @@ def verdict(row: Row, arm: Mapping[str, Any], effect: stats.Effect | None) -> st
         return "runs on different images"
     words = effect.verdict if effect else "too few seeds"
     words += f" (runs on {row['device']})" if " and " in row["device"] else ""
-    return f"{words} (stale: {stale} runs by other code)" if stale else words
+    return f"{words} (stale: {stale} runs of another version)" if stale else words
 
 
 def _several_images(base: Mapping[str, Any], arm: Mapping[str, Any]) -> bool:

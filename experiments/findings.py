@@ -59,7 +59,7 @@ def show(trials: Trials) -> None:
         words = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         print(f"importance, as shares of what the parameters explain together: {words}")
     if trials.stale:
-        print(f"stale: {trials.stale} trials were run by other code")
+        print(f"stale: {trials.stale} trials were run by another version")
     print(saved(trials))
 
 

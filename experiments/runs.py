@@ -1,5 +1,6 @@
 """Runs by what they are: found again by the identity of their settings, and never repeated."""
 
+import hashlib
 import json
 import sys
 import time
@@ -35,8 +36,8 @@ class Ended:
 
     @property
     def stale(self) -> bool:
-        """Whether other code made it."""
-        return self.environment.get("code") != tracking.code()
+        """Whether another version made it."""
+        return self.environment.get("version") != tracking.version()
 
     @property
     def images(self) -> str:
@@ -45,7 +46,7 @@ class Ended:
 
 
 def ended(out: Path) -> dict[str, Ended]:
-    """The runs under `out` that have ended, by identity; of several the newest by this code."""
+    """The runs under `out` that have ended, by identity; of several the newest of this version."""
     found: dict[str, Ended] = {}
     for path in sorted(out.glob("*/*/config.json"), key=lambda path: path.stat().st_mtime):
         kept = {
@@ -98,13 +99,14 @@ class Job:
         return identity(self.config)
 
     def folder(self, out: Path) -> Path:
-        """Its folder, which is the same for every worker with this code."""
+        """Its folder, which is the same for every worker of this version."""
         name = tracking.file_name(self.name)
-        return out / self.group / f"{name}-{self.key[:8]}{tracking.code()[:4]}"
+        version = hashlib.sha256(tracking.version().encode()).hexdigest()[:4]
+        return out / self.group / f"{name}-{self.key[:8]}{version}"
 
 
 def missing(jobs: Sequence[Job], found: Mapping[str, Ended], *, fresh: bool = False) -> list[Job]:
-    """The runs that are not among the ended ones; `fresh` leaves those of other code out."""
+    """The runs that are not among the ended ones; `fresh` leaves those of another version out."""
     return [job for job in jobs if job.key not in found or (fresh and found[job.key].stale)]
 
 
@@ -118,7 +120,7 @@ class How:
     lanes: int = 1
     """Runs that differ in seed, learning rate or decay only and are trained as one program."""
     fresh: bool = False
-    """Make again what other code made."""
+    """Make again what another version made."""
 
 
 def work(jobs: Sequence[Job], how: How) -> None:
@@ -225,8 +227,8 @@ def _folder_of(job: Job, how: How) -> tracking.Run:
 
 
 def sources(environments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Commit, code and machine of runs, each combination once."""
-    names = ("commit", "dirty", "code", "cpu", "gpu", "threads")
+    """Commit, version and machine of runs, each combination once."""
+    names = ("commit", "dirty", "version", "cpu", "gpu", "threads")
     each = [{name: one.get(name) for name in names} for one in environments]
     return [one for place, one in enumerate(each) if one not in each[:place]]
 

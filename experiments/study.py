@@ -34,9 +34,9 @@ from vitx import checkpoint, tracking
 
 DEFINITION, READY = "definition", "ready"
 """Attributes of a study: a hash of what it searches, and that all its trials are there."""
-SLOT, OWNER, ERROR, STEPS, RUN, CODE = "slot", "owner", "error", "steps", "run", "code"
+SLOT, OWNER, ERROR, STEPS, RUN, VERSION = "slot", "owner", "error", "steps", "run", "version"
 """Attributes of a trial: the point, or the lost trial, that it stands for; who runs it; why it
-failed; the step of its last reading; the run's id; the code that ran it, as a hash."""
+failed; the step of its last reading; the run's id; the version that ran it."""
 LOSSES = "losses"
 """Attribute of a trial: how many that stood for the same were lost before it."""
 MOST_LOSSES = 10
@@ -158,8 +158,9 @@ class Trials:
 
     @property
     def stale(self) -> int:
-        """Trials that other code has run."""
-        return sum(t.user_attrs.get(CODE, tracking.code()) != tracking.code() for t in self.all())
+        """Trials that another version has run."""
+        now = tracking.version()
+        return sum(t.user_attrs.get(VERSION, now) != now for t in self.all())
 
     @property
     def ended(self) -> bool:

@@ -28,7 +28,7 @@ except ImportError as error:
 from experiments import cli, findings, runs, workers
 from experiments.results import WHOLE
 from experiments.runs import How
-from experiments.study import CODE, RUN, SEEN_S, STEPS, Claim, Trials
+from experiments.study import RUN, SEEN_S, STEPS, VERSION, Claim, Trials
 from experiments.sweepfile import Sweep, read
 from vitx import machine, tracking
 from vitx.tracking import STEP
@@ -152,7 +152,7 @@ def _run(trials: Trials, claim: Claim, out: Path, name: str, output: TextIO, err
         raise
     claim.trial.set_user_attr(STEPS, max((step for step, _ in readings), default=0))
     claim.trial.set_user_attr(RUN, name)
-    claim.trial.set_user_attr(CODE, tracking.code())
+    claim.trial.set_user_attr(VERSION, tracking.version())
     if pruned:
         trials.prune(claim)
         return f"stopped early at {trials.sweep.metric} {readings[-1][1]:.4g}"

@@ -180,7 +180,7 @@ def test_runs_are_made_once_and_found_by_what_they_are(answered, monkeypatch):
     other = replace(ask(SEEDS=[3, 4], AXES={"model.registers": [1]}), name="another")
     runs.work(other.jobs(), how(folder))  # the same runs under another name
     assert made == []
-    monkeypatch.setattr(tracking, "code", lambda: "other")
+    monkeypatch.setattr(tracking, "version", lambda: "other")
     assert all(run.stale for run in runs.ended(folder).values())
     stale = runs.ended(folder)
     assert runs.missing(asked.jobs(), stale) == []
@@ -243,7 +243,7 @@ def answer_row(base, arm, **changes):
         ({"images": ["a", "b"]}, "runs on different images"),
         ({"images": ["b"], "changes": {"data.train": 9}}, "better"),
         ({"images": ["a", "b"], "changes": {"data.train": 9}}, "runs on different images"),
-        ({"stale": 3}, "better (stale: 3 runs by other code)"),
+        ({"stale": 3}, "better (stale: 3 runs of another version)"),
     ],
 )
 def test_no_verdict_is_given_on_what_is_no_pair_in_table_or_figure(changes, said):
@@ -274,11 +274,11 @@ def test_an_answers_machine_is_that_of_its_runs_and_of_its_times(answered):
 
 def test_what_other_code_made_is_shown_as_stale(answered, monkeypatch):
     asked, folder = answered
-    monkeypatch.setattr(tracking, "code", lambda: "other")
+    monkeypatch.setattr(tracking, "version", lambda: "other")
     row = answer.row(asked, runs.ended(folder), {})
     arm = row["arms"][1]
     effect = answer.effects(row, "val/loss")[arm["name"]]
-    assert answer.verdict(row, arm, effect) == "too few seeds (stale: 4 runs by other code)"
+    assert answer.verdict(row, arm, effect) == "too few seeds (stale: 4 runs of another version)"
 
 
 def test_a_run_that_diverges_has_ended_with_its_error(tmp_path):

@@ -24,7 +24,7 @@ from experiments import findings, sweep, sweepfile
 from experiments.pages import RESULTS, ROOT
 from experiments.results import stopping_table, sweep_table
 from experiments.rows import read
-from experiments.study import CODE, LOSSES, MOST_LOSSES, OWNER, SLOT, STEPS, Trials, error_of
+from experiments.study import LOSSES, MOST_LOSSES, OWNER, SLOT, STEPS, VERSION, Trials, error_of
 from vitx import tracking
 from vitx.config import DataConfig, override
 from vitx.train import train
@@ -593,7 +593,7 @@ def test_the_best_settings_are_confirmed_on_fresh_seeds(tmp_path, capsys, monkey
     path = small(tmp_path, **{"seed": {"values": [7, 8]}, "ema": {"value": 0.5}})
     trials = Trials(sweepfile.read(path), "", tmp_path)
     for claim in [trials.take() for _ in range(4)]:
-        claim.trial.set_user_attr(CODE, tracking.code())
+        claim.trial.set_user_attr(VERSION, tracking.version())
         trials.complete(claim, claim.values["optim.lr"] * claim.values["seed"])
     mean, values, seeds = findings.ranking(trials)[0]
     assert (mean, values["optim.lr"], seeds) == (pytest.approx(0.0075), 0.001, 2)
@@ -622,9 +622,9 @@ def test_the_best_settings_are_confirmed_on_fresh_seeds(tmp_path, capsys, monkey
     assert row["stale"] == 0
     findings.show(trials)
     assert "stale" not in capsys.readouterr().out
-    monkeypatch.setattr(tracking, "code", lambda: "other")
+    monkeypatch.setattr(tracking, "version", lambda: "other")
     findings.show(trials)
-    assert "stale: 4 trials were run by other code" in capsys.readouterr().out
+    assert "stale: 4 trials were run by another version" in capsys.readouterr().out
     lost = row["confirmed"][0] | {"values": {"10000": 1.0, "10001": None}}
     line = sweep_table([row | {"confirmed": [lost, row["confirmed"][1]]}]).body[1]
     assert line[-5:-1] == ("–", "–", "–", "2 of 2")  # of one pair nothing is said

@@ -72,7 +72,7 @@ CONFIG = ModelConfig(image=16, patch=4, width=24, depth=2, heads=3, classes=5)
         (["--compile", "--dtype", "float32"], "compile names nothing to time"),
         (["--limit-s", "inf"], "limit_s = inf must be less than 1,000,000"),
         (["--unchecked"], "--unchecked goes with --reference"),
-        (["--resume"], "holds no run of these settings, by this code, to resume"),
+        (["--resume"], "holds no run of these settings and versions to resume"),
     ],
 )
 def test_what_cant_be_timed_is_one_sentence(tmp_path, words, message):
@@ -921,8 +921,8 @@ def test_a_killed_run_is_gone_on_with_by_the_same_code_alone(tmp_path, monkeypat
     path.write_text(path.read_text() + '{"schema": 1, "ki')
     assert run(tmp_path, ["small"], "--resume") == [row]
     assert list(tmp_path.glob("throughput/*")) == [folder]
-    monkeypatch.setattr(tracking, "code_of", lambda *_: "other")
-    with pytest.raises(ValueError, match="holds no run of these settings, by this code, to resume"):
+    monkeypatch.setattr(timing, "PROTOCOL", 0)
+    with pytest.raises(ValueError, match="holds no run of these settings and versions to resume"):
         run(tmp_path, ["small"], "--resume")
 
 
@@ -932,9 +932,9 @@ def test_what_stands_beside_a_persons_model_is_its_code_too(tmp_path):
     found = []
     for text in ("print 'of another time'", "print 'of today'"):
         beside.write_text(text)
-        found.append(throughput.code([f"python:{model}:make", "vitx:Ti/16"]))
+        found.append(throughput.versions([f"python:{model}:make", "vitx:Ti/16"]))
     assert len(set(found)) == 2
-    assert throughput.code([f"python:{model}:make"]) == found[1]
+    assert throughput.versions([f"python:{model}:make"]) == found[1]
 
 
 def test_undefined_numbers_pass_nowhere():
@@ -1177,7 +1177,7 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
     shares = trials.shares()
     assert {share: shares.count(share) for share in set(shares)} == {0.0: 60, 0.03: 30, 0.05: 30}
     assert shares == trials.shares()
-    plan, protocol = timing.Plan(), trials.protocol()
+    plan, protocol = timing.Plan(), timing.PROTOCOL
     rows = Rows(tmp_path)
     for number, verdict in ((3, "slower"), (7, "no difference seen")):
         rows.add("plant", what="trial", trial=number, share=0.05, plan=vars(plan), device="cpu",
@@ -1191,7 +1191,7 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
     assert made(timing.Plan(processes=9), batch=2) == []
     assert made(plan, batch=8) == []
     (line,) = calibration.table([*found, *rows.kept]).body
-    other = rows.kept[0] | {"protocol": "other", "trial": 9}
+    other = rows.kept[0] | {"protocol": 0, "trial": 9}
     assert len(calibration.table([*rows.kept, other]).body) == 2  # never in one rate
     threads = other["environment"] | {"threads": 64}
     assert len(calibration.table([*rows.kept, rows.kept[0] | {"environment": threads}]).body) == 2
@@ -1207,7 +1207,7 @@ def test_a_trials_own_words_find_it_again(tmp_path):
     name, plan, cpu = "vit_tiny_patch16_224", timing.Plan(), torch.device("cpu")
     pair = speed.make_pair(name, batch=2, device=cpu, img_size=32, depth=1)
     rows = Rows(tmp_path)
-    rows.add("noise", what="trial", trial=0, plan=vars(plan), protocol=trials.protocol(),
+    rows.add("noise", what="trial", trial=0, plan=vars(plan), protocol=4,
              forked=job.forks(cpu), **pair.labels)  # fmt: skip
     for batch, found in ((2, 1), (8, 0)):
         made = calibration.made(
@@ -1217,7 +1217,7 @@ def test_a_trials_own_words_find_it_again(tmp_path):
 
 
 def test_a_trial_that_was_made_twice_counts_as_it_did_first(tmp_path):
-    plan, rows, protocol = timing.Plan(), Rows(tmp_path), trials.protocol()
+    plan, rows, protocol = timing.Plan(), Rows(tmp_path), timing.PROTOCOL
     for verdict in ("faster", "no difference seen"):
         rows.add("noise", what="trial", trial=3, share=0.0, plan=vars(plan), protocol=protocol,
                  reference="timm:vit", batch=2, device="cpu", verdict=verdict, seconds=100.0,
@@ -1233,7 +1233,7 @@ def test_the_verdict_table_has_the_rates_of_a_series_that_is_whole(tmp_path):
     rows = Rows(tmp_path)
     for number, share in enumerate(trials.shares()):
         verdict = "slower" if share == 0.05 or number == trials.shares().index(0.0) else "the same"
-        rows.add("noise", what="trial", trial=number, share=share, plan={}, protocol="x",
+        rows.add("noise", what="trial", trial=number, share=share, plan={}, protocol=4,
                  reference="timm:vit", batch=2, device="cpu", verdict=verdict)  # fmt: skip
     equal = row() | {"kind": "equality", "verdict": "equal", "device": "cpu",
                      "equality": {"output_error": 0.0, "gradient_error": 0.0}}  # fmt: skip

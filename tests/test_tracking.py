@@ -134,16 +134,6 @@ def test_an_empty_wandb_mode_is_the_default(tmp_path, monkeypatch):
         assert run.wandb_folder is not None
 
 
-def test_the_hash_of_code_is_of_its_statements_alone():
-    source = (
-        '"""Doc."""\n\nimport a  # why\n\n\ndef f(x):\n    """Doc\n    of two lines."""\n'
-        '    # a comment\n    return "# no comment"\n'
-    )
-    plain = 'import a\ndef f(x):\n    return "# no comment"'
-    assert tracking.statements(source) == tracking.statements(plain) == plain
-    assert tracking.statements(plain.replace("(x)", "(y)")) != plain
-
-
 def test_an_exception_in_the_run_is_its_exit_code(tmp_path):
     with pytest.raises(KeyError), tracking.Run(tmp_path, "g", "n", {}, mode="offline") as run:
         raise KeyError("stop")

@@ -322,6 +322,11 @@ class OptimConfig:
             )
 
 
+RECIPE_VERSION = 1
+"""What a configuration trains to. A change by which some configuration gets other weights, or other
+final values, raises it, and runs of the version before are stale. A new variant, which no earlier
+configuration names, does not."""
+
 FREE = ("data.root", "data.workers", "log_every", "save_every", "keep_every")
 """Settings that a run which is resumed may change: no trained value depends on them."""
 

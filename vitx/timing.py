@@ -19,6 +19,9 @@ from vitx import train as trainer
 from vitx.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, override
 from vitx.machine import Watch, gpu, page_faults, peak_mib, synchronise
 
+PROTOCOL = 4
+"""How pairs are timed and judged. A change by which a timing may say something else raises it: what
+was timed by two protocols never stands together."""
 MODES = ("inference", "training")
 COMPILES = ("none", "default", "max-autotune")
 DTYPES = ("as given", "float32", "bfloat16", "float16")

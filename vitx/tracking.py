@@ -4,9 +4,6 @@
 a run: what it raises is said once and the run goes on without it.
 """
 
-import ast
-import hashlib
-import io
 import json
 import os
 import platform
@@ -15,10 +12,8 @@ import shlex
 import subprocess
 import sys
 import time
-import tokenize
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +21,7 @@ from typing import Any
 import torch
 
 from vitx.checkpoint import Lock
+from vitx.config import RECIPE_VERSION
 
 PROJECT = "vitx"
 OUT = Path(os.environ.get("VITX_OUT") or "runs")
@@ -34,9 +30,6 @@ EVENTS = "metrics.jsonl"
 MODES = ("online", "offline", "disabled")
 CODE = ("vitx", "experiments", "benchmarks", ":!benchmarks/results")
 """What makes results, in git's words: with a change or a new file there, a run is dirty."""
-AFTERWARDS = ("breakdown", "compare", "cost", "equality", "job", "machine", "peak", "stats",
-              "timing", "tracking", "visualize")  # fmt: skip
-"""Files of this package on which no trained weight depends."""
 PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scikit-learn", "wandb",
             "transformers", "vit-pytorch")  # fmt: skip
 
@@ -285,12 +278,12 @@ def _wandb_errors() -> tuple[type[Exception], ...]:
 
 
 def environment() -> dict[str, Any]:
-    """What a number depends on besides its configuration: code, versions, machine, settings."""
+    """What a number depends on besides its configuration: commit, versions, machine, settings."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join(["python", *_command()]),
         "commit": git("rev-parse", "HEAD"),
-        "code": code(),
+        "version": version(),
         "dirty": git("status", "--porcelain", "--untracked-files=all", "--", *CODE) != "",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -374,40 +367,9 @@ def git(*words: str) -> str | None:
     return ask(*words) if top and Path(top).resolve() == folder else None
 
 
-@lru_cache(maxsize=1)
-def code() -> str:
-    """A hash of what trains: this package's statements, without comments and docstrings, and torch.
-
-    Files that only look at finished runs or time them are left out.
-    """
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return code_of([path for path in files if path.stem not in AFTERWARDS], "torch")
-
-
-def code_of(files: Iterable[Path], *packages: str) -> str:
-    """A hash of the statements in these files, and of the versions of packages that they use."""
-    found = hashlib.sha256(" ".join(str(_version(package)) for package in packages).encode())
-    for path in files:
-        found.update(f"{path.stem}\n{statements(path.read_text(encoding='utf8'))}\n".encode())
-    return found.hexdigest()[:16]
-
-
-def statements(source: str) -> str:
-    """The lines of a Python source without comments, docstrings and empty lines.
-
-    Not its syntax tree, which differs between versions of Python.
-    """
-    lines = source.splitlines()
-    for node in ast.walk(ast.parse(source)):
-        value = node.value if isinstance(node, ast.Expr) else None
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            end = value.end_lineno or value.lineno
-            lines[value.lineno - 1 : end] = [""] * (end - value.lineno + 1)
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+def version() -> str:
+    """What decides which values a configuration trains to, beside the machine."""
+    return f"recipe {RECIPE_VERSION}, torch {_version('torch')}"
 
 
 def _version(package: str) -> str | None:
