@@ -19,29 +19,21 @@ import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks import (
-    accuracy,
-    calibration,
-    check,
-    claims,
-    mutants,
-    pretrained,
-    render,
-    report,
-    speed,
-    trials,
-)
+from benchmarks import accuracy, calibration, check, mutants, pretrained, render, speed, trials
+from benchmarks.report import claims, page, plots
 from experiments import cli
-from experiments import rows as rows_file
 from experiments.recipes import DIGITS
-from experiments.runs import lasting
-from vitx import data, tracking, visualize
-from vitx.compare import Plan
-from vitx.config import TrainConfig, flat, override
-from vitx.equality import Equality
-from vitx.evaluate import predict, svm_accuracy
-from vitx.model import build
+from experiments.study import rows as rows_file
+from experiments.study.runs import lasting
+from vitx import data, pictures
+from vitx.measure.compare import Plan
+from vitx.measure.equality import Equality
+from vitx.model.vit import build
 from vitx.registry import nearest
+from vitx.settings import flat, override
+from vitx.training import parallel, tracking
+from vitx.training.config import TrainConfig
+from vitx.training.evaluate import predict, svm_accuracy
 
 EQUAL_MODELS = (
     ("vit_tiny_patch16_224", {}),
@@ -200,7 +192,7 @@ def main(args: list[str]) -> None:
             program(settings)
             return
     scale = SMOKE if settings.smoke else FULL if settings.full else QUICK
-    device = tracking.device(settings.device)
+    device = parallel.device(settings.device)
     scale = _narrow(grown(scale, device, settings.cifar10), settings.models)
     stages = _stages(scale)
     for name in settings.only:
@@ -254,7 +246,7 @@ def grown(scale: Scale, device: torch.device, cifar10: str = "") -> Scale:
 
 def check_device(settings: Settings) -> None:
     """Print whether the device computes what the CPU does; exit 1 if not."""
-    device = tracking.device(settings.device)
+    device = parallel.device(settings.device)
     with _kept(settings, "check", {"device": str(device)}) as (_, rows):
         row = rows.add("check", **check.run(device))
         print(f"{check.text(row)}\nrow: {rows.path}")
@@ -265,7 +257,7 @@ def check_device(settings: Settings) -> None:
 def read(settings: Settings) -> None:
     """Print the accuracy of weights in timm and in vitx."""
     cli.at_least(settings, batch=1)
-    device, model = tracking.device(settings.device), settings.accuracy or ""
+    device, model = parallel.device(settings.device), settings.accuracy or ""
     values = {"model": model, "device": str(device)}
     fields = pretrained.measure(model, settings.data, batch=settings.batch, device=device)
     with _kept(settings, "accuracy", values) as (_, rows):
@@ -278,7 +270,7 @@ def calibrate(settings: Settings) -> None:
     count = settings.calibrate or 0
     if count < 1:
         raise ValueError(f"calibrate = {count} must be at least 1")
-    device = tracking.device(settings.device)
+    device = parallel.device(settings.device)
     scale = grown(QUICK, device)
     kept = [*render.RESULTS.glob("*.jsonl"), *settings.out.glob("*-calibration/rows.jsonl")]
     name, batch = scale.timed[0][0], scale.batch
@@ -421,7 +413,7 @@ def write_report(job: Job) -> None:
     if any(row["ratio"] is not None for row in render.claimed(job.rows.kept)):
         job.figures["speed"] = _save(job, "speed", render.speed_figure(job.rows.kept))
     title = f"vitx against timm, {job.scale.name} run"
-    report.write(job.folder, title, report.sections_of(job.rows.kept, job.figures))
+    page.write(job.folder, title, page.sections_of(job.rows.kept, job.figures))
 
 
 def finish(job: Job) -> None:
@@ -486,12 +478,12 @@ def _draw_accuracy(job: Job, dataset: data.Dataset, results: list[dict], svm: fl
     counts = sum(torch.tensor(r["confusion"]) for r in sides["vitx"]).numpy()
     title = f"{len(sides['vitx'])} seeds of vitx, {counts.sum():,} predictions"
     drawn = {
-        "accuracy": visualize.accuracies(accuracies, reading=svm, label="RBF SVM"),
-        "curves": visualize.curves(
+        "accuracy": plots.accuracies(accuracies, reading=svm, label="RBF SVM"),
+        "curves": plots.curves(
             {side: [r["curve"] for r in found] for side, found in sides.items()},
             metric=tracking.VAL_ACCURACY,
         ),
-        "confusion": visualize.confusion(counts, dataset.classes, title=title),
+        "confusion": pictures.confusion(counts, dataset.classes, title=title),
         "attention": _attention(job, dataset, sides["vitx"][0]["seed"]),
     }
     for name, figure in drawn.items():
@@ -516,8 +508,8 @@ def _mean_curve(sides: dict[str, list[dict]], name: str) -> Iterator[tuple[int, 
 
 def _save(job: Job, name: str, figure: Figure) -> Path:
     """The figure as SVG for the report and as PNG for W&B; the SVG's path."""
-    visualize.save(figure, job.run.figures / f"{name}.png")
-    return visualize.save(figure, job.run.figures / f"{name}.svg")
+    pictures.save(figure, job.run.figures / f"{name}.png")
+    return pictures.save(figure, job.run.figures / f"{name}.svg")
 
 
 def _attention(job: Job, dataset: data.Dataset, seed: int) -> Figure:
@@ -533,9 +525,9 @@ def _attention(job: Job, dataset: data.Dataset, seed: int) -> Figure:
     shown = [*first, *wrong]
     with torch.no_grad():
         maps = vit.attention_maps(dataset.normalise(test.image[shown].float()))
-    read = visualize.class_attention(maps, grid=config.grid, prefix=config.prefix, size=config.size)
+    read = pictures.class_attention(maps, grid=config.grid, prefix=config.prefix, size=config.size)
     names = dataset.classes
-    return visualize.attention_grid(
+    return pictures.attention_grid(
         test.image[shown] / dataset.peak,
         {"read": read},
         [names[int(test.target[k])] for k in shown],

@@ -22,16 +22,20 @@ import torch
 from torch import nn
 
 from experiments.recipes import CIFAR10_SMALL
-from experiments.runs import configuration
-from vitx import data, stats
-from vitx.config import ModelConfig, TrainConfig, flat, override
-from vitx.equality import largest
-from vitx.evaluate import confusion
+from experiments.study.runs import configuration
+from vitx import data
 from vitx.interop.timm import from_timm
-from vitx.job import run_limited
-from vitx.machine import end_with_parent
-from vitx.model import build
-from vitx.train import State, init, step, train
+from vitx.measure import stats
+from vitx.measure.equality import largest
+from vitx.measure.machine import end_with_parent
+from vitx.measure.worker import run_limited
+from vitx.model.config import ModelConfig
+from vitx.model.vit import build
+from vitx.settings import flat, override
+from vitx.training.config import TrainConfig
+from vitx.training.evaluate import confusion
+from vitx.training.state import State, init, step
+from vitx.training.trainer import train
 
 MARGIN = 0.01
 """Largest difference of mean test accuracy that counts as the same: one point, fixed beforehand."""

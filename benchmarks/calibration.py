@@ -12,17 +12,18 @@ from typing import Any
 import torch
 
 from benchmarks import speed, trials
-from experiments import rows as rows_file
-from experiments.pages import Row, Table, machine
-from vitx import job, stats, tracking
-from vitx.timing import PROTOCOL, Plan
+from experiments.study import rows as rows_file
+from experiments.study.pages import Row, Table, machine
+from vitx.measure import stats, worker
+from vitx.measure.timing import PROTOCOL, Plan
+from vitx.training import provenance
 
 
 def made(
     paths: Sequence[Path], plan: Plan, *, reference: str, batch: int, device: torch.device
 ) -> list[Row]:
-    """The trials in these files of rows that say the same of the same: made with this plan, protocol,
-    model, batch and device by as many threads of as many cores, on whatever processor.
+    """The trials in these files of rows that say the same of the same: made with this plan,
+    protocol, model, batch and device by as many threads of as many cores, on whatever processor.
 
     Of a trial that was made twice the first counts, whatever it said.
     """
@@ -30,8 +31,8 @@ def made(
         (row for path in paths for row in rows_file.read(path, cut=True)), key=rows_file.when
     )
     here = {"reference": reference, "batch": batch, "device": str(device), "plan": vars(plan),
-            "protocol": PROTOCOL, "forked": job.forks(device),
-            "environment": tracking.environment()}  # fmt: skip
+            "protocol": PROTOCOL, "forked": worker.forks(device),
+            "environment": provenance.environment()}  # fmt: skip
     wanted = [row for row in rows if row.get("what") == trials.WHAT and _kind(row) == _kind(here)]
     return rows_file.first(wanted, "trial")
 

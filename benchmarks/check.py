@@ -19,11 +19,13 @@ from benchmarks.speed import usual
 from experiments import cli
 from experiments.recipes import DIGITS
 from vitx import data
-from vitx.config import override, size
-from vitx.equality import largest, randomise
-from vitx.model import build
-from vitx.tracking import environment
-from vitx.train import batches, init, step
+from vitx.measure.equality import largest, randomise
+from vitx.model.config import size
+from vitx.model.vit import build
+from vitx.settings import override
+from vitx.training.provenance import environment
+from vitx.training.state import init, step
+from vitx.training.trainer import batches
 
 STEPS = 50
 CONFIG = override(DIGITS, seed=0)

@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from experiments import cli
-from experiments.pages import ROOT
-from experiments.rows import Rows
-from vitx import stats, tracking
-from vitx.config import size
-from vitx.equality import SMALLEST, TOLERANCE, largest
-from vitx.machine import KEEP_MEMORY
+from experiments.study.pages import ROOT
+from experiments.study.rows import Rows
+from vitx.measure import stats
+from vitx.measure.equality import SMALLEST, TOLERANCE, largest
+from vitx.measure.machine import KEEP_MEMORY
+from vitx.measure.timing import ARMS, MODES, iterations_of, log_ratios, orders
+from vitx.model.config import size
 from vitx.registry import choose
-from vitx.timing import ARMS, MODES, iterations_of, log_ratios, orders
+from vitx.training import parallel, provenance, tracking
 
 PROG = "python -m benchmarks.gate"
 WHAT = "gate"
@@ -64,7 +65,7 @@ def main(args: list[str]) -> None:
     """Time every mode; print a line each, keep rows, and say by the exit status how it went."""
     settings = cli.parse(Settings, args, prog=PROG)
     commits = check(settings)
-    if tracking.environment()["dirty"]:
+    if provenance.environment()["dirty"]:
         print("what is not committed is left out: HEAD is timed")
     failed = False
     rows = Rows(settings.out / "gate" / time.strftime("%Y%m%d-%H%M%S-gate"))
@@ -95,7 +96,7 @@ def check(settings: Settings) -> dict[str, str]:
     size(settings.model)
     commits = {}
     for side, revision in (("reference", settings.against), ("candidate", "HEAD")):
-        commit = tracking.git("rev-parse", "--verify", f"{revision}^{{commit}}")
+        commit = provenance.git("rev-parse", "--verify", f"{revision}^{{commit}}")
         if not commit:
             raise ValueError(f"against = {revision!r} is no commit of this checkout")
         commits[side] = commit
@@ -105,19 +106,19 @@ def check(settings: Settings) -> dict[str, str]:
 @contextmanager
 def worktree(commit: str, folder: Path) -> Iterator[Path]:
     """A commit's files in a folder of their own, until the block ends."""
-    if tracking.git("worktree", "add", "--quiet", "--detach", str(folder), commit) is None:
+    if provenance.git("worktree", "add", "--quiet", "--detach", str(folder), commit) is None:
         raise ValueError(f"git can't check {commit} out into {folder}")
     try:
         yield folder
     finally:  # where git can't, it forgets the folder when that is gone
-        tracking.git("worktree", "remove", "--force", str(folder))
+        provenance.git("worktree", "remove", "--force", str(folder))
 
 
 def compare(
     settings: Settings, mode: str, commits: dict[str, str], trees: dict[str, Path], folder: Path
 ) -> dict[str, Any]:
     """The fields of a row: ratio, floor, verdict, and whether the gate fails."""
-    device = str(tracking.device(settings.device))
+    device = str(parallel.device(settings.device))
     asked = {
         "model": settings.model, "batch": settings.batch, "mode": mode, "device": device,
         "weights": str(folder / f"{mode}.pt"),

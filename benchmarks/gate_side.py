@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 
 import vitx
-from vitx.config import DataConfig, OptimConfig, TrainConfig, size
-from vitx.model import build
-from vitx.train import init, step
+from vitx.data.config import DataConfig
+from vitx.model.config import size
+from vitx.model.vit import build
+from vitx.training.config import OptimConfig, TrainConfig
+from vitx.training.state import init, step
 
 
 def answer(value: dict) -> None:

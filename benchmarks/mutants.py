@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import vitx
-from vitx.equality import equality
 from vitx.interop.timm import read_config
+from vitx.measure.equality import equality
 
 SOURCE = Path(vitx.__file__).parent
 COMMON_TOLERANCE = 1e-4
@@ -40,13 +40,13 @@ class Mutant:
 
 
 PLANTED = {
-    "functional/attention.py": (
+    "model/functional/attention.py": (
         ("attention scale 1/e", "dropout_p=drop", "scale=1 / q.shape[-1]"),
         ("no attention scale", "dropout_p=drop", "scale=1.0"),
         ("causal attention", "dropout_p=drop", "is_causal=True"),
         ("no gradient to k", "attention(q, k, v,", "attention(q, k.detach(), v,"),
     ),
-    "layers.py": (
+    "model/layers.py": (
         ("q and k swapped", "            q, k, v = rearrange(", "            k, q, v = rearrange("),
         ("k and v swapped", "            q, k, v = rearrange(", "            q, v, k = rearrange("),
         ("heads and e swapped in the split", '"b n (three heads e) ->', '"b n (three e heads) ->'),
@@ -55,16 +55,16 @@ PLANTED = {
         ("value bias dropped for read tokens", "None if bias is None else bias[d:])", "None)"),
         ("layer scale skipped", "branch * self.gamma", "branch * 1.0"),
     ),
-    "functional/norm.py": (
+    "model/functional/norm.py": (
         ("eps 1e-5 for 1e-6", "gain, bias, eps", "gain, bias, 1e-5"),
         ("norm bias dropped", "gain, bias, eps", "gain, None, eps"),
         ("norm gain dropped", "gain, bias, eps", "None, bias, eps"),
     ),
-    "functional/mlp.py": (
+    "model/functional/mlp.py": (
         ("tanh for erf in GELU", "F.gelu(hidden)", 'F.gelu(hidden, approximate="tanh")'),
         ("sigmoid for erf in GELU", "F.gelu(hidden)", "hidden * (1.702 * hidden).sigmoid()"),
     ),
-    "functional/patches.py": (
+    "model/functional/patches.py": (
         ("y and x swapped", '"b d y x -> b (y x) d"', '"b d y x -> b (x y) d"'),
         (
             "patch rows reversed",
@@ -74,7 +74,7 @@ PLANTED = {
         ("channels reversed", "F.conv2d(image,", "F.conv2d(image.flip(1),"),
         ("patch bias dropped", "kernel, bias, stride", "kernel, None, stride"),
     ),
-    "model.py": (
+    "model/vit.py": (
         ("ls1 and ls2 swapped", "self.drop_path1(self.ls1(", "self.drop_path1(self.ls2("),
         ("norm2 skipped", "self.placement(x, self.norm2, self.feed)", "x + self.feed(x)"),
         ("norm1 in place of norm2", "self.norm2, self.feed", "self.norm1, self.feed"),
@@ -97,7 +97,9 @@ PLANTED = {
         ),
         ("token norm in place of fc_norm", "self.fc_norm(self.pool(", "self.norm(self.pool("),
     ),
-    "functional/pool.py": (("mean over prefix tokens too", "tokens[:, prefix:]", "tokens[:, 0:]"),),
+    "model/functional/pool.py": (
+        ("mean over prefix tokens too", "tokens[:, prefix:]", "tokens[:, 0:]"),
+    ),
 }
 """By file: a bug's name, a text that stands there once, and what it becomes."""
 MUTANTS = tuple(

@@ -17,9 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks import claims
-from experiments import rows as rows_file
-from experiments.pages import Row
+from benchmarks.report import claims
+from experiments.study import rows as rows_file
+from experiments.study.pages import Row
 
 FORMAT = "vitx rows, packed, 2"
 LIMIT = 200 * 2**10

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from experiments import cli
-from vitx.config import ModelConfig, size
-from vitx.equality import Unmatched
 from vitx.interop import names
 from vitx.interop.names import Format
 from vitx.interop.timm import from_timm, live_model
-from vitx.model import build
+from vitx.measure.equality import Unmatched
+from vitx.model.config import ModelConfig, size
+from vitx.model.vit import build
 from vitx.registry import nearest
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vitx.checkpoint import UNREADABLE
-from vitx.equality import largest
-from vitx.images import open_picture
+from vitx.data.images import open_picture
+from vitx.files import UNREADABLE
 from vitx.interop.timm import from_timm, live_model
-from vitx.machine import now
+from vitx.measure.equality import largest
+from vitx.measure.machine import now
 
 
 @dataclass

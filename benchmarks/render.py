@@ -18,12 +18,16 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks import calibration, check, claims, figures, gate, matrix, pack, pretrained
-from benchmarks.matrix import SIDES
+from benchmarks import calibration, check, gate, pack, pretrained
 from benchmarks.mutants import Score
-from experiments import cli, pages
-from experiments import rows as rows_file
-from experiments.pages import (
+from benchmarks.report import charts, claims, matrix
+from benchmarks.report.matrix import SIDES
+from benchmarks.report.plots import Bar, ratios
+from experiments import cli
+from experiments.recipes import DIGITS
+from experiments.study import pages
+from experiments.study import rows as rows_file
+from experiments.study.pages import (
     MACHINE,
     Columns,
     Row,
@@ -33,11 +37,10 @@ from experiments.pages import (
     ratio_text,
     table,
 )
-from experiments.recipes import DIGITS
-from vitx import tracking
-from vitx.equality import largest
-from vitx.stats import mean_interval
-from vitx.visualize import Bar, ratios, save
+from vitx.measure.equality import largest
+from vitx.measure.stats import mean_interval
+from vitx.pictures import save
+from vitx.training import tracking
 
 ROOT = pages.ROOT
 RESULTS = ROOT / "benchmarks" / "results"
@@ -466,7 +469,7 @@ def fill(text: str, rows: Sequence[Row]) -> str:
     text = pages.fill(text, TABLES, rows)
     if FIGURES not in text:
         return text
-    shown = "\n\n".join(f"![{name}](results/{name}.svg)" for name in figures.figures(rows))
+    shown = "\n\n".join(f"![{name}](results/{name}.svg)" for name in charts.figures(rows))
     part = f"{FIGURES}\n{shown or 'Not measured yet.'}\n<!-- end -->"
     return re.sub(rf"{FIGURES}\n.*?<!-- end -->", part, text, flags=re.DOTALL)
 
@@ -519,7 +522,7 @@ def main(args: list[str]) -> None:
             return
         given = sorted((row for path in settings.files for row in read(path)), key=rows_file.when)
         out = settings.out or tracking.OUT / "rendered" / time.strftime("%Y%m%d-%H%M%S")
-        paths = figures.write(given, out, tables=TABLES)
+        paths = charts.write(given, out, tables=TABLES)
         if any(row["ratio"] is not None for row in claimed(given)):
             paths.append(save(speed_figure(given), out / FIGURE.name))
         if not paths:
@@ -536,7 +539,7 @@ def main(args: list[str]) -> None:
         kept[name] = made
     rows = committed(row for made in kept.values() for row in made)
     pages_of = {path: fill(path.read_text(encoding="utf8"), rows) for path in READMES}
-    drawn = {FIGURE.stem: speed_figure(rows), **figures.figures(rows)}
+    drawn = {FIGURE.stem: speed_figure(rows), **charts.figures(rows)}
     for name, made in kept.items():  # all or nothing
         rows_file.commit(made, RESULTS, name)
     for path, text in pages_of.items():

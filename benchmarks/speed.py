@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitx.compare import Comparison, compare
-from vitx.cost import forward_macs
-from vitx.equality import Equality, equality
 from vitx.interop.timm import from_timm, live_model
-from vitx.timing import Plan
+from vitx.measure.compare import Comparison, compare
+from vitx.measure.equality import Equality, equality
+from vitx.measure.timing import Plan
+from vitx.model.cost import forward_macs
 
 PLANTED = 0.05
 """Extra work of the planted slowdown, as a share of the model's MACs."""

@@ -29,19 +29,25 @@ from torch import nn
 from benchmarks import plain
 from experiments import cli
 from experiments.recipes import RECIPES
-from experiments.rows import Rows
-from vitx import data, evaluate, stats, tracking, vectorize, weights
-from vitx.config import TrainConfig, override
-from vitx.cost import forward_macs
-from vitx.equality import TOLERANCE
+from experiments.study.rows import Rows
+from vitx import data
+from vitx.data.sources import FACTS
+from vitx.files import read_json, write_json
+from vitx.interop import weights
 from vitx.interop.timm import from_timm
-from vitx.job import run_limited
-from vitx.machine import Watch, descendants, end_with_parent, keep_memory
-from vitx.model import build
+from vitx.measure import stats
+from vitx.measure.equality import TOLERANCE
+from vitx.measure.machine import Watch, descendants, end_with_parent, keep_memory
+from vitx.measure.timing import ARMS, log_ratios
+from vitx.measure.worker import run_limited
+from vitx.model.cost import forward_macs
+from vitx.model.vit import build
 from vitx.registry import choose
-from vitx.sources import FACTS
-from vitx.timing import ARMS, log_ratios
-from vitx.train import batches, init, step
+from vitx.settings import override
+from vitx.training import evaluate, tracking, vectorize
+from vitx.training.config import TrainConfig
+from vitx.training.state import init, step
+from vitx.training.trainer import batches
 
 CONFIG = RECIPES["scratch-cifar10"]
 EPOCH_STEPS = math.ceil(CONFIG.data.train_images / CONFIG.batch)
@@ -367,7 +373,7 @@ def _child(name: str, number: int, steps: int, folder: Path) -> tuple[dict[str, 
     status, words = run_limited(
         [*command, str(folder)], environment, limit_s=LIMIT_S, limit_gib=0.0
     )
-    return ({}, words) if status else (tracking.read_json(folder / RECORD), "")
+    return ({}, words) if status else (read_json(folder / RECORD), "")
 
 
 def child(name: str, number: int, steps: int, folder: Path) -> None:
@@ -396,7 +402,7 @@ def child(name: str, number: int, steps: int, folder: Path) -> None:
     }
     if name == "timm":
         record["data_share"] = data_share(dataset, steps)
-    tracking.write_json(folder / RECORD, record)
+    write_json(folder / RECORD, record)
 
 
 def data_share(dataset: data.Dataset, steps: int) -> float:

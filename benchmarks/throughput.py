@@ -26,20 +26,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import figures, matrix, peers
-from benchmarks.matrix import AUTO, CHECKED
+from benchmarks import peers
 from benchmarks.peers import Model
+from benchmarks.report import charts, matrix
+from benchmarks.report.matrix import AUTO, CHECKED
 from benchmarks.speed import usual, warm_up_s
 from experiments import cli
-from experiments.pages import Row
-from experiments.rows import Rows
-from vitx import job, machine, peak, timing, tracking
-from vitx.compare import Comparison, compare, equality, speed
-from vitx.cost import forward_macs, step_macs
-from vitx.equality import Equality, Unmatched
-from vitx.evaluate import evaluating
+from experiments.study.pages import Row
+from experiments.study.rows import Rows
+from vitx.files import read_json, write_json
+from vitx.measure import machine, peak, timing, worker
+from vitx.measure.compare import Comparison, compare, equality, speed
+from vitx.measure.equality import Equality, Unmatched
+from vitx.measure.timing import Plan
+from vitx.model.cost import forward_macs, step_macs
 from vitx.registry import choose
-from vitx.timing import Plan
+from vitx.training import parallel, provenance, tracking
+from vitx.training.evaluate import evaluating
 
 AUTO_MOST = 4096
 """Largest batch that --batch auto tries."""
@@ -120,7 +123,7 @@ class Configuration:
 def main(args: list[str]) -> None:
     """Check what was asked for, time what has no row yet, print and keep it."""
     settings = cli.parse(Settings, args, prog=PROG)
-    model, dtype = usual(tracking.device(settings.device))
+    model, dtype = usual(parallel.device(settings.device))
     settings = replace(
         settings, models=settings.models or (f"vitx:{model}",), dtype=settings.dtype or (dtype,)
     )
@@ -161,7 +164,7 @@ def versions(names: Sequence[str]) -> dict[str, Any]:
         }
     )  # fmt: skip
     files = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in own))
-    environment = tracking.environment()
+    environment = provenance.environment()
     return {
         "protocol": timing.PROTOCOL,
         "version": environment["version"],
@@ -174,14 +177,14 @@ def show(rows: Sequence[Row], run: tracking.Run) -> None:
     """Tables and figures of the rows into the run's folder and W&B."""
     shown = matrix.throughput_table(rows)
     run.table("throughput", shown.header, shown.body)
-    for path in figures.write(rows, run.figures, pictures=".png"):
+    for path in charts.write(rows, run.figures, pictures=".png"):
         if path.suffix == ".png":
             run.figure(path.stem, path)
 
 
 def configurations(settings: Settings) -> list[Configuration]:
     """Every combination; ValueError for a value that can't be."""
-    device = tracking.device(settings.device)
+    device = parallel.device(settings.device)
     for name in filter(None, (*settings.models, settings.reference)):
         peers.check(name)
     for dtype in settings.dtype:
@@ -234,7 +237,7 @@ def _check_dtype(dtype: str, device: torch.device) -> None:
 
 def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, Any]]:
     """One configuration in a process of its own: the kind and the fields of its row."""
-    job.private_folder(folder)
+    worker.private_folder(folder)
     asked, result = folder / "configuration.json", folder / "result.json"
     result.unlink(missing_ok=True)
     asked.write_text(json.dumps(asdict(configuration)))
@@ -245,7 +248,7 @@ def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, An
     whole_s = plan.limit_s * tasks
     # While it looks for the best batch, its processes find the limit of memory, not itself.
     limit_gib = plan.limit_gib if configuration.batch else 0.0
-    status, words = job.run_limited(command, os.environ, limit_s=whole_s, limit_gib=limit_gib)
+    status, words = worker.run_limited(command, os.environ, limit_s=whole_s, limit_gib=limit_gib)
     if status == -signal.SIGALRM:
         words = f"to make, check or measure the models took longer than {plan.limit_s:g} s"
     labels = {
@@ -276,7 +279,7 @@ def child(folder: Path) -> None:
     said = json.loads((folder / "configuration.json").read_text())
     configuration = Configuration(**{**said, "plan": Plan(**said["plan"])})
     for fields in measure(configuration, folder):
-        tracking.write_json(folder / "result.json", fields)
+        write_json(folder / "result.json", fields)
 
 
 def measure(configuration: Configuration, folder: Path) -> Iterator[dict[str, Any]]:
@@ -420,11 +423,11 @@ def best_batch(
     rates: dict[int, float] = {}
     other = reference.module if reference else None
     batch = 1
-    with job.Tasks(folder / "probe", plan) as tasks:
+    with worker.Tasks(folder / "probe", plan) as tasks:
         while batch <= AUTO_MOST:
             example = _images(candidate, batch, device)
             try:
-                job.write(folder / "probe", plan, other, candidate.module, example, None)
+                worker.write(folder / "probe", plan, other, candidate.module, example, None)
             except (pickle.PicklingError, AttributeError, TypeError) as error:
                 raise ValueError(
                     f"batch = '{AUTO}' needs models that can be pickled: {error}"
@@ -562,7 +565,7 @@ def _newest(group: Path, values: dict[str, Any]) -> Path | None:
     found = [
         path.parent
         for path in group.glob("*/config.json")
-        if {k: v for k, v in tracking.read_json(path).items() if k not in free} == wanted
+        if {k: v for k, v in read_json(path).items() if k not in free} == wanted
     ]
     if not found:
         raise ValueError(f"{group} holds no run of these settings and versions to resume")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import speed
-from vitx.timing import PROTOCOL, Plan
+from vitx.measure.timing import PROTOCOL, Plan
 
 COUNTS = {0.0: 60, 0.03: 30, 0.05: 30}
 """Trials by the planted share of further work."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import yaml
 
-from experiments import answer, cli, plan, question, runs
-from experiments.question import Question
-from experiments.workers import Making
+from experiments import cli
+from experiments.study import answer, preview, question, runs
+from experiments.study.question import Question
+from experiments.study.workers import Making
 
 PROG = "python -m experiments.ablate"
 
@@ -55,7 +56,7 @@ def main(args: list[str]) -> None:
     elif settings.run:
         run(asked, settings)
     else:
-        plan.show(asked, settings.how(), settings.passed_on)
+        preview.show(asked, settings.how(), settings.passed_on)
 
 
 def run(asked: Question, settings: Settings) -> None:

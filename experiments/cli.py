@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from vitx.config import Slot
+from vitx.registry import Slot
 
 Settings = TypeVar("Settings")
 

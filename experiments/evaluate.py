@@ -13,14 +13,17 @@ from matplotlib.figure import Figure
 
 import vitx
 from experiments import cli
-from experiments.pages import Table
-from experiments.runs import read_config
-from vitx import data, evaluate, tracking, visualize
-from vitx.config import override
-from vitx.data import Dataset, steps_an_epoch
-from vitx.layers import PatchEmbed
-from vitx.model import Vit
-from vitx.sources import Images
+from experiments.study.pages import Table
+from experiments.study.runs import read_config
+from vitx import data, pictures
+from vitx.data.dataset import Dataset
+from vitx.data.loader import steps_an_epoch
+from vitx.data.sources import Images
+from vitx.files import write_json
+from vitx.model.layers import PatchEmbed
+from vitx.model.vit import Vit
+from vitx.settings import override
+from vitx.training import evaluate, parallel, tracking
 
 PROG = "python -m experiments.evaluate"
 RESULT = "evaluation.json"
@@ -50,7 +53,7 @@ def main(args: list[str]) -> None:
     config = read_config(settings.run)
     if settings.root:
         config = override(config, **{"data.root": settings.root})
-    device = tracking.device(settings.device)
+    device = parallel.device(settings.device)
     vit = vitx.load(settings.run).to(device).eval()
     dataset = data.load(config.data, size=config.model.size)
     summary = json.loads((settings.run / "summary.json").read_text(encoding="utf8"))
@@ -68,12 +71,12 @@ def main(args: list[str]) -> None:
     split = split.take(rows.tolist())  # without pictures that were skipped as bad
     found = measure(vit, dataset, split, logits, target, settings.probe_images)
     found = {"run": settings.run.name, "split": settings.split} | found
-    tracking.write_json(settings.run / RESULT, found)
+    write_json(settings.run / RESULT, found)
     counts = evaluate.confusion(logits, target, len(dataset.classes))
     confusion_table(counts, dataset.classes).write_csv(settings.run / CONFUSION)
     print(table(found))
     for name, figure in figures(vit, dataset, split, logits, target, settings.run):
-        print(visualize.save(figure, settings.run / "figures" / f"{name}.png"))
+        print(pictures.save(figure, settings.run / "figures" / f"{name}.png"))
 
 
 def measure(
@@ -136,14 +139,14 @@ def figures(
     """Every picture with its name, one after the other."""
     config, names = read_config(run), dataset.classes
     an_epoch = steps_an_epoch(len(dataset.train), config.batch, drop_last=config.data.drop_last)
-    yield "curves", visualize.history(tracking.read_events(run), steps_an_epoch=an_epoch)
+    yield "curves", pictures.history(tracking.read_events(run), steps_an_epoch=an_epoch)
     counts = evaluate.confusion(logits, target, len(names))
-    yield "confusion", visualize.confusion(counts, names, title=f"{len(target):,} images")
+    yield "confusion", pictures.confusion(counts, names, title=f"{len(target):,} images")
     found = evaluate.calibration(logits, target)
     some = found.images > 0
     kept = [value[some].tolist() for value in (found.confidence, found.accuracy, found.images)]
-    yield "calibration", visualize.reliability(*kept, error=found.error)
-    yield "samples", visualize.pictures(samples(dataset, split))
+    yield "calibration", pictures.reliability(*kept, error=found.error)
+    yield "samples", pictures.pictures(samples(dataset, split))
     yield from attention(vit, dataset, split, logits, target)
     yield from learned(vit)
 
@@ -182,18 +185,18 @@ def attention(
     said = [dataset.classes[int(guess[row])] for row in rows]
     pictures = dataset.pixels(image)
     both = {
-        "mean of layers\nand heads": visualize.class_attention(maps, **how),
-        "rollout": visualize.rollout(maps, **how),
+        "mean of layers\nand heads": pictures.class_attention(maps, **how),
+        "rollout": pictures.rollout(maps, **how),
     }
-    yield "attention", visualize.attention_grid(pictures, both, truth, said)
+    yield "attention", pictures.attention_grid(pictures, both, truth, said)
     last = maps[-1:]
     heads = {
-        f"last layer,\nhead {head + 1}": visualize.class_attention(
+        f"last layer,\nhead {head + 1}": pictures.class_attention(
             last[:, :, head : head + 1], **how
         )
         for head in range(c.heads)
     }
-    yield "heads", visualize.attention_grid(pictures, heads, truth, said)
+    yield "heads", pictures.attention_grid(pictures, heads, truth, said)
 
 
 def spread(rows: torch.Tensor, most: int) -> torch.Tensor:
@@ -207,9 +210,9 @@ def learned(vit: Vit) -> Iterator[tuple[str, Figure]]:
     c = vit.config
     if vit.pos_embed is not None:
         table = vit.pos_embed.detach()[0, c.prefix if c.position_tokens == "all" else 0 :]
-        yield "positions", visualize.positions(table, grid=c.grid)
+        yield "positions", pictures.positions(table, grid=c.grid)
     if isinstance(vit.patch_embed, PatchEmbed):
-        yield "filters", visualize.filters(vit.patch_embed.proj.weight.detach())
+        yield "filters", pictures.filters(vit.patch_embed.proj.weight.detach())
 
 
 if __name__ == "__main__":

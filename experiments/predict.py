@@ -11,8 +11,11 @@ from torch import Tensor
 
 import vitx
 from experiments import cli
-from vitx import tracking, transforms, weights
-from vitx.images import MAX_PIXELS, Preprocessing, open_picture
+from vitx.data import transforms
+from vitx.data.images import MAX_PIXELS, open_picture
+from vitx.interop import weights
+from vitx.model.preprocessing import Preprocessing
+from vitx.training import parallel
 
 PROG = "python -m experiments.predict"
 
@@ -41,7 +44,7 @@ def main(args: list[str]) -> None:
     about = weights.describe(settings.run)
     if about.preprocessing is None:
         raise ValueError(f"{settings.run} does not say how pictures are prepared for it")
-    device = tracking.device(settings.device)
+    device = parallel.device(settings.device)
     vit = vitx.load(settings.run).to(device).eval()
     if not vit.config.classes:
         raise ValueError(f"{settings.run} has no head, so it can't tell classes")

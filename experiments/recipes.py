@@ -1,6 +1,9 @@
 """Recipes: named training configurations, each with its question, expectation, cost and command."""
 
-from vitx.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, override, size
+from vitx.data.config import DataConfig
+from vitx.model.config import ModelConfig, size
+from vitx.settings import override
+from vitx.training.config import OptimConfig, TrainConfig
 
 DIGITS = TrainConfig(
     # Question: how well does a small ViT read 8×8 scans of digits, trained from scratch?

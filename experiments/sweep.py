@@ -25,13 +25,16 @@ except ImportError as error:
     print(f"error: {error}; sweeps need: pip install -e '.[sweep]'", file=sys.stderr)
     raise SystemExit(2) from None
 
-from experiments import cli, findings, runs, workers
-from experiments.results import WHOLE
-from experiments.runs import How
-from experiments.study import RUN, SEEN_S, STEPS, VERSION, Claim, Trials
-from experiments.sweepfile import Sweep, read
-from vitx import machine, tracking
-from vitx.tracking import STEP
+from experiments import cli
+from experiments.render import WHOLE
+from experiments.study import findings, runs, workers
+from experiments.study.runs import How
+from experiments.study.sweepfile import Sweep, read
+from experiments.study.trials import RUN, SEEN_S, STEPS, VERSION, Claim, Trials
+from vitx.files import read_json
+from vitx.measure import machine
+from vitx.training import parallel, provenance, tracking
+from vitx.training.tracking import STEP
 
 PROG = "python -m experiments.sweep"
 ERRORS = "errors.log"
@@ -94,7 +97,7 @@ def main(args: list[str]) -> None:
     elif not reads:
         work(trials, settings.out)
     if settings.confirm:
-        how = How(out=settings.out, device=tracking.device())
+        how = How(out=settings.out, device=parallel.device())
         tried = findings.candidates(trials, best=settings.confirm, seeds=settings.seeds)
         runs.work([job for one in tried for job in one.jobs], how)
         if not settings.only_runs:
@@ -152,7 +155,7 @@ def _run(trials: Trials, claim: Claim, out: Path, name: str, output: TextIO, err
         raise
     claim.trial.set_user_attr(STEPS, max((step for step, _ in readings), default=0))
     claim.trial.set_user_attr(RUN, name)
-    claim.trial.set_user_attr(VERSION, tracking.version())
+    claim.trial.set_user_attr(VERSION, provenance.version())
     if pruned:
         trials.prune(claim)
         return f"stopped early at {trials.sweep.metric} {readings[-1][1]:.4g}"
@@ -162,7 +165,7 @@ def _run(trials: Trials, claim: Claim, out: Path, name: str, output: TextIO, err
 def _end(trials: Trials, claim: Claim, status: int, name: str) -> str:
     """Tell how a program that was not stopped has ended; in words."""
     folder, metric = trials.run_folder(name), trials.sweep.metric
-    value = None if folder is None else tracking.read_json(folder / "summary.json").get(metric)
+    value = None if folder is None else read_json(folder / "summary.json").get(metric)
     if status:
         why = f"exit {status}: {workers.last_words(claim.folder / ERRORS)}"
     elif folder is None:

@@ -10,15 +10,17 @@ import tyro
 
 from experiments import cli
 from experiments.recipes import RECIPES
-from vitx import tracking
-from vitx.checkpoint import BEFORE, LAST
-from vitx.config import FREE, TrainConfig, delta, flat
-from vitx.cost import cost
-from vitx.data import steps_an_epoch
+from vitx.data.loader import steps_an_epoch
+from vitx.files import read_json
+from vitx.model.cost import cost
 from vitx.registry import nearest
+from vitx.settings import delta, flat
+from vitx.training import parallel, tracking
+from vitx.training.checkpoint import BEFORE, LAST
+from vitx.training.config import FREE, TrainConfig
 
 if TYPE_CHECKING:
-    from vitx.train import Ready
+    from vitx.training.trainer import Ready
 
 PROG = "python -m experiments.train"
 
@@ -86,15 +88,16 @@ def describe(name: str, config: TrainConfig) -> None:
 
 def train(name: str, config: TrainConfig, switches: Switches) -> None:
     """Train, in one process or as one of torchrun's; the first one writes and talks."""
-    from vitx.parallel import gathered, processes, wait
-    from vitx.train import Diverged, Stopped, prepare, train
+    from vitx.training.parallel import gathered, processes, wait
+    from vitx.training.state import Diverged
+    from vitx.training.trainer import Stopped, prepare, train
 
     label = name_run(config, RECIPES[name])
     folder = switches.folder or (_last(switches.out / name, label) if switches.resume else None)
     if folder and not switches.resume and (folder / "run.json").exists():
         raise ValueError(f"{folder} holds a run; add --resume to go on with it, or choose another")
     resume = folder if switches.resume and folder and _checkpoints(folder) else None
-    with processes(tracking.device(switches.device)) as (part, device):
+    with processes(parallel.device(switches.device)) as (part, device):
         if switches.resume and not resume and part.first:
             print(f"{folder} holds no checkpoint yet: the run starts at its first step")
         ready = prepare(config, device=device, part=part, resume=resume)
@@ -117,8 +120,8 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
 
 def record(config: TrainConfig, ready: "Ready", run: tracking.Run) -> None:
     """Train with a run folder and W&B; print the final readings with their standard errors."""
-    from vitx.parallel import gathered
-    from vitx.train import train
+    from vitx.training.parallel import gathered
+    from vitx.training.trainer import train
 
     print(run.where)
     where = run.where  # as long as W&B runs
@@ -143,7 +146,7 @@ def _last(group: Path, label: str) -> Path:
     found = [
         path
         for folder in group.glob("*")
-        if tracking.read_json(folder / "run.json").get("name") == label
+        if read_json(folder / "run.json").get("name") == label
         for path in _checkpoints(folder)
     ]
     if not found:

@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, question, runs
-from experiments.pages import Row, Table, machine
+from experiments import cli
 from experiments.recipes import RECIPES
-from experiments.rows import Rows
-from experiments.runs import Job
-from experiments.workers import Making
-from vitx import stats, tracking
-from vitx.config import TrainConfig, identity, override
+from experiments.study import question, runs
+from experiments.study.pages import Row, Table, machine
+from experiments.study.rows import Rows
+from experiments.study.runs import Job
+from experiments.study.workers import Making
+from vitx.measure import stats
 from vitx.registry import nearest
+from vitx.settings import override
+from vitx.training import tracking
+from vitx.training.config import TrainConfig, identity
 
 PROG = "python -m experiments.variance"
 SOURCES = ("seed_init", "seed_order", "seed_augment")

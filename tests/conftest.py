@@ -32,7 +32,7 @@ def unchecked():
 @pytest.fixture
 def compiled(unchecked):
     """A test that compiles: shape checks and torch.compile do not mix."""
-    from vitx.compiler import cpp_compiler
+    from vitx.model.compiler import cpp_compiler
 
     if cpp_compiler() is None:
         pytest.skip("torch.compile needs a C++ compiler on the CPU, and none was found")
@@ -49,8 +49,8 @@ def _seeded():
 @pytest.fixture(scope="session")
 def record():
     """Adds a row of counts to the campaign's rows."""
-    from experiments.pages import ROOT
-    from experiments.rows import Rows
+    from experiments.study.pages import ROOT
+    from experiments.study.rows import Rows
 
     rows = None
 

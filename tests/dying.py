@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from experiments import cli, train
-from vitx import checkpoint
+from vitx import files
 
 POINTS = ("half written", "not yet synced", "not yet renamed", "between renames", "not yet settled")
 
@@ -21,7 +21,7 @@ def die() -> None:
 def main(point: str, number: int, words: list[str]) -> None:
     """Wrap what `checkpoint.save` calls so that the n-th save ends at the point."""
     saves, replaces = 0, 0
-    write, replace, sync = checkpoint.write_through, os.replace, checkpoint._sync_folder
+    write, replace, sync = files.write_through, os.replace, files._sync_folder
 
     def write_through(path: Path, *parts: bytes | memoryview) -> None:
         nonlocal saves
@@ -45,11 +45,7 @@ def main(point: str, number: int, words: list[str]) -> None:
             die()
         sync(folder)
 
-    checkpoint.write_through, os.replace, checkpoint._sync_folder = (
-        write_through,
-        rename,
-        sync_folder,
-    )
+    files.write_through, os.replace, files._sync_folder = write_through, rename, sync_folder
     cli.run(train.main, words)
 
 

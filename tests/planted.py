@@ -6,8 +6,9 @@ import time
 import torch
 from torch import nn
 
-from vitx.config import ModelConfig, override
-from vitx.model import Vit
+from vitx.model.config import ModelConfig
+from vitx.model.vit import Vit
+from vitx.settings import override
 
 CONFIG = ModelConfig(image=16, patch=4, width=24, depth=2, heads=3, classes=5)
 

@@ -3,22 +3,13 @@
 import pytest
 
 from experiments.recipes import DIGITS
-from vitx.config import (
-    SIZES,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-    delta,
-    flat,
-    from_flat,
-    identity,
-    override,
-    size,
-)
-from vitx.cost import cost, training_macs
-from vitx.functional.attention import ATTENTION
-from vitx.train import prepare
+from vitx.data.config import DataConfig
+from vitx.model.config import SIZES, ModelConfig, size
+from vitx.model.cost import cost, training_macs
+from vitx.model.functional.attention import ATTENTION
+from vitx.settings import delta, flat, from_flat, override
+from vitx.training.config import OptimConfig, TrainConfig, identity
+from vitx.training.trainer import prepare
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -212,7 +203,7 @@ def test_timm_counts_match_the_reference_values(name, gflop):
     import timm
     import torch
 
-    from vitx.cost import forward_macs
+    from vitx.model.cost import forward_macs
 
     with torch.device("meta"):
         model = timm.create_model(f"vit_{name}_patch16_224")

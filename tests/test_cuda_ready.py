@@ -10,10 +10,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vitx
 from experiments.recipes import RECIPES
-from vitx import optim, train
-from vitx.config import SIZES, OptimConfig, override
-from vitx.data import Dataset, Split, batches, epoch_draws
-from vitx.functional.loss import cross_entropy
+from vitx.data.dataset import Dataset
+from vitx.data.loader import Split, batches, epoch_draws
+from vitx.model.config import SIZES
+from vitx.settings import override
+from vitx.training import optim
+from vitx.training import state as training
+from vitx.training.config import OptimConfig
+from vitx.training.loss import cross_entropy
 
 
 @pytest.fixture
@@ -68,12 +72,12 @@ def test_what_follows_the_backward_pass_waits_for_nothing(fake, monkeypatch, pre
     # Fake models can be neither moved nor copied, so both are made where they belong.
     monkeypatch.setattr(vitx.Vit, "to", lambda self, device: self)
     model, average = (vitx.build(config.model, device="cuda") for _ in range(2))
-    state = train.init(config, model=model, device="cuda")
+    state = training.init(config, model=model, device="cuda")
     state.average, config = average, override(config, ema=0.9)
     for parameter in state.model.parameters():
         parameter.grad = torch.empty_like(parameter)
     loss, accuracy = torch.empty(2, device="cuda")
-    metrics = train.change(state, loss, accuracy, 4.0, config)
+    metrics = training.change(state, loss, accuracy, 4.0, config)
     assert all(value.device.type == "cuda" for value in metrics.values())
     assert state.steps_done == 1
 

@@ -7,11 +7,13 @@ import timm
 import torch
 
 import vitx
-from benchmarks import figures, render
-from experiments import pages, results, rows
+from benchmarks import render
+from benchmarks.report import charts
+from experiments import render as training_render
 from experiments.recipes import RECIPES
-from vitx.config import flat, override
-from vitx.cost import forward_macs
+from experiments.study import pages, rows
+from vitx.model.cost import forward_macs
+from vitx.settings import flat, override
 
 README = (render.ROOT / "README.md").read_text(encoding="utf8")
 
@@ -22,14 +24,14 @@ def test_tables_and_quoted_code_are_rendered_from_rows_and_files(path):
     assert render.fill(text, render.committed()) == text
 
 
-@pytest.mark.parametrize("path", results.READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", training_render.READMES, ids=lambda path: path.parent.name)
 def test_tables_of_training_are_rendered_from_rows(path):
     text = path.read_text(encoding="utf8")
-    assert pages.fill(text, results.TABLES, results.committed()) == text
+    assert pages.fill(text, training_render.TABLES, training_render.committed()) == text
 
 
 def test_committed_rows_are_small_and_hold_no_folder_of_a_machine():
-    for path in [*render.RESULTS.glob("*.jsonl"), *results.RESULTS.glob("*.jsonl")]:
+    for path in [*render.RESULTS.glob("*.jsonl"), *training_render.RESULTS.glob("*.jsonl")]:
         text = path.read_text(encoding="utf8")
         assert not re.search(r'["= ]/\w+/\w+', text), path
         assert len(text) < 300_000
@@ -39,7 +41,10 @@ def test_committed_rows_are_small_and_hold_no_folder_of_a_machine():
     ("draw", "found", "path"),
     [
         (render.speed_figure, render.committed, render.FIGURE),
-        *((draw, results.committed, path) for path, draw in results.FIGURES.items()),
+        *(
+            (draw, training_render.committed, path)
+            for path, draw in training_render.FIGURES.items()
+        ),
     ],
 )
 def test_a_figure_is_rendered_from_the_rows(draw, found, path, tmp_path):
@@ -49,7 +54,7 @@ def test_a_figure_is_rendered_from_the_rows(draw, found, path, tmp_path):
 
 
 def test_the_figures_of_throughput_are_rendered_from_the_rows(tmp_path):
-    drawn = figures.figures(render.committed())
+    drawn = charts.figures(render.committed())
     assert {path.stem for path in render.RESULTS.glob("*.svg")} == {render.FIGURE.stem, *drawn}
     for name, figure in drawn.items():
         again = render.save(figure, tmp_path / f"{name}.svg")
@@ -135,7 +140,7 @@ def test_a_line_of_the_figure_is_the_seeds_of_a_recipe_as_it_is():
         }  # fmt: skip
 
     found = [row(0, 9.0), row(0, 10.0, "2026-01-02T00:00:00"), row(1, 20.0), row(2, 5.0, batch=64)]
-    ((name, (seconds, curves)),) = results.lines(found).items()
+    ((name, (seconds, curves)),) = training_render.lines(found).items()
     assert name == "cifar10, 20 steps: validation, 2 seeds"
     assert seconds == 15
     assert curves == [[(0.5, 0.5), (1.0, 0.6)], [(0.5, 0.5), (1.0, 1.6)]]

@@ -7,12 +7,13 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from vitx.config import ModelConfig, override, size
-from vitx.model import Block, Vit, build, functionalize
+from vitx.model.config import ModelConfig, size
+from vitx.model.vit import Block, Vit, build, functionalize
+from vitx.settings import override
 
 if TYPE_CHECKING:
     from vitx.interop.timm import from_timm
-    from vitx.weights import export, load
+    from vitx.interop.weights import export, load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,7 +29,11 @@ __all__ = [
     "size",
 ]
 
-_LAZY = {"from_timm": "vitx.interop.timm", "load": "vitx.weights", "export": "vitx.weights"}
+_LAZY = {
+    "from_timm": "vitx.interop.timm",
+    "load": "vitx.interop.weights",
+    "export": "vitx.interop.weights",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,14 @@
-"""Tables of variants, each named after its function, and the call-strings that select them."""
+"""Registries of variants, each named after its function, and the call-strings that select them."""
 
 import ast
 import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
+
+Slot = str | Callable[..., Any]
+"""A variant's name, its call-string such as "layernorm(eps=1e-5)", or a callable in Python."""
 
 
 def _name(entry: Callable[..., Any]) -> str:
@@ -13,18 +16,19 @@ def _name(entry: Callable[..., Any]) -> str:
     return entry.__name__.lower() if isinstance(entry, type) else entry.__name__
 
 
-class Table(dict[str, Callable[..., Any]]):
-    """Variants of one slot by name. `given` are the keywords that the model passes itself."""
+class Registry(dict[str, Callable[..., Any]]):
+    """Variants of one slot by name: functions, and classes of modules where one has parameters.
 
-    def __init__(self, slot: str, entries: Iterable[Callable[..., Any]], given: tuple[str, ...]):
+    `given` are the keywords that the model passes itself. Every registry is kept in `ALL`.
+    """
+
+    ALL: ClassVar[list["Registry"]] = []
+
+    def __init__(self, slot: str, *entries: Callable[..., Any], given: tuple[str, ...] = ()):
         super().__init__({_name(entry): entry for entry in entries})
         self.slot = slot
         self.given = given
-
-
-def table(slot: str, *entries: Callable[..., Any], given: tuple[str, ...] = ()) -> Table:
-    """The table of a slot: functions, and classes of modules where a variant has parameters."""
-    return Table(slot, entries, given)
+        self.ALL.append(self)
 
 
 def nearest(word: object, choices: Iterable[object]) -> str:
@@ -43,8 +47,8 @@ def choose(name: str, value: object, choices: Iterable[str]) -> str:
     return str(value)
 
 
-def resolve(call: str | Callable[..., Any], entries: Table) -> Callable[..., Any]:
-    """`resolve("window(size=7)", TABLE)` is `partial(window, size=7)`; a callable stays as it is.
+def resolve(call: str | Callable[..., Any], entries: Registry) -> Callable[..., Any]:
+    """`resolve("window(size=7)", WINDOWS)` is `partial(window, size=7)`; a callable stays as it is.
 
     Raises ValueError naming the slot, the value, the rule and the nearest choice.
     """
@@ -97,3 +101,20 @@ def _parse(call: str, slot: str) -> tuple[str, dict[str, Any]]:
         except (ValueError, TypeError):
             raise ValueError(f"{slot} = {call!r}: a knob must be a plain value; {rule}") from None
     return node.func.id, knobs
+
+
+def name_of(slot: Callable[..., Any]) -> str:
+    """A slot's callable for records: its name in a registry, else with its module.
+
+    Raises ValueError for one without a name of its own, of which a record would say nothing.
+    """
+    for entries in Registry.ALL:
+        for name, entry in entries.items():
+            if slot is entry:
+                return name
+    name = getattr(slot, "__qualname__", "<lambda>")
+    if "<" in name:  # <lambda>, or <locals> of a function, which may make others of that name
+        raise ValueError(
+            f"{slot!r} has no name of its own to be recorded by; write it as a def of a module"
+        )
+    return f"{slot.__module__}.{name}"

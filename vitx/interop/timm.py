@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitx.config import ModelConfig
-from vitx.model import Vit, build
+from vitx.model.config import ModelConfig
+from vitx.model.vit import Vit, build
 from vitx.registry import nearest
 
 

@@ -1,0 +1,1 @@
+"""How an answer is made: questions, runs, workers, sweeps, results and their tables."""

@@ -1,0 +1,282 @@
+"""A question: one baseline, what is varied, and how the answer is judged. One file each.
+
+A file of this folder is a question if it sets `BASE`, a `TrainConfig`, and `AXES`. An axis is a
+dotted field with its values, or a name of its own whose values are named sets of fields:
+
+    AXES = {"model.registers": [1, 4]}
+    AXES = {"pool": {"mean": {"model.pool": "mean", "model.class_token": False}}}
+
+It may also set SEEDS, METRIC (val/loss if not set; images_per_s to time without training), EFFECT
+(the smallest difference of interest, in the metric's unit), DESIGN (`one` factor at a time, or
+`full`: all combinations) and MATCH (`macs` or `params`: each arm's width or depth is adjusted until
+it has the baseline's).
+"""
+
+import importlib.util
+import inspect
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeVar
+
+from experiments import cli
+from experiments.study.matching import matched
+from experiments.study.pages import ROOT
+from experiments.study.runs import Ended, Job
+from vitx.measure import stats
+from vitx.registry import choose, nearest
+from vitx.settings import override
+from vitx.training import tracking
+from vitx.training.config import TrainConfig, identity
+
+FOLDER = ROOT / "experiments" / "questions"
+BASELINE = "baseline"
+METRICS = {
+    # whether lower is better
+    tracking.VAL_LOSS: True,
+    tracking.VAL_ACCURACY: False,
+    tracking.IMAGES_PER_S: False,
+}
+DESIGNS = ("one", "full")
+MATCHES = ("none", "macs", "params")
+WORDS = ("BASE", "AXES", "SEEDS", "METRIC", "EFFECT", "DESIGN", "MATCH")
+SHARED = {
+    "seed": "the seeds of all arms are set by SEEDS",
+    **dict.fromkeys(
+        ("data.name", "data.val", "data.test", "data.split_seed", "data.stratified"),
+        "all arms are read on the same images",
+    ),
+}
+"""Fields that no axis may set, and why."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration of a question, without its seed."""
+
+    name: str
+    config: TrainConfig
+    adjusted: str = ""
+    """What was changed to match the baseline's cost."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a question's file says, checked. The first arm is the baseline."""
+
+    name: str
+    text: str
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    metric: str
+    effect: float
+    """The smallest difference of interest, in the metric's unit."""
+
+    @property
+    def family(self) -> int:
+        """Comparisons with the baseline, which are judged together."""
+        return len(self.arms) - 1
+
+    @property
+    def lower_is_better(self) -> bool:
+        return METRICS[self.metric]
+
+    @property
+    def headline(self) -> str:
+        """The first line of its text."""
+        return self.text.partition("\n")[0]
+
+    def seeded(self, arm: Arm) -> list[TrainConfig]:
+        """The arm's configuration with each seed."""
+        return [override(arm.config, seed=seed) for seed in self.seeds]
+
+    @property
+    def trained(self) -> bool:
+        """Whether runs answer it; a question of speed alone is answered by timing."""
+        return self.metric != tracking.IMAGES_PER_S
+
+    def jobs(self) -> list[Job]:
+        """Every run, seed by seed, so that what is made first is whole pairs."""
+        if not self.trained:
+            return []
+        return [self.job(arm, seed) for seed in self.seeds for arm in self.arms]
+
+    def job(self, arm: Arm, seed: int) -> Job:
+        """One run: named by what differs from the baseline, with its seed."""
+        name = f"{arm.name[:80]},seed={seed}"  # short enough for a folder
+        return Job(self.name, name, override(arm.config, seed=seed))
+
+    def ended(self, arm: Arm, found: Mapping[str, Ended]) -> list[Ended]:
+        """The arm's runs that have ended."""
+        return [found[key] for c in self.seeded(arm) if (key := identity(c)) in found]
+
+    def values(self, arm: Arm, metric: str, found: Mapping[str, Ended]) -> dict[int, float]:
+        """A final value by seed, of the runs that ended well."""
+        runs = {config.seed: found.get(identity(config)) for config in self.seeded(arm)}
+        well = {seed: run for seed, run in runs.items() if run and not run.error}
+        for run in well.values():
+            if metric not in run.values:
+                raise ValueError(f"{run.folder} has no {metric}: no images were held out for it")
+        return {seed: run.values[metric] for seed, run in well.items()}
+
+    def differences(self, arm: Arm, metric: str, found: Mapping[str, Ended]) -> dict[int, float]:
+        """Arm minus baseline by seed, of the pairs that ended well."""
+        before, after = (self.values(one, metric, found) for one in (self.arms[0], arm))
+        return paired(before, after)
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name. Raises ValueError."""
+        found = {arm.name: arm for arm in self.arms}
+        if name not in found:
+            raise ValueError(f"arm = {name!r} is none of {self.name}; {nearest(name, found)}")
+        return found[name]
+
+
+Seed = TypeVar("Seed", int, str)
+
+
+def paired(before: Mapping[Seed, float], after: Mapping[Seed, float]) -> dict[Seed, float]:
+    """After minus before by seed, where both have it."""
+    return {seed: after[seed] - before[seed] for seed in after if seed in before}
+
+
+def names() -> list[str]:
+    """The questions of this folder."""
+    return [
+        path.stem
+        for path in sorted(FOLDER.glob("*.py"))
+        if "\nAXES = " in path.read_text(encoding="utf8")
+    ]
+
+
+def read(name: str, *, data_root: str = "") -> Question:
+    """The question in `experiments/questions/NAME.py`. Raises ValueError naming file and key.
+
+    `data_root` replaces the folder of its data.
+    """
+    word = name.replace("-", "_")
+    if not word.isidentifier() or importlib.util.find_spec(f"experiments.questions.{word}") is None:
+        raise ValueError(f"question = {name!r} is not known; {nearest(word, names())}")
+    module = cli.module(f"experiments.questions.{word}", f"experiments/questions/{word}.py")
+    return question(module, data_root=data_root)
+
+
+def question(module: ModuleType, *, data_root: str = "") -> Question:
+    """The question that a module states. Raises ValueError naming its file and the key."""
+    name = module.__name__.rpartition(".")[2]
+    file = f"experiments/questions/{name}.py"
+    said = {word: getattr(module, word) for word in WORDS if hasattr(module, word)}
+    for word in ("BASE", "AXES"):
+        if word not in said:
+            raise ValueError(f"{file} is no question: it sets no {word}")
+    base, axes = said["BASE"], said["AXES"]
+    if not isinstance(base, TrainConfig):
+        raise ValueError(f"{file}: BASE = {base!r} must be a TrainConfig")
+    if data_root:
+        base = override(base, **{"data.root": data_root})
+    metric = choose(f"{file}: METRIC", said.get("METRIC", tracking.VAL_LOSS), METRICS)
+    design = choose(f"{file}: DESIGN", said.get("DESIGN", "one"), DESIGNS)
+    match = choose(f"{file}: MATCH", said.get("MATCH", "none"), MATCHES)
+    effect = said.get("EFFECT", 0.01)
+    if not isinstance(effect, int | float) or not 0 < effect < math.inf:
+        raise ValueError(f"{file}: EFFECT = {effect!r} must be a positive number")
+    if metric != tracking.IMAGES_PER_S and not base.data.has_val:
+        raise ValueError(f"{file}: METRIC = {metric!r} is read on validation images; set data.val")
+    arms = _arms(file, base, axes, design, match)
+    seeds = said.get("SEEDS", range(stats.fewest_seeds(len(arms) - 1)))
+    return Question(name, _text(file, module), arms, _seeds(file, seeds), metric, effect)
+
+
+Level = tuple[str, dict[str, Any]]
+"""What a level is called, and the fields that it sets."""
+
+
+def _arms(file: str, base: TrainConfig, axes: object, design: str, match: str) -> tuple[Arm, ...]:
+    """The baseline and every arm that differs from it."""
+    levels = _levels(file, axes)
+    if design == "one":
+        chosen = [[level] for values in levels for level in values]
+    else:
+        chosen = [list(c) for c in itertools.product(*([("", {}), *values] for values in levels))]
+    _plain(file, "BASE", base)
+    # Combinations that set the same come once, under their first name.
+    arms = {identity(base): Arm(BASELINE, base)}
+    for some in chosen:
+        name = ",".join(label for label, _ in some if label)
+        changes = {field: value for _, fields in some for field, value in fields.items()}
+        for field in SHARED.keys() & changes:
+            raise ValueError(f"{file}: AXES, {name}: {field} can't be varied: {SHARED[field]}")
+        try:
+            config = override(base, **changes)
+            found = config, ""
+            if match != "none" and identity(config) != identity(base):
+                found = matched(config, base, match)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: AXES, {name}: {error}") from None
+        _plain(file, f"AXES, {name}", config)
+        arms.setdefault(identity(config), Arm(name, *found))
+    if len(arms) - 1 > stats.MOST_COMPARISONS:
+        raise ValueError(
+            f"{file}: AXES: {len(arms) - 1} arms are too many to be judged together; at most "
+            f"{stats.MOST_COMPARISONS}"
+        )
+    if len(arms) < 2:
+        raise ValueError(f"{file}: AXES = {axes!r} changes nothing in BASE")
+    for word, each in (
+        ("are called", [arm.name for arm in arms.values()]),
+        ("are the same once their cost is matched:", [identity(a.config) for a in arms.values()]),
+    ):
+        named = zip(arms.values(), each, strict=True)
+        if twice := [arm.name for arm, one in named if each.count(one) > 1]:
+            raise ValueError(f"{file}: AXES: two arms {word} {' and '.join(dict.fromkeys(twice))}")
+    return tuple(arms.values())
+
+
+def _plain(file: str, what: str, config: TrainConfig) -> None:
+    """ValueError for a function: runs are kept, and found again, by words."""
+    for part in (config, config.model, config.data, config.optim):
+        for name, value in vars(part).items():
+            if callable(value):
+                raise ValueError(f"{file}: {what}: {name} = {value!r} must be a name in its table")
+
+
+def _levels(file: str, axes: object) -> list[list[Level]]:
+    """Each axis's levels."""
+    if not isinstance(axes, Mapping) or not axes:
+        raise ValueError(f"{file}: AXES = {axes!r} must name at least one axis with its values")
+    levels: list[list[Level]] = []
+    for axis, values in axes.items():
+        if isinstance(values, Mapping) and all(isinstance(v, Mapping) for v in values.values()):
+            found = [(str(name), dict(fields)) for name, fields in values.items()]
+        elif isinstance(values, Sequence) and not isinstance(values, str):
+            found = [(f"{axis}={value}", {axis: value}) for value in values]
+        else:
+            found = []
+        if not found:
+            raise ValueError(
+                f"{file}: AXES[{axis!r}] = {values!r} must be a list of values, or names with the "
+                "fields that each sets"
+            )
+        levels.append(found)
+    return levels
+
+
+def _seeds(file: str, seeds: object) -> tuple[int, ...]:
+    found = tuple(seeds) if isinstance(seeds, Sequence) else ()
+    plain = all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in found)
+    if len(found) < 2 or not plain or len(set(found)) < len(found):
+        raise ValueError(
+            f"{file}: SEEDS = {seeds!r} must be two or more different whole numbers below 2**31"
+        )
+    return found
+
+
+def _text(file: str, module: ModuleType) -> str:
+    """The docstring, which must say what a reader needs to know."""
+    text = inspect.getdoc(module) or ""
+    for word in ("Question:", "Expect:", "Cost:", "Run:"):
+        if word not in text:
+            raise ValueError(f"{file}: the docstring must say {word.removesuffix(':')}")
+    return text

@@ -1,0 +1,379 @@
+"""Files of weights: this project's own, timm's, Hugging Face's and the two scratch projects'.
+
+`load` recognises a file by its names of tensors, `export` writes a model back under them.
+"""
+
+import inspect
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitx.files import plain, write_whole
+from vitx.interop import names
+from vitx.interop.names import Format
+from vitx.model.config import SLOTS, ModelConfig
+from vitx.model.functional.init import INIT, keyed_generator
+from vitx.model.preprocessing import CENTRE, Preprocessing
+from vitx.model.vit import Vit, build
+from vitx.registry import Registry, Slot, nearest, resolve
+from vitx.settings import flat, from_flat, override
+
+FILE = "model.safetensors"
+"""Name of a run's weights in its folder."""
+FILES = (FILE, "pytorch_model.bin")
+"""Names of the weights in a folder; those that Hugging Face gives them, with settings beside."""
+METADATA = "vitx"
+"""Key under which a safetensors file of this project holds its description."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file says of a model beside its weights."""
+
+    config: ModelConfig
+    classes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+
+
+def save(vit: nn.Module, path: Path, about: Description) -> None:
+    """Write weights, configuration, class names and preprocessing as one safetensors file.
+
+    Raises OSError naming the file that could not be written; one of that name stays as it was.
+    """
+    from safetensors.torch import save as to_bytes
+
+    described = {
+        "config": flat(about.config),
+        "classes": about.classes,
+        "preprocessing": None if about.preprocessing is None else vars(about.preprocessing),
+    }
+    state = {name: value.contiguous().cpu() for name, value in vit.state_dict().items()}
+    write_whole(path, to_bytes(state, metadata={METADATA: json.dumps(described)}))
+
+
+def load(path: str | Path, *, heads: int = 0, classes: int = 0, seed: int = 0) -> Vit:
+    """The `Vit` of a file or folder of weights.
+
+    `path` is a safetensors or PyTorch file, a run folder of this project, or a folder that Hugging
+    Face `save_pretrained` wrote. `heads` is for files that don't tell the number of attention
+    heads. `classes` makes a new head, drawn with `seed`, where the file's has another number of
+    outputs, and says so. Raises ValueError for a file that is none of these.
+    """
+    state, about = read(path, heads=heads)
+    config = override(about.config, classes=classes or about.config.classes)
+    return _filled(config, state, about.config, path, seed)
+
+
+NO_FUNCTION = {"classes", "drop", "attention_drop", "position_drop", "head_drop", "drop_path",
+               "patch_drop", "init"}  # fmt: skip
+"""Fields of a model that may differ from those of the weights that it starts from."""
+SAME_FUNCTION = {"patchify": {"conv", "unfold"}, "attention": {"sdpa", "math"}}
+"""Variants of a slot that compute the same with the same weights."""
+
+
+def start(config: ModelConfig, path: str | Path, *, seed: int = 0) -> Vit:
+    """The configured model with the weights of a file, and a new head where classes differ.
+
+    Raises ValueError naming the first field by which the file's model is another function.
+    """
+    state, about = read(path, heads=config.heads)
+    for name in flat(config):
+        ours, theirs = getattr(config, name), getattr(about.config, name)
+        if name not in NO_FUNCTION and not _same(name, ours, theirs):
+            raise ValueError(
+                f"weights = {str(path)!r}: model.{name} is {theirs!r} there and {ours!r} here"
+            )
+    return _filled(config, state, about.config, path, seed)
+
+
+def _same(name: str, ours: Any, theirs: Any) -> bool:
+    """Whether two values of a field give the same function."""
+    if {ours, theirs} <= SAME_FUNCTION.get(name, set()):
+        return True
+    if name in SLOTS:
+        ours, theirs = (_meaning(call, SLOTS[name]) for call in (ours, theirs))
+    return ours == theirs
+
+
+def _meaning(call: Slot, table: Registry) -> tuple[Any, dict[str, Any]]:
+    """A slot's function, and all its knobs with their values."""
+    found = resolve(call, table)
+    inner = getattr(found, "func", found)
+    knobs = {
+        name: parameter.default
+        for name, parameter in inspect.signature(inner).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return inner, knobs | getattr(found, "keywords", {})
+
+
+def _filled(
+    config: ModelConfig,
+    state: dict[str, Tensor],
+    theirs: ModelConfig,
+    path: str | Path,
+    seed: int,
+) -> Vit:
+    """The configured model with a file's weights, but for the head where classes differ."""
+    if config.classes != theirs.classes:
+        print(
+            f"{path}: a new head of {config.classes} classes instead of {theirs.classes}, "
+            f"drawn with seed {seed}",
+            file=sys.stderr,
+        )
+        state = {name: value for name, value in state.items() if not name.startswith("head.")}
+        state |= _new_head(config, seed) if config.classes else {}
+    # Weights keep the precision that they were written in.
+    vit = build(config, dtype=next(iter(state.values())).dtype)
+    _check_fit(vit, state, path)
+    vit.load_state_dict(state)
+    return vit
+
+
+def _check_fit(vit: Vit, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """ValueError naming the first tensor that the model lacks, the file lacks, or of other size."""
+    wanted = vit.state_dict()
+    for name in [*wanted, *(name for name in state if name not in wanted)]:
+        sizes = [list(s[name].shape) if name in s else "none" for s in (wanted, state)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{path} does not fit the model: {name} is {sizes[1]} there and {sizes[0]} here"
+            )
+
+
+def describe(path: str | Path, *, heads: int = 0) -> Description:
+    """What a file says of its model."""
+    return read(path, heads=heads)[1]
+
+
+def read(path: str | Path, *, heads: int = 0) -> tuple[dict[str, Tensor], Description]:
+    """Our state dict and the description; errors as in `load`."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    file = _file(path) if path.is_dir() else path
+    state, metadata = _tensors(file)
+    if METADATA in metadata:
+        about = _described(json.loads(metadata[METADATA]))
+        _check_heads(heads, about.config.heads, file)
+        return state, about
+    settings = _hugging_face_settings(file.parent) if file.name in FILES else {}
+    for form in _formats(state):
+        if form.mark in state:
+            return _foreign(state, form, settings, heads, file)
+    raise ValueError(
+        f"{file} is of no known format: its tensors are named {', '.join(sorted(state)[:3])}, …"
+    )
+
+
+def export(vit: Vit, path: str | Path, format: str) -> None:
+    """Write the weights under another project's names, as a PyTorch file.
+
+    `format` is scratch-places365, scratch-cifar10, scratch-cifar10-heads, hf-vit or hf-vit-model.
+    Raises ValueError where the model has what the format can't hold.
+    """
+    forms = {
+        "scratch-places365": names.SCRATCH_PLACES365,
+        "scratch-cifar10": names.scratch_cifar10(),
+        "scratch-cifar10-heads": names.scratch_cifar10(vit.config.heads),
+        "hf-vit": names.hugging_face("vit."),
+        "hf-vit-model": names.hugging_face(),
+    }
+    if format not in forms:
+        raise ValueError(f"format = {format!r} is not known; {nearest(format, forms)}")
+    _check_function(vit.config, forms[format])
+    state = names.to_theirs(vit.state_dict(), forms[format], vit.config.depth)
+    torch.save(state, path)
+
+
+def _check_function(config: ModelConfig, form: Format) -> None:
+    """ValueError naming the first field by which a model means something else in that format."""
+    usual = {"attention": "sdpa", "placement": "pre", "mlp": "gelu", "pool": "cls",
+             "position_tokens": "all", "final_norm": True, "fc_norm": False, "registers": 0,
+             "class_token": True}  # fmt: skip
+    meant = {**usual, **form.model}
+    for name in ("patchify", "init"):
+        meant.pop(name, None)
+    for name, value in meant.items():
+        if not _same(name, getattr(config, name), value):
+            raise ValueError(
+                f"{form.name} means model.{name} = {value!r}, the model has "
+                f"{getattr(config, name)!r}"
+            )
+
+
+def _formats(state: Mapping[str, Tensor]) -> list[Format]:
+    per_head = "encoder.blocks.0.attention.heads.{}.query.weight"
+    heads = next(k for k in range(10_000) if per_head.format(k) not in state)
+    return [
+        names.SCRATCH_PLACES365,
+        names.scratch_cifar10(),
+        names.scratch_cifar10(max(heads, 1)),
+        names.hugging_face("vit."),
+        names.hugging_face(),
+        names.TIMM,
+    ]
+
+
+def _foreign(
+    state: dict[str, Tensor], form: Format, settings: dict[str, Any], heads: int, file: Path
+) -> tuple[dict[str, Tensor], Description]:
+    """A state of another project under our names, with a configuration read off its shapes."""
+    blocks = [re.search(r"(?:layers?|blocks)\.(\d+)", name) for name in state]
+    depth = 1 + max((int(found[1]) for found in blocks if found), default=-1)
+    if not depth:
+        raise ValueError(f"{file} holds no block of {form.name}")
+    kernel = state[
+        next(row for row in form.rows if row.ours == "patch_embed.proj.weight").theirs[0]
+    ]
+    channels = settings.get("num_channels", 3)
+    if kernel.ndim == 2:
+        side = math.isqrt(kernel.shape[1] // channels)
+        sizes = {"c": channels, "p": side, "q": side}
+    else:
+        sizes = {"c": kernel.shape[1], "p": kernel.shape[2], "q": kernel.shape[3]}
+    ours = names.to_ours(state, form, depth, sizes)
+    patches = ours["pos_embed"].shape[1] - 1
+    grid = math.isqrt(patches)
+    if grid**2 != patches:
+        raise ValueError(
+            f"{file}: {patches} positions beside the class token's are no square of patches"
+        )
+    width, known = kernel.shape[0], settings.get("num_attention_heads", form.heads)
+    if not (heads or known):
+        raise ValueError(
+            f"{file} does not tell the number of attention heads: give it, load(path, heads=…); "
+            f"it divides {width}"
+        )
+    _check_heads(heads, known, file)
+    config = ModelConfig(
+        image=(grid * sizes["p"], grid * sizes["q"]),
+        patch=(sizes["p"], sizes["q"]),
+        channels=sizes["c"],
+        classes=len(ours.get("head.bias", ())),
+        width=width,
+        depth=depth,
+        heads=heads or known,
+        mlp_ratio=ModelConfig.ratio(ours["blocks.0.mlp.fc1.weight"].shape[0], width),
+        qkv_bias="qkv" if "blocks.0.attn.qkv.bias" in ours else "none",
+        **{**form.model, **(_model_settings(settings) if form.told else {})},
+    )
+    labels = settings.get("id2label", {})
+    classes = tuple(labels[key] for key in sorted(labels, key=int))
+    return ours, Description(config, classes, settings.get("preprocessing"))
+
+
+def _check_heads(asked: int, known: int, file: Path) -> None:
+    """ValueError where both are known, and differ."""
+    if asked and known and asked != known:
+        raise ValueError(f"{file}: the model has {known} attention heads, not {asked}")
+
+
+def _model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What Hugging Face's config.json says that shapes don't."""
+    acts = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+    act = settings.get("hidden_act", "gelu")
+    if act not in acts:
+        raise ValueError(
+            f"config.json: hidden_act = {act!r} can't be expressed; {nearest(act, acts)}"
+        )
+    return {
+        "mlp": acts[act],
+        "norm": f"layernorm(eps={settings.get('layer_norm_eps', 1e-12)!r})",
+    }
+
+
+def _hugging_face_settings(path: Path) -> dict[str, Any]:
+    """config.json and preprocessor_config.json of a folder, where it has them."""
+    found: dict[str, Any] = {}
+    if not (path / "config.json").exists() or (path / "run.json").exists():
+        return found
+    found |= _json(path / "config.json")
+    processor = path / "preprocessor_config.json"
+    if processor.exists():
+        try:
+            found["preprocessing"] = _preprocessing(_json(processor))
+        except (AttributeError, TypeError) as error:  # values of other kinds
+            raise ValueError(f"{processor} can't be read: {error}") from None
+    return found
+
+
+def _preprocessing(said: Mapping[str, Any]) -> Preprocessing | None:
+    """What Hugging Face's preprocessor_config.json says, if it can be said here."""
+    factor = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1
+    if not math.isclose(factor, 1 / 255, rel_tol=1e-6) or not said.get("do_resize", True):
+        return None
+    if not said.get("do_normalize", True):
+        mean, std = (0.0,), (1.0,)
+    elif "image_mean" in said and "image_std" in said:
+        mean, std = tuple(said["image_mean"]), tuple(said["image_std"])
+    else:
+        return None
+    edge, crop = (said.get(name) for name in ("size", "crop_size"))
+    # A number alone is both edges to ViT's processor, and the shortest one to some others.
+    edge = edge.get("shortest_edge") if isinstance(edge, dict) else None
+    if not said.get("do_center_crop", False):
+        return None if edge else Preprocessing("squash", mean, std)
+    side = crop.get("height") if isinstance(crop, dict) else crop
+    if edge and side and round(side / CENTRE) == edge:
+        return Preprocessing("crop", mean, std)
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} can't be read: {error}") from None
+
+
+def _file(folder: Path) -> Path:
+    """The file of weights in a folder."""
+    for name in FILES:
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(f"{folder} holds neither {' nor '.join(FILES)}")
+
+
+def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and the metadata of a safetensors file."""
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, "pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                return tensors, opened.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no safetensors file: {error}") from None
+    found = plain(file, file)
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not (isinstance(found, dict) and all(isinstance(v, Tensor) for v in found.values())):
+        raise ValueError(f"{file} holds no state dict")
+    return found, {}
+
+
+def _described(said: Mapping[str, Any]) -> Description:
+    way = said["preprocessing"]
+    if way is not None:
+        way = Preprocessing(way["resize"], tuple(way["mean"]), tuple(way["std"]))
+    return Description(from_flat(ModelConfig, said["config"]), tuple(said["classes"]), way)
+
+
+def _new_head(config: ModelConfig, seed: int) -> dict[str, Tensor]:
+    scheme = resolve(config.init, INIT)
+    shapes = {"head.weight": (config.classes, config.width), "head.bias": (config.classes,)}
+    return {
+        name: scheme(name, shape, config.width, keyed_generator(seed, name))
+        for name, shape in shapes.items()
+    }

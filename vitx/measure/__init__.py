@@ -1,0 +1,1 @@
+"""Measuring: equality of functions, paired timing in fresh processes, statistics, verdicts."""

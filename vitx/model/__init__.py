@@ -1,0 +1,1 @@
+"""The Vision Transformer: configuration, tensor functions, layers, the model and its cost."""

@@ -1,0 +1,1 @@
+"""Training: configuration, optimizers, state and step, the loop, checkpoints, run folders."""

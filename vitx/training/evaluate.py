@@ -1,0 +1,210 @@
+"""Predictions of a model on a split, and what they are worth."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vitx.data.dataset import Dataset
+from vitx.data.images import Split
+from vitx.data.loader import readings
+from vitx.data.sources import Images
+from vitx.model.vit import Vit
+from vitx.training.parallel import ALONE, Part, gathered
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy in [0, 1], its binomial standard error, and the mean cross-entropy in nats."""
+
+    accuracy: float
+    standard_error: float
+    loss: float
+    images: int
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module has the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, dataset: Dataset, split: Images, *, batch: int = 512, part: Part = ALONE
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (images, classes) of a split, its class numbers and its rows, on the model's device.
+
+    Of several processes each computes its share once; all get the whole, in the split's order.
+    Pictures that are skipped as bad are left out.
+    """
+    some = next(model.parameters())
+    if not len(split):
+        none = torch.zeros(0, dtype=torch.long, device=some.device)
+        return torch.zeros(0, len(dataset.classes), device=some.device), none, none
+    found = []
+    with evaluating(model):
+        stream = readings(
+            dataset, split, batch=batch, device=some.device, part=(part.rank, part.ranks)
+        )
+        for image, target in stream:
+            found.append((model(image.to(some.dtype)), target))
+    if not found:  # fewer images than processes
+        none = torch.zeros(0, dtype=torch.long, device=some.device)
+        found = [(torch.zeros(0, len(dataset.classes), device=some.device), none)]
+    logits, target = (torch.cat(values) for values in zip(*found, strict=True))
+    if not part.alone:
+        shares = gathered((logits.cpu(), target.cpu()), part)
+        logits, target = (
+            _interleaved(list(values)).to(some.device) for values in zip(*shares, strict=True)
+        )
+    rows = (target >= 0).nonzero().flatten()
+    return logits[rows], target[rows], rows
+
+
+def score(logits: Tensor, target: Tensor) -> Score:
+    """Accuracy and loss of logits (images, classes) against class numbers (images)."""
+    images = len(target)
+    if not images:
+        return Score(float("nan"), float("nan"), float("nan"), 0)
+    accuracy = (logits.argmax(dim=1) == target).float().mean().item()
+    loss = F.cross_entropy(logits.float(), target).item()
+    return Score(accuracy, (accuracy * (1 - accuracy) / images) ** 0.5, loss, images)
+
+
+def top(logits: Tensor, target: Tensor, k: int) -> float:
+    """Share of images whose class is among the k largest logits; 1 where there are no more."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (best == rearrange(target, "images -> images 1")).any(dim=1).float().mean().item()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How right a model is when it is how sure; bins of equal width over [0, 1]."""
+
+    edges: Float[Tensor, " edges"]
+    images: Int[Tensor, " bins"]
+    confidence: Float[Tensor, " bins"]
+    """Mean of the largest probability in a bin; 0 where it is empty."""
+    accuracy: Float[Tensor, " bins"]
+    error: float
+    """Σ images/all · |accuracy - confidence| (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
+
+
+def calibration(logits: Tensor, target: Tensor, *, bins: int = 15) -> Calibration:
+    """Accuracy against confidence of softmax probabilities."""
+    sure, guess = logits.double().softmax(dim=1).cpu().max(dim=1)
+    right = (guess == target.cpu()).double()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    place = torch.bucketize(sure, edges[1:-1])
+    images = torch.bincount(place, minlength=bins)
+    sums = [torch.bincount(place, weights=value, minlength=bins) for value in (sure, right)]
+    confidence, accuracy = (value / images.clamp(min=1) for value in sums)
+    error = ((accuracy - confidence).abs() * images).sum() / len(target)
+    return Calibration(edges, images, confidence, accuracy, error.item())
+
+
+def by_class(logits: Tensor, target: Tensor, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and number of images of each class."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    guess, labels = logits.argmax(dim=1).cpu().numpy(), list(range(len(classes)))
+    found: Any = precision_recall_fscore_support(
+        target.cpu().numpy(),
+        guess,
+        labels=labels,
+        zero_division=0,  # type: ignore[arg-type]
+    )
+    names = ("precision", "recall", "f1", "images")
+    return {
+        word: {name: float(values[k]) for name, values in zip(names, found, strict=True)}
+        for k, word in enumerate(classes)
+    }
+
+
+@torch.inference_mode()
+def features(vit: Vit, dataset: Dataset, split: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Frozen features (images, d) of a split, and its class numbers."""
+    some = next(vit.parameters())
+    with evaluating(vit):
+        found = [
+            (vit.features(image.to(some.dtype)).float().cpu(), target.cpu())
+            for image, target in readings(dataset, split, device=some.device)
+        ]
+    values, labels = (torch.cat(part).numpy() for part in zip(*found, strict=True))
+    return values[labels >= 0], labels[labels >= 0]
+
+
+Labelled = tuple[np.ndarray, np.ndarray]
+
+
+def nearest_neighbours(train: Labelled, test: Labelled, *, k: int = 20) -> float:
+    """Accuracy of a vote of the k training images whose features have the smallest angle."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    machine = KNeighborsClassifier(min(k, len(train[1])), metric="cosine", algorithm="brute")
+    return float(machine.fit(*train).score(*test))
+
+
+def linear_probe(train: Labelled, test: Labelled) -> float:
+    """Accuracy of logistic regression on standardised features, with scikit-learn's defaults."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    machine = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return float(machine.fit(*train).score(*test))
+
+
+def confusion(logits: Tensor, target: Tensor, classes: int) -> np.ndarray:
+    """Counts (classes, classes): rows are true classes, columns predicted ones."""
+    from sklearn.metrics import confusion_matrix
+
+    guess = logits.argmax(dim=1).cpu().numpy()
+    return confusion_matrix(target.cpu().numpy(), guess, labels=range(classes))
+
+
+def svm_accuracy(dataset: Dataset) -> float:
+    """Test accuracy of a support vector machine with an RBF kernel on raw pixels.
+
+    A reading that needs no network, beside the models: fitted on the training split, its two knobs
+    chosen on validation.
+    """
+    from sklearn.svm import SVC
+
+    def rows(split: Images) -> np.ndarray:
+        assert isinstance(split, Split)
+        return split.image.flatten(1).cpu().numpy().astype(np.float64)
+
+    labels = {
+        name: getattr(dataset, name).target.cpu().numpy() for name in ("train", "val", "test")
+    }
+    pixels = {name: rows(getattr(dataset, name)) for name in labels}
+    machines = [
+        SVC(gamma=gamma, C=c).fit(pixels["train"], labels["train"])  # type: ignore[arg-type]
+        for gamma in (0.0003, 0.001, 0.003)
+        for c in (1.0, 10.0, 100.0)
+    ]
+    best = max(machines, key=lambda machine: machine.score(pixels["val"], labels["val"]))
+    return float(best.score(pixels["test"], labels["test"]))
+
+
+def _interleaved(shares: list[Tensor]) -> Tensor:
+    """Every process's k-th in turn: the order before they were dealt out."""
+    longest = max(len(share) for share in shares)
+    return torch.stack(
+        [row for k in range(longest) for share in shares for row in share[k : k + 1]]
+    )

@@ -1,0 +1,118 @@
+"""Several processes that train one model: `torchrun` starts them, each with its own device."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn  # here: imported later, it would keep the processes' group for ever
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Part:
+    """This process's number among all; one process alone is 0 of 1."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def alone(self) -> bool:
+        return self.ranks == 1
+
+    @property
+    def first(self) -> bool:
+        """The process that writes files and talks."""
+        return self.rank == 0
+
+
+ALONE = Part()
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[tuple[Part, torch.device]]:
+    """Join the processes that `torchrun` started, if it did; this one's part and device."""
+    if "RANK" not in os.environ:
+        yield ALONE, device
+        return
+    if device.type != "cpu":
+        device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+        torch.accelerator.set_device_index(device.index)
+    # Gloo carries what lies on the CPU, such as the flag that a signal came.
+    backends = {kind: dist.get_default_backend_for_device(kind) for kind in ("cpu", device.type)}
+    dist.init_process_group(",".join(f"{kind}:{name}" for kind, name in backends.items()))
+    try:
+        part = Part(dist.get_rank(), dist.get_world_size())
+        yield part, device
+        wait(part)
+    finally:
+        dist.destroy_process_group()
+
+
+def averaging(module: nn.Module) -> DistributedDataParallel:
+    """The module with gradients that are means over all processes; all call this together.
+
+    It has a group of its own, which lives as long as the module. That of `processes` can then end
+    with its threads: one that let go of a tensor while Python ends would abort the process.
+    """
+    return DistributedDataParallel(module, process_group=dist.new_group())
+
+
+def wait(part: Part) -> None:
+    """Until every process is here, so that none leaves while the first still writes."""
+    if not part.alone:
+        dist.barrier()
+
+
+def any_of(flag: bool, part: Part) -> bool:
+    """Whether the flag is set in any process."""
+    return bool(largest(torch.tensor(int(flag)), part))
+
+
+def largest(value: Tensor, part: Part) -> Tensor:
+    """The largest over all processes, on the device."""
+    if not part.alone:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
+def total(value: Tensor, part: Part) -> Tensor:
+    """The sum over all processes, on the device."""
+    if not part.alone:
+        dist.all_reduce(value, dist.ReduceOp.SUM)
+    return value
+
+
+def gathered(value: Any, part: Part) -> list[Any]:
+    """The values of all processes, in their order."""
+    if part.alone:
+        return [value]
+    found: list[Any] = [None] * part.ranks
+    dist.all_gather_object(found, value)
+    return found
+
+
+def device(name: str = "") -> torch.device:
+    """The named device, or the accelerator of this machine (CUDA, MPS, XPU), or else the CPU.
+
+    An accelerator has its number, and is made the current one, so that what asks no device means
+    it. Raises ValueError for a device that this machine has not.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = ["cpu", *([found.type] if found else [])]
+    kind, _, number = name.partition(":")
+    exists = (number or "0").isdecimal() and int(number or 0) < max(
+        torch.accelerator.device_count(), 1
+    )
+    if name and (kind not in here or not exists):
+        raise ValueError(f"device = {name!r} is not on this machine; choices: {', '.join(here)}")
+    if found is None or kind == "cpu":
+        return torch.device("cpu")
+    index = int(number) if number else torch.accelerator.current_device_index()
+    if index != torch.accelerator.current_device_index():
+        torch.accelerator.set_device_index(index)
+    return torch.device(found.type, index)

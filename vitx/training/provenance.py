@@ -1,0 +1,108 @@
+"""What a number depends on besides its configuration: commit, versions, machine, settings."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitx.training.config import RECIPE_VERSION
+
+CODE = ("vitx", "experiments", "benchmarks", ":!benchmarks/results")
+"""What makes results, in git's words: with a change or a new file there, a run is dirty."""
+PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scikit-learn", "wandb",
+            "transformers", "vit-pytorch")  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on besides its configuration: commit, versions, machine, settings."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": " ".join(["python", *_command()]),
+        "commit": git("rev-parse", "HEAD"),
+        "version": version(),
+        "dirty": git("status", "--porcelain", "--untracked-files=all", "--", *CODE) != "",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cpu": _cpu("model name") or platform.processor(),
+        "cpu_id": "/".join(_cpu(name) for name in ("cpu family", "model", "stepping")),
+        "cores": os.cpu_count(),
+        "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "threads": torch.get_num_threads(),
+        "matmul_precision": _matmul_precision(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _matmul_precision() -> str:
+    """The precision of float32 products, by whichever of PyTorch's two interfaces it was set."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # the older one can't say what the newer one set
+        backends: Any = torch.backends
+        return (
+            f"cuda {backends.cuda.matmul.fp32_precision}, "
+            f"cpu {backends.mkldnn.matmul.fp32_precision}"
+        )
+
+
+def _command() -> list[str]:
+    """The command line as a person types it, without the folders of this machine."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    module = spec.name.removesuffix(".__main__") if spec else None
+    words = [re.sub(r"(^|=)/\S*/", r"\1", word) for word in sys.argv[1:]]
+    return ["-m", module, *words] if module else [Path(sys.argv[0]).name, *words]
+
+
+def git(*words: str) -> str | None:
+    """What git says in the checkout that this package was imported from; None outside of one.
+
+    An installed package may lie in some other project's checkout, which is not asked.
+    """
+    folder = Path(__file__).resolve().parents[2]
+
+    def ask(*question: str) -> str | None:
+        command = ["git", "-C", str(folder), *question]
+        try:
+            # A hook of git sets variables that would name another repository.
+            clean = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+            found = subprocess.run(
+                command, capture_output=True, encoding="utf8", errors="replace", env=clean
+            )
+        except FileNotFoundError:
+            return None
+        return found.stdout.strip() if found.returncode == 0 else None
+
+    top = ask("rev-parse", "--show-toplevel")
+    return ask(*words) if top and Path(top).resolve() == folder else None
+
+
+def version() -> str:
+    """What decides which values a configuration trains to, beside the machine."""
+    return f"recipe {RECIPE_VERSION}, torch {_version('torch')}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu(field: str) -> str:
+    """What the system says of the first core under this name; empty if it says nothing."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    pairs = (line.partition(":")[::2] for line in lines)
+    return next((value.strip() for name, value in pairs if name.strip() == field), "")
