@@ -26,7 +26,7 @@ from experiments.recipes import DIGITS
 from experiments.study import rows as rows_file
 from experiments.study.runs import lasting
 from vitx import data, pictures
-from vitx.measure.compare import Plan
+from vitx.measure.compare import TimingConfig
 from vitx.measure.equality import Equality
 from vitx.model.vit import build
 from vitx.registry import nearest
@@ -55,7 +55,7 @@ class Scale:
     timed: tuple[tuple[str, dict], ...]
     configurations: tuple[tuple[str, str], ...]
     equal: tuple[tuple[str, dict], ...]
-    plan: Plan
+    plan: TimingConfig
     batch: int = 8
     seeds: int = 5
     recipe: TrainConfig = DIGITS
@@ -76,7 +76,7 @@ QUICK = Scale(
     timed=(("vit_tiny_patch16_224", {}),),
     configurations=(*EAGER, ("inference", "default")),
     equal=(("vit_tiny_patch16_224", {}),),
-    plan=Plan(processes=10, pair_s=6.0, warm_up_s=speed.warm_up_s(CPU)),
+    plan=TimingConfig(processes=10, pair_s=6.0, warm_up_s=speed.warm_up_s(CPU)),
     batch=2,
 )
 SMOKE = Scale(
@@ -84,7 +84,7 @@ SMOKE = Scale(
     timed=(("vit_tiny_patch16_224", TINY),),
     configurations=EAGER,
     equal=(("vit_tiny_patch16_224", TINY),),
-    plan=Plan(processes=1, pair_s=0.1, block_s=0.01, warm_up_s=0.1),
+    plan=TimingConfig(processes=1, pair_s=0.1, block_s=0.01, warm_up_s=0.1),
     batch=2,
     seeds=2,
     recipe=override(DIGITS, steps=4),
@@ -95,7 +95,7 @@ FULL = Scale(
     timed=(("vit_tiny_patch16_224", {}), ("vit_small_patch16_224", {})),
     configurations=(*EAGER, ("inference", "default"), ("training", "default")),
     equal=EQUAL_MODELS,
-    plan=Plan(processes=10, pair_s=20.0, warm_up_s=20.0),
+    plan=TimingConfig(processes=10, pair_s=20.0, warm_up_s=20.0),
     seeds=10,
     careful=True,
 )

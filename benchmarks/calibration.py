@@ -15,12 +15,12 @@ from benchmarks import speed, trials
 from experiments.study import rows as rows_file
 from experiments.study.pages import Row, Table, machine
 from vitx.measure import stats, worker
-from vitx.measure.timing import PROTOCOL, Plan
+from vitx.measure.timing import PROTOCOL, TimingConfig
 from vitx.training import provenance
 
 
 def made(
-    paths: Sequence[Path], plan: Plan, *, reference: str, batch: int, device: torch.device
+    paths: Sequence[Path], plan: TimingConfig, *, reference: str, batch: int, device: torch.device
 ) -> list[Row]:
     """The trials in these files of rows that say the same of the same: made with this plan,
     protocol, model, batch and device by as many threads of as many cores, on whatever processor.
@@ -147,7 +147,7 @@ def _settings(row: Row) -> str:
 def run(
     numbers: Sequence[int],
     make: Callable[[], speed.Pair],
-    plan: Plan,
+    plan: TimingConfig,
     folder: Path,
     add: Callable[..., dict],
     say: Callable[[str], None],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitx.interop.timm import from_timm, live_model
 from vitx.measure.compare import Comparison, compare
 from vitx.measure.equality import Equality, equality
-from vitx.measure.timing import Plan
+from vitx.measure.timing import TimingConfig
 from vitx.model.cost import forward_macs
 
 PLANTED = 0.05
@@ -73,7 +73,7 @@ def check(pair: Pair) -> tuple[Equality, dict[str, Any]]:
     return result, pair.labels | {"equality": vars(result), "verdict": verdict}
 
 
-def time_pair(pair: Pair, plan: Plan, **how: Any) -> tuple[str, dict[str, Any]]:
+def time_pair(pair: Pair, plan: TimingConfig, **how: Any) -> tuple[str, dict[str, Any]]:
     """One configuration: the row's kind and its fields, raw times among them.
 
     `how` are further arguments of `compare`, here and in the controls below.
@@ -82,7 +82,7 @@ def time_pair(pair: Pair, plan: Plan, **how: Any) -> tuple[str, dict[str, Any]]:
 
 
 def plant(
-    pair: Pair, plan: Plan, *, share: float = PLANTED, **how: Any
+    pair: Pair, plan: TimingConfig, *, share: float = PLANTED, **how: Any
 ) -> tuple[str, dict[str, Any]]:
     """The same timing of timm against timm with `share` more work, which it must find slower."""
     slowed, keys = slow_down(pair.reference, pair.example[:1], share)
@@ -95,14 +95,14 @@ def plant(
     }
 
 
-def null(pair: Pair, plan: Plan, **how: Any) -> tuple[str, dict[str, Any]]:
+def null(pair: Pair, plan: TimingConfig, **how: Any) -> tuple[str, dict[str, Any]]:
     """The same timing of timm against timm as the candidate, which it must not tell apart."""
     kind, fields = _timed("noise", pair, deepcopy(pair.reference), plan, how)
     return kind, fields | {"candidate": f"timm:{pair.name} again", "planted_counted": 0.0}
 
 
 def _timed(
-    kind: str, pair: Pair, candidate: nn.Module, plan: Plan, how: Mapping[str, Any]
+    kind: str, pair: Pair, candidate: nn.Module, plan: TimingConfig, how: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     found = compare(pair.reference, candidate, pair.example, plan=plan, **how)
     kind = "failure" if found.verdict == "failed" else kind

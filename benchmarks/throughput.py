@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.study.rows import Rows
 from torch import Tensor
 
 from benchmarks import peers
@@ -33,12 +34,11 @@ from benchmarks.report.matrix import AUTO, CHECKED
 from benchmarks.speed import usual, warm_up_s
 from experiments import cli
 from experiments.study.pages import Row
-from experiments.study.rows import Rows
 from vitx.files import read_json, write_json
 from vitx.measure import machine, peak, timing, worker
 from vitx.measure.compare import Comparison, compare, equality, speed
 from vitx.measure.equality import Equality, Unmatched
-from vitx.measure.timing import Plan
+from vitx.measure.timing import TimingConfig
 from vitx.model.cost import forward_macs, step_macs
 from vitx.registry import choose
 from vitx.training import parallel, provenance, tracking
@@ -104,7 +104,7 @@ class Configuration:
     reference: str
     batch: int
     """0 for the one with most images/s."""
-    plan: Plan
+    plan: TimingConfig
     device: str
     unchecked: bool = False
 
@@ -199,7 +199,7 @@ def configurations(settings: Settings) -> list[Configuration]:
     if not 0 < settings.seconds < math.inf:
         raise ValueError(f"seconds = {settings.seconds} must be positive and finite")
     batches = [_batch(word) for word in settings.batch]
-    plan = Plan(
+    plan = TimingConfig(
         processes=settings.processes,
         pair_s=settings.seconds,
         warm_up_s=warm_up_s(device),
@@ -277,7 +277,7 @@ def timed(configuration: Configuration, folder: Path) -> tuple[str, dict[str, An
 def child(folder: Path) -> None:
     """Time the configuration in the folder, in this process and those that it starts."""
     said = json.loads((folder / "configuration.json").read_text())
-    configuration = Configuration(**{**said, "plan": Plan(**said["plan"])})
+    configuration = Configuration(**{**said, "plan": TimingConfig(**said["plan"])})
     for fields in measure(configuration, folder):
         write_json(folder / "result.json", fields)
 
@@ -361,7 +361,7 @@ def _compared(
     reference: Model | None,
     candidate: Model,
     example: Tensor,
-    plan: Plan,
+    plan: TimingConfig,
     checked: Equality | None,
     folder: Path,
 ) -> Comparison:
@@ -392,7 +392,7 @@ def check(
         return None, str(error)
 
 
-def finite(model: Model, image: Tensor, plan: Plan) -> None:
+def finite(model: Model, image: Tensor, plan: TimingConfig) -> None:
     """ValueError naming a model whose outputs, in the dtype that its inference is timed in, are not
     finite, if they are tensors."""
     module, example = timing.as_timed(deepcopy(model.module), image, plan)
@@ -402,7 +402,7 @@ def finite(model: Model, image: Tensor, plan: Plan) -> None:
         raise ValueError(f"{model.name} gives outputs that are not finite")
 
 
-def room_gib(plan: Plan) -> float:
+def room_gib(plan: TimingConfig) -> float:
     """GiB that each process which looks for a batch, and then times it, may take: what this process
     leaves of `plan.limit_gib`. Raises ValueError where that is nothing."""
     own = machine.tree_mib(os.getpid()) / 2**10
@@ -412,7 +412,11 @@ def room_gib(plan: Plan) -> float:
 
 
 def best_batch(
-    reference: Model | None, candidate: Model, plan: Plan, folder: Path, device: torch.device
+    reference: Model | None,
+    candidate: Model,
+    plan: TimingConfig,
+    folder: Path,
+    device: torch.device,
 ) -> tuple[int, dict[str, float | str]]:
     """The batch with most images/s; the rates of all that were tried, and why no more were.
 
@@ -471,7 +475,7 @@ class Work:
     """Read and written by the operations of a call, for one image; 0 of a training step."""
 
 
-def _work(model: Model, example: Tensor, plan: Plan) -> Work | None:
+def _work(model: Model, example: Tensor, plan: TimingConfig) -> Work | None:
     """What is counted on `meta`; None for a module that needs values, which `meta` has not."""
     training = plan.mode == "training"
     try:

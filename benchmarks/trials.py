@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import speed
-from vitx.measure.timing import PROTOCOL, Plan
+from vitx.measure.timing import PROTOCOL, TimingConfig
 
 COUNTS = {0.0: 60, 0.03: 30, 0.05: 30}
 """Trials by the planted share of further work."""
@@ -24,7 +24,7 @@ def shares() -> list[float]:
 
 
 def trial(
-    number: int, make: Callable[[], speed.Pair], plan: Plan, **how: Any
+    number: int, make: Callable[[], speed.Pair], plan: TimingConfig, **how: Any
 ) -> tuple[str, dict[str, Any]]:
     """One trial: the kind and the fields of its row. `how` are further arguments of `compare`."""
     share, start = shares()[number], time.perf_counter()

@@ -25,7 +25,7 @@ from vitx.settings import delta, flat
 from vitx.training import provenance, tracking
 from vitx.training.config import identity
 
-TIMING = timing.Plan(mode="training", processes=5, pair_s=6.0)
+TIMING = timing.TimingConfig(mode="training", processes=5, pair_s=6.0)
 """How an arm's training step is timed beside the baseline's."""
 TIMES = "times"
 """Folder of the timed pairs, which are not timed again."""

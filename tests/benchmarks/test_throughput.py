@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiments.study.rows import Rows, read
 from torch import nn
 
 from benchmarks import (
@@ -37,7 +38,6 @@ from benchmarks import (
 from benchmarks.report import charts, matrix, plots
 from experiments.study import pages
 from experiments.study.pages import ROOT
-from experiments.study.rows import Rows, read
 from vitx import pictures
 from vitx.measure import breakdown, machine, peak, stats, timing, worker
 from vitx.measure.compare import equality
@@ -136,7 +136,7 @@ def test_what_pytorch_tunes_is_timed(tmp_path):
 def test_more_work_than_the_machine_can_do_is_a_failure_with_its_times(tmp_path, monkeypatch):
     slow = peak.Peak(1e3, (1, 1, 1), 1e3)
     monkeypatch.setattr(throughput.peak, "peak", lambda *_: slow)
-    plan = timing.Plan(dtype="float32", processes=1, pair_s=0.1, block_s=0.01)
+    plan = timing.TimingConfig(dtype="float32", processes=1, pair_s=0.1, block_s=0.01)
     configuration = throughput.Configuration(f"python:{PLANTED}:small", "", 1, plan, "cpu")
     *_, found = throughput.measure(configuration, tmp_path)
     assert (found["kind"], found["verdict"]) == ("failure", "failed")
@@ -146,7 +146,7 @@ def test_more_work_than_the_machine_can_do_is_a_failure_with_its_times(tmp_path,
 
 @pytest.mark.parametrize("reference", ["", f"python:{PLANTED}:small"])
 def test_a_model_whose_outputs_are_not_finite_is_not_timed(tmp_path, reference):
-    plan = timing.Plan(dtype="float32", processes=1, pair_s=0.1, block_s=0.01)
+    plan = timing.TimingConfig(dtype="float32", processes=1, pair_s=0.1, block_s=0.01)
     name = f"python:{PLANTED}:undefined"
     configuration = throughput.Configuration(name, reference, 1, plan, "cpu")
     with pytest.raises(ValueError, match="undefined gives outputs that are not finite"):
@@ -173,7 +173,7 @@ def test_times_are_kept_where_the_last_peak_cant_be_measured(tmp_path, monkeypat
 
     monkeypatch.setattr(throughput.peak, "peak", fails)
     monkeypatch.setattr(worker, "run_limited", here)
-    plan = timing.Plan(dtype="float32", processes=1, pair_s=0.1, block_s=0.01)
+    plan = timing.TimingConfig(dtype="float32", processes=1, pair_s=0.1, block_s=0.01)
     configuration = throughput.Configuration(f"python:{PLANTED}:small", "", 1, plan, "cpu")
     kind, found = throughput.timed(configuration, asked.parent)
     assert kind == "speed"
@@ -212,11 +212,13 @@ def test_the_best_batch_is_found_up_to_what_fits(tmp_path, monkeypatch):
 
     monkeypatch.setattr(worker.Tasks, "run", task)
     model = peers.make(f"python:{PLANTED}:small")
-    found = throughput.best_batch(model, model, timing.Plan(), tmp_path, torch.device("cpu"))
+    found = throughput.best_batch(
+        model, model, timing.TimingConfig(), tmp_path, torch.device("cpu")
+    )
     assert found == (2, {"1": 10.0, "2": 30.0, "4": 20.0, "8": "out of memory"})
     monkeypatch.setattr(worker.Tasks, "run", lambda *_, **__: {"failure": "a crash"})
     with pytest.raises(ValueError, match="not one image can be timed: a crash"):
-        throughput.best_batch(None, model, timing.Plan(), tmp_path, torch.device("cpu"))
+        throughput.best_batch(None, model, timing.TimingConfig(), tmp_path, torch.device("cpu"))
 
 
 def test_a_probe_runs_all_that_a_pair_does_and_tells_the_candidates_rate(monkeypatch):
@@ -231,7 +233,7 @@ def test_a_probe_runs_all_that_a_pair_does_and_tells_the_candidates_rate(monkeyp
         arm: partial(calls.append, arm) for arm in arms
     })  # fmt: skip
     monkeypatch.setattr(timing, "time_block", block)
-    plan = timing.Plan()
+    plan = timing.TimingConfig()
     found = timing.probe(dict.fromkeys(timing.ARMS, nn.Identity()), torch.zeros(8, 3), plan)
     assert calls == [*timing.ARMS] * 4
     assert found == {"images_per_s": 8 / 0.2}
@@ -241,7 +243,7 @@ def test_a_probe_keeps_memory_as_a_pair_does(tmp_path, monkeypatch):
     kept: list[bool] = []
     monkeypatch.setattr(worker, "keep_memory", lambda: kept.append(True))
     small = peers.make(f"python:{PLANTED}:small").module
-    plan = timing.Plan(processes=1, pair_s=0.01, block_s=0.001, warm_up_s=0.01)
+    plan = timing.TimingConfig(processes=1, pair_s=0.01, block_s=0.001, warm_up_s=0.01)
     worker.write(tmp_path, plan, small, small, torch.randn(1, 3, 16, 16), {})
     for task, argument in (("pair", "0"), ("probe", "0"), ("alone", "candidate")):
         worker._do(tmp_path, task, argument)
@@ -252,13 +254,13 @@ def test_the_best_batch_of_what_cant_be_pickled_is_refused(tmp_path):
     model = peers.make(f"python:{PLANTED}:small")
     model.module.anything = lambda: None
     with pytest.raises(ValueError, match="batch = 'auto' needs models that can be pickled"):
-        throughput.best_batch(None, model, timing.Plan(), tmp_path, torch.device("cpu"))
+        throughput.best_batch(None, model, timing.TimingConfig(), tmp_path, torch.device("cpu"))
 
 
 @pytest.mark.slow
 def test_a_training_step_of_the_best_batch_is_timed_beside_a_reference(tmp_path, monkeypatch):
     monkeypatch.setattr(throughput, "AUTO_MOST", 2)
-    plan = timing.Plan(mode="training", dtype="float32", processes=1, pair_s=0.1, block_s=0.01,
+    plan = timing.TimingConfig(mode="training", dtype="float32", processes=1, pair_s=0.1, block_s=0.01,
                        warm_up_s=0.1, details=True, limit_gib=20.0)  # fmt: skip
     names = (f"python:{PLANTED}:{name}" for name in ("same", "small"))
     *_, found = throughput.measure(throughput.Configuration(*names, 0, plan, "cpu"), tmp_path)
@@ -272,9 +274,9 @@ def test_a_training_step_of_the_best_batch_is_timed_beside_a_reference(tmp_path,
 
 def test_what_looks_for_a_batch_has_what_is_left_of_the_limit(monkeypatch):
     monkeypatch.setattr(machine, "tree_mib", lambda _: 3 * 2**10)
-    assert throughput.room_gib(timing.Plan(limit_gib=10.0)) == 7
+    assert throughput.room_gib(timing.TimingConfig(limit_gib=10.0)) == 7
     with pytest.raises(ValueError, match=r"limit_gib = 2 is less than the 3\.0 before"):
-        throughput.room_gib(timing.Plan(limit_gib=2.0))
+        throughput.room_gib(timing.TimingConfig(limit_gib=2.0))
 
 
 def test_most_of_the_machines_memory_is_the_limit_if_none_is_given(monkeypatch):
@@ -314,7 +316,7 @@ def test_memory_is_what_the_control_groups_leave(tmp_path, monkeypatch, listed, 
 def test_a_model_with_batch_norm_is_counted_and_its_step_has_phases():
     module = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8))
     model = peers.Model("python:x:f", module, (3, 4, 4), 1, None)
-    plan = timing.Plan(mode="training", dtype="float32")
+    plan = timing.TimingConfig(mode="training", dtype="float32")
     image = torch.randn(4, 3, 4, 4)
     assert throughput._work(model, image, plan).flops == 2 * 2 * 48 * 8
     found = breakdown.phases(module, image, timing.step_config(4, plan))
@@ -407,7 +409,7 @@ def test_little_of_a_call_belongs_to_no_stage():
 
 
 def test_phases_of_a_step_are_all_there():
-    config = timing.step_config(4, timing.Plan(mode="training"))
+    config = timing.step_config(4, timing.TimingConfig(mode="training"))
     found = breakdown.phases(build(CONFIG), torch.randn(4, 3, 16, 16), config)
     assert set(found) == {"forward", "backward", "optimizer"}
     assert all(seconds > 0 for seconds in found.values())
@@ -468,7 +470,7 @@ class SlowAtFirst(nn.Module):
 
 
 def test_what_a_first_call_does_once_is_no_latency(monkeypatch, clock):
-    plan = timing.Plan(pair_s=0.01, warm_up_s=0.1, block_s=0.01, details=True)
+    plan = timing.TimingConfig(pair_s=0.01, warm_up_s=0.1, block_s=0.01, details=True)
     monkeypatch.setattr(worker, "_load", lambda *_: SlowAtFirst(clock))
     found = worker._details(Path(), "candidate", torch.zeros(1, 3), plan)
     assert found["latency"]["p99"]["high"] == pytest.approx(0.001)
@@ -577,7 +579,7 @@ def row(model="vitx:S/16", batch=8, rate=100.0, threads=2, ratio=1.1, **more) ->
         "schema": 1, "kind": "speed", "id": f"2026-11-22T00:00:00Z-{batch}", "what": "throughput",
         "candidate": model, "reference": "timm:vit_small_patch16_224", "mode": "inference",
         "batch": batch, "batch_asked": str(batch), "dtype": "float32", "compile": "none",
-        "device": "cpu", "plan": vars(timing.Plan()), "protocol": "0123456789",
+        "device": "cpu", "plan": vars(timing.TimingConfig()), "protocol": "0123456789",
         "images_per_s": {"reference": side(100.0), "candidate": side(rate)}, "checked": "checked",
         "equality": {"passed": True},
         "ratio": found.value, "ratio_low": found.low, "ratio_high": found.high,
@@ -820,7 +822,7 @@ def test_rows_of_other_settings_are_never_ranked_together():
     bound["environment"] |= {"affinity": 0}
     newer = row()
     newer["environment"] |= {"versions": newer["environment"]["versions"] | {"timm": "9.0"}}
-    slow = row(plan=vars(timing.Plan(pair_s=1.0)))
+    slow = row(plan=vars(timing.TimingConfig(pair_s=1.0)))
     other = row(protocol="other")
     rows = [row(), row(), bound, newer, slow, other, row(origin="a"), row(origin="b")]
     assert len(matrix.cells(rows)) == 7
@@ -1179,7 +1181,7 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
     shares = trials.shares()
     assert {share: shares.count(share) for share in set(shares)} == {0.0: 60, 0.03: 30, 0.05: 30}
     assert shares == trials.shares()
-    plan, protocol = timing.Plan(), timing.PROTOCOL
+    plan, protocol = timing.TimingConfig(), timing.PROTOCOL
     rows = Rows(tmp_path)
     for number, verdict in ((3, "slower"), (7, "no difference seen")):
         rows.add("plant", what="trial", trial=number, share=0.05, plan=vars(plan), device="cpu",
@@ -1190,7 +1192,7 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
     made = partial(calibration.made, paths, reference="timm:vit", device=torch.device("cpu"))
     found = made(plan, batch=2)
     assert [row["trial"] for row in found] == [3, 7]
-    assert made(timing.Plan(processes=9), batch=2) == []
+    assert made(timing.TimingConfig(processes=9), batch=2) == []
     assert made(plan, batch=8) == []
     (line,) = calibration.table([*found, *rows.kept]).body
     other = rows.kept[0] | {"protocol": 0, "trial": 9}
@@ -1206,7 +1208,7 @@ def test_the_calibrations_trials_are_fixed_and_each_is_made_once(tmp_path):
 
 
 def test_a_trials_own_words_find_it_again(tmp_path):
-    name, plan, cpu = "vit_tiny_patch16_224", timing.Plan(), torch.device("cpu")
+    name, plan, cpu = "vit_tiny_patch16_224", timing.TimingConfig(), torch.device("cpu")
     pair = speed.make_pair(name, batch=2, device=cpu, img_size=32, depth=1)
     rows = Rows(tmp_path)
     rows.add("noise", what="trial", trial=0, plan=vars(plan), protocol=4,
@@ -1219,7 +1221,7 @@ def test_a_trials_own_words_find_it_again(tmp_path):
 
 
 def test_a_trial_that_was_made_twice_counts_as_it_did_first(tmp_path):
-    plan, rows, protocol = timing.Plan(), Rows(tmp_path), timing.PROTOCOL
+    plan, rows, protocol = timing.TimingConfig(), Rows(tmp_path), timing.PROTOCOL
     for verdict in ("faster", "no difference seen"):
         rows.add("noise", what="trial", trial=3, share=0.0, plan=vars(plan), protocol=protocol,
                  reference="timm:vit", batch=2, device="cpu", verdict=verdict, seconds=100.0,

@@ -14,8 +14,7 @@ from benchmarks.__main__ import QUICK, SMOKE, Job, grown, train_both
 from experiments.study import rows
 from vitx import data
 from vitx.data import dataset as dataset_file
-from vitx.data import loader
-from vitx.data import images, sources, transforms
+from vitx.data import images, loader, sources, transforms
 from vitx.data.augment import CROP_DRAWS, resized_crop
 from vitx.data.config import DataConfig
 from vitx.model.config import ModelConfig

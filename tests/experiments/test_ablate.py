@@ -552,7 +552,9 @@ def test_lanes_that_cant_be_are_refused_before_anything_is_made(tmp_path):
 
 @pytest.mark.slow
 def test_an_arms_own_optimizer_and_batch_are_timed(tmp_path, monkeypatch):
-    quick = timing.Plan(mode="training", processes=2, pair_s=0.05, block_s=0.01, warm_up_s=0.1)
+    quick = timing.TimingConfig(
+        mode="training", processes=2, pair_s=0.05, block_s=0.01, warm_up_s=0.1
+    )
     monkeypatch.setattr(answer, "TIMING", quick)
     asked = ask(BASE=override(TINY, batch=8), AXES={"batch": [64]})
     found = answer.time_arm(asked, asked.arms[1], how(tmp_path))

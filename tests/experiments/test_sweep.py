@@ -17,6 +17,7 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
+from experiments.study.rows import read
 from optuna.trial import TrialState
 from standin import StandIn
 
@@ -24,7 +25,6 @@ from experiments import sweep
 from experiments.render import stopping_table, sweep_table
 from experiments.study import findings, sweepfile
 from experiments.study.pages import RESULTS, ROOT
-from experiments.study.rows import read
 from experiments.study.trials import (
     LOSSES,
     MOST_LOSSES,

@@ -23,12 +23,12 @@ from vitx.measure import compare as compare_file
 from vitx.measure import machine, timing, worker
 from vitx.measure.compare import compare, equality, summarise
 from vitx.measure.machine import Machine
-from vitx.measure.timing import Plan
+from vitx.measure.timing import TimingConfig
 from vitx.model.config import ModelConfig
 
 PLANTED = Path(__file__).parents[1] / "planted.py"
 CONFIG = ModelConfig(image=12, patch=3, width=24, depth=2, heads=3, classes=7)
-QUICK = Plan(processes=2, pair_s=0.05, block_s=0.002, warm_up_s=0.05, limit_s=120.0)
+QUICK = TimingConfig(processes=2, pair_s=0.05, block_s=0.002, warm_up_s=0.05, limit_s=120.0)
 
 
 class Crash(nn.Module):
@@ -418,7 +418,7 @@ def test_all_processes_end_with_the_one_that_started_them(tmp_path):
     program = (
         "import sys; from pathlib import Path; from vitx.measure import timing, worker as job\n"
         "folder = Path(sys.argv[1])\n"
-        "job.Tasks(folder, timing.Plan()).run('pair', '0', cache=folder / 'cache')\n"
+        "job.Tasks(folder, timing.TimingConfig()).run('pair', '0', cache=folder / 'cache')\n"
     )
     child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
     # The task's own process, a fork, has its server's words; the server may start others first.
@@ -484,13 +484,13 @@ def test_the_folder_of_pickles_and_compiled_code_is_private(tmp_path):
 
 def test_wrong_plans_are_refused():
     with pytest.raises(ValueError, match="mode = 'infer' is not known"):
-        Plan(mode="infer")
+        TimingConfig(mode="infer")
     with pytest.raises(ValueError, match="compile = 'max' is not known"):
-        Plan(compile="max")
+        TimingConfig(compile="max")
     with pytest.raises(ValueError, match="processes = 0 must be at least 1"):
-        Plan(processes=0)
+        TimingConfig(processes=0)
     with pytest.raises(ValueError, match=r"warm_up_s = 0\.0 must be positive"):
-        Plan(warm_up_s=0.0)
+        TimingConfig(warm_up_s=0.0)
     with pytest.raises(ValueError, match="example holds no image"):
         compare(nn.Linear(3, 5), nn.Linear(3, 5), torch.randn(0, 3))
 
@@ -498,7 +498,7 @@ def test_wrong_plans_are_refused():
 @pytest.mark.timing
 def test_a_model_against_itself_is_no_different():
     a = vitx.build(vitx.size("Ti/16", image=64))
-    plan = Plan(processes=5, pair_s=5.0)
+    plan = TimingConfig(processes=5, pair_s=5.0)
     found = compare(a, a, torch.randn(8, 3, 64, 64), plan=plan)
     assert found.verdict in ("no difference seen", "inconclusive")
 

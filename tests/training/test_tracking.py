@@ -121,7 +121,9 @@ def test_the_sync_command_can_be_pasted(tmp_path):
 
 
 def test_code_outside_of_a_checkout_is_dirty(monkeypatch, tmp_path):
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "vitx" / "training" / "provenance.py"))
+    monkeypatch.setattr(
+        provenance, "__file__", str(tmp_path / "vitx" / "training" / "provenance.py")
+    )
     found = provenance.environment()
     assert found["commit"] is None
     assert found["dirty"]

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from vitx.measure import stats, timing, worker
 from vitx.measure.equality import TIMED_LIMIT, Equality, Keys, equality, randomise
-from vitx.measure.timing import Plan, Subject
+from vitx.measure.timing import Subject, TimingConfig
 from vitx.model.compiler import needs_compiler
 from vitx.model.cost import forward_macs
 
-__all__ = ["Comparison", "Plan", "compare", "equality", "randomise", "speed"]
+__all__ = ["Comparison", "TimingConfig", "compare", "equality", "randomise", "speed"]
 
 Say = Callable[[str], None]
 
@@ -35,7 +35,7 @@ ONE_PROCESS, ALONE = "one process, no verdict", "timed alone"
 class Comparison:
     """What `compare` found. Ratios are the candidate's images/s over the reference's."""
 
-    plan: Plan
+    plan: TimingConfig
     equality: Equality | None
     """None where nothing was checked: of modules that need not compute the same, or of one."""
     verdict: str
@@ -141,7 +141,7 @@ def compare(
     example: Tensor,
     *,
     keys: Keys | None = None,
-    plan: Plan | None = None,
+    plan: TimingConfig | None = None,
     folder: Path | None = None,
     cache: Path | None = None,
     checked: Equality | None = None,
@@ -159,7 +159,7 @@ def compare(
     if not len(example):
         raise ValueError("example holds no image")
     result = checked or equality(reference, candidate, example[:2], keys=keys)
-    base = _before(reference, candidate, example, plan or Plan(), result)
+    base = _before(reference, candidate, example, plan or TimingConfig(), result)
     if not result.passed:
         return base
     return _time(base, reference, candidate, example, keys, folder, cache, say)
@@ -170,7 +170,7 @@ def speed(
     candidate: Subject,
     example: Tensor,
     *,
-    plan: Plan | None = None,
+    plan: TimingConfig | None = None,
     folder: Path | None = None,
     cache: Path | None = None,
     say: Say = lambda line: None,
@@ -182,7 +182,7 @@ def speed(
     """
     if not len(example):
         raise ValueError("example holds no image")
-    base = _before(reference, candidate, example, plan or Plan(), None)
+    base = _before(reference, candidate, example, plan or TimingConfig(), None)
     return _time(base, reference, candidate, example, None, folder, cache, say)
 
 
@@ -190,7 +190,7 @@ def _before(
     reference: Subject | None,
     candidate: Subject,
     example: Tensor,
-    plan: Plan,
+    plan: TimingConfig,
     checked: Equality | None,
 ) -> Comparison:
     """What is known before anything is timed."""
@@ -206,7 +206,7 @@ def _before(
     )
 
 
-def _dtype(example: Tensor, plan: Plan) -> str:
+def _dtype(example: Tensor, plan: TimingConfig) -> str:
     given = str(example.dtype).removeprefix("torch.")
     return given if plan.dtype == "as given" else plan.dtype
 
@@ -309,7 +309,9 @@ def summarise(found: Comparison) -> Comparison:
     return replace(found, verdict=verdict, reason=disturbed, ratio=ratio, floor=floor)
 
 
-def _alone(tasks: worker.Tasks, plan: Plan, side: str, cache: Path, *, checked: bool) -> dict:
+def _alone(
+    tasks: worker.Tasks, plan: TimingConfig, side: str, cache: Path, *, checked: bool
+) -> dict:
     """One model by itself: peak memory, error as timed, and compile seconds cold and warm.
 
     What it compiled into its own empty folder is then added to the folder that the pairs share.

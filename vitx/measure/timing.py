@@ -32,7 +32,7 @@ ARMS = ("reference", "again", "candidate")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TimingConfig:
     """How one comparison is timed."""
 
     mode: str = "inference"
@@ -107,7 +107,7 @@ def images_of(subject: Subject, example: Tensor) -> int:
     return subject.config.batch if isinstance(subject, Training) else len(example)
 
 
-def as_timed(subject: Any, example: Tensor, plan: Plan) -> tuple[Any, Tensor]:
+def as_timed(subject: Any, example: Tensor, plan: TimingConfig) -> tuple[Any, Tensor]:
     """Both in the dtype of the plan: in training the parameters stay as they are."""
     if plan.dtype == "as given" or plan.mode == "training" or isinstance(subject, Training):
         return subject, example
@@ -115,7 +115,7 @@ def as_timed(subject: Any, example: Tensor, plan: Plan) -> tuple[Any, Tensor]:
     return subject.to(dtype), example.to(dtype)
 
 
-def prepare(model: nn.Module, plan: Plan) -> Callable[[Tensor], Tensor]:
+def prepare(model: nn.Module, plan: TimingConfig) -> Callable[[Tensor], Tensor]:
     """The module as it is timed: itself, or compiled whole without a graph break."""
     if plan.compile == "none":
         return model
@@ -124,7 +124,7 @@ def prepare(model: nn.Module, plan: Plan) -> Callable[[Tensor], Tensor]:
 
 
 def make_step(
-    subject: Subject, run: Callable[[Tensor], Tensor] | None, example: Tensor, plan: Plan
+    subject: Subject, run: Callable[[Tensor], Tensor] | None, example: Tensor, plan: TimingConfig
 ) -> Callable[[], Any]:
     """One inference call, or one whole training step of `vitx.train`.
 
@@ -153,7 +153,7 @@ def make_step(
     return lambda: training.step(state, (example, target), config)
 
 
-def step_config(batch: int, plan: Plan) -> TrainConfig:
+def step_config(batch: int, plan: TimingConfig) -> TrainConfig:
     """The training step of any module; its `model` is not used."""
     precision = "float32" if plan.dtype == "as given" else plan.dtype
     return TrainConfig(
@@ -167,7 +167,7 @@ def step_config(batch: int, plan: Plan) -> TrainConfig:
 
 
 def make_steps(
-    subjects: Mapping[str, Subject], example: Tensor, plan: Plan
+    subjects: Mapping[str, Subject], example: Tensor, plan: TimingConfig
 ) -> dict[str, Callable[[], Any]]:
     """The step of every arm, in the dtype that is timed."""
     return {
@@ -177,7 +177,9 @@ def make_steps(
     }
 
 
-def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: int) -> dict:
+def pair(
+    subjects: Mapping[str, Subject], example: Tensor, plan: TimingConfig, process: int
+) -> dict:
     """Block times of all arms in random balanced order, with the machine's state around each round.
 
     Returns raw times in seconds an iteration, the order, and what a GPU reads at work after them
@@ -221,7 +223,7 @@ def pair(subjects: Mapping[str, Subject], example: Tensor, plan: Plan, process: 
     return found | log_ratios(times, images)
 
 
-def probe(subjects: Mapping[str, Subject], example: Tensor, plan: Plan) -> dict:
+def probe(subjects: Mapping[str, Subject], example: Tensor, plan: TimingConfig) -> dict:
     """The candidate's images/s in a few calls, beside all that a pair holds in memory."""
     steps = make_steps(subjects, example, plan)
     rounds = [
@@ -290,7 +292,9 @@ def _round(
     }
 
 
-def warm_up(steps: Mapping[str, Callable[[], Any]], plan: Plan, device: torch.device) -> dict:
+def warm_up(
+    steps: Mapping[str, Callable[[], Any]], plan: TimingConfig, device: torch.device
+) -> dict:
     """Blocks of every arm until each arm has had three in a row within 3 %, at most `warm_up_s`."""
     first = {arm: time_block(step, 1, device) for arm, step in steps.items()}
     start = time.perf_counter()

@@ -1,6 +1,6 @@
 """The tasks of a job, each in a process of its own: `python -m vitx.measure.worker` does them.
 
-A job is a folder with `job.json` (a `Plan` and settings) and pickles: candidate, example, and the
+A job is a folder with `job.json` (a `TimingConfig` and settings) and pickles: candidate, example, and the
 reference if there is one. What is timed is a module, or a whole training step (`Training`). The
 tasks are `alone` (one of the two: peak memory, compile seconds, error in the timed dtype),
 `details` (where its time goes), `pair` (three arms in one process: reference, the same reference
@@ -45,8 +45,8 @@ from vitx.measure.machine import (
 )
 from vitx.measure.timing import (
     ARMS,
-    Plan,
     Subject,
+    TimingConfig,
     as_timed,
     images_of,
     iterations_of,
@@ -69,7 +69,7 @@ POLL_S = 0.2
 
 def write(
     folder: Path,
-    plan: Plan,
+    plan: TimingConfig,
     reference: Subject | None,
     candidate: Subject,
     example: Tensor,
@@ -115,7 +115,7 @@ class Tasks:
     Used in a `with` statement, whose end, by Ctrl-C too, ends all processes.
     """
 
-    def __init__(self, folder: Path, plan: Plan):
+    def __init__(self, folder: Path, plan: TimingConfig):
         self._folder, self._plan = folder, plan
         self._errors = folder / "errors.txt"
         self._server: tuple[subprocess.Popen, Connection] | None = None
@@ -300,7 +300,7 @@ def _load(folder: Path, name: str, device: str | None = None) -> Any:
 def _do(folder: Path, task: str, *args: str) -> dict[str, Any]:
     """What a task finds."""
     job = json.loads((folder / "job.json").read_text())
-    plan = Plan(**job["plan"])
+    plan = TimingConfig(**job["plan"])
     if task != "alone" and plan.keep_memory:
         keep_memory()
     torch.set_num_threads(job["settings"]["threads"])
@@ -326,7 +326,7 @@ def _do(folder: Path, task: str, *args: str) -> dict[str, Any]:
     return _alone(folder, plan, *args)
 
 
-def _alone(folder: Path, plan: Plan, side: str, *more: str) -> dict[str, Any]:
+def _alone(folder: Path, plan: TimingConfig, side: str, *more: str) -> dict[str, Any]:
     """Memory and compile seconds of one side by itself, and if asked for its error as timed."""
     # All are first read without their weights, so that each carries the same imports.
     _ = [_load(folder, each, "meta") for each in _sides(folder)]
@@ -350,7 +350,7 @@ def _alone(folder: Path, plan: Plan, side: str, *more: str) -> dict[str, Any]:
     return found
 
 
-def _as_stepped(run: Callable[[Tensor], Any], plan: Plan, image: Tensor) -> Any:
+def _as_stepped(run: Callable[[Tensor], Any], plan: TimingConfig, image: Tensor) -> Any:
     """A module's output as the timed call or step computes it."""
     if plan.mode == "inference" or plan.dtype == "as given":
         return run(image)
@@ -358,7 +358,7 @@ def _as_stepped(run: Callable[[Tensor], Any], plan: Plan, image: Tensor) -> Any:
         return run(image)
 
 
-def _details(folder: Path, side: str, image: Tensor, plan: Plan) -> dict[str, Any]:
+def _details(folder: Path, side: str, image: Tensor, plan: TimingConfig) -> dict[str, Any]:
     """Where a module's time goes, as far as it can be told for this plan."""
     subject, example = as_timed(_load(folder, side), image, plan)
     found: dict[str, Any] = {}

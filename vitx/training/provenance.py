@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,28 +21,61 @@ PACKAGES = ("torch", "torchvision", "timm", "einops", "numpy", "scikit-learn", "
             "transformers", "vit-pytorch")  # fmt: skip
 
 
-def environment() -> dict[str, Any]:
-    """What a number depends on besides its configuration: commit, versions, machine, settings."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join(["python", *_command()]),
-        "commit": git("rev-parse", "HEAD"),
-        "version": version(),
-        "dirty": git("status", "--porcelain", "--untracked-files=all", "--", *CODE) != "",
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cpu": _cpu("model name") or platform.processor(),
-        "cpu_id": "/".join(_cpu(name) for name in ("cpu family", "model", "stepping")),
-        "cores": os.cpu_count(),
-        "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "threads": torch.get_num_threads(),
-        "matmul_precision": _matmul_precision(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What a number depends on besides its configuration. Empty or None: not known."""
+
+    time: str
+    """UTC, at the start."""
+    command: str = ""
+    commit: str | None
+    version: str = ""
+    """What decides which values a configuration trains to, as `version` says."""
+    dirty: bool
+    """Whether code was not committed, or lies in no checkout."""
+    python: str
+    versions: dict[str, str | None]
+    """Of packages, by their names."""
+    cuda: str | None = None
+    cudnn: int | None = None
+    gpu: str | None = None
+    cpu: str
+    cpu_id: str = ""
+    """Family, model and stepping."""
+    cores: int | None = None
+    affinity: int | None = None
+    """Cores that this process may use."""
+    threads: int | None = None
+    matmul_precision: str = ""
+    system: str = ""
+    load: float | None = None
+    before: tuple[dict[str, Any], ...] = ()
+    """Where a run was at work before it was resumed."""
+
+
+def environment() -> Environment:
+    """The environment of this process, now."""
+    cuda = torch.cuda.is_available()
+    return Environment(
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        command=" ".join(["python", *_command()]),
+        commit=git("rev-parse", "HEAD"),
+        version=version(),
+        dirty=git("status", "--porcelain", "--untracked-files=all", "--", *CODE) != "",
+        python=platform.python_version(),
+        versions={name: _version(name) for name in PACKAGES},
+        cuda=torch.version.cuda if cuda else None,
+        cudnn=torch.backends.cudnn.version() if cuda else None,
+        gpu=torch.cuda.get_device_name() if cuda else None,
+        cpu=_cpu("model name") or platform.processor(),
+        cpu_id="/".join(_cpu(name) for name in ("cpu family", "model", "stepping")),
+        cores=os.cpu_count(),
+        affinity=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        threads=torch.get_num_threads(),
+        matmul_precision=_matmul_precision(),
+        system=f"{platform.system()} {platform.machine()}",
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    )
 
 
 def _matmul_precision() -> str:

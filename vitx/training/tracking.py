@@ -11,6 +11,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ class Run:
         if not self.resumed:
             self.write("run.json", {"id": self.id, "group": group, "name": name})
         self.write("config.json", dict(config))
-        self.write("environment.json", environment() | {"before": _before(self.folder)})
+        now = asdict(environment()) | {"before": _before(self.folder)}
+        self.write("environment.json", now)
         if changes := git("diff", "HEAD"):
             (self.folder / "git.diff").write_text(changes + "\n", encoding="utf8")
         self._wandb = self._start_wandb(group, name, config)

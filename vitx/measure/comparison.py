@@ -1,0 +1,144 @@
+"""What a timing says: plain frozen values, which results hold as they are."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitx.measure.equality import Equality
+from vitx.measure.stats import Interval
+from vitx.measure.timing import TimingConfig
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images per second."""
+
+    median: float
+    """Over all blocks of all processes; `low` and `high` are the 10 % and 90 % quantiles."""
+    low: float
+    high: float
+    mean: Interval | None = None
+    """Geometric mean of the processes' medians with its 95 % interval; None of one process."""
+
+
+@dataclass(frozen=True)
+class CompileSeconds:
+    """Seconds of the first call beyond a later one, with an empty and with a filled cache."""
+
+    cold: float
+    warm: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Quantiles of the seconds of single calls, with 95 % intervals of order statistics."""
+
+    calls: int
+    p50: Interval
+    p90: Interval
+    p99: Interval
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Seconds per image that compiling saves: the median over pairs of blocks, with 95 %."""
+
+    pairs: int
+    seconds: Interval
+
+
+@dataclass(frozen=True)
+class Utilisation:
+    """The rate of a model's counted work beside the machine's peak before and after it."""
+
+    flops: float
+    """Operations per second; a multiplication and an addition are two."""
+    peak_low: float
+    peak_high: float
+    bandwidth: float
+    """Bytes per second of the fastest copy."""
+    mfu: float | None
+    """`flops` over `peak_high`; None where `why` says why not."""
+    why: str = ""
+    data_sheet: float | None = None
+    bytes: float | None = None
+    """Read and written per second by the operations of a call; None of a training step."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models of a timing. What was not measured is None."""
+
+    rate: Rate | None = None
+    page_faults: float | None = None
+    """Median over all blocks, per iteration."""
+    macs: int | None = None
+    """Multiply-accumulates of one image's forward pass."""
+    parameters: int | None = None
+    peak_mib: float | None = None
+    host_mib: float | None = None
+    compile_s: CompileSeconds | None = None
+    timed_error: float | None = None
+    """Relative root-mean-square error to float64, as timed."""
+    mean_images_per_s: float | None = None
+    """The mean of 40 calls of one process, which is what timm's benchmark reports."""
+    latency: Latency | None = None
+    stages: dict[str, float] | None = None
+    """Median seconds of each stage of an eager inference call."""
+    phases: dict[str, float] | None = None
+    """Median seconds of each phase of an eager training step."""
+    saved: Saved | None = None
+    utilisation: Utilisation | None = None
+
+
+@dataclass(frozen=True)
+class Process:
+    """What one process of a timing found; its raw times lie beside it."""
+
+    log_ratio: float | None
+    """Median over rounds of the log of the reference's time per image over the candidate's."""
+    log_ratio_again: float | None
+    """The same of the reference's first arm over its second."""
+    warm_up: str = ""
+    """What ended the warm-up: `steady` or `time`."""
+    rounds_used: int | None = None
+    rounds_disturbed: int | None = None
+    quiet: bool = True
+    """Whether enough rounds were undisturbed."""
+    threads: int | None = None
+    forked: bool | None = None
+    gpu_readings: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a timing found. Ratios are the candidate's images per second over the reference's."""
+
+    config: TimingConfig
+    verdict: str
+    """A word of `stats.speed_verdict`, `not timed`, `not equal`, `failed`, `timed alone`, or
+    `one process, no verdict`."""
+    reason: str = ""
+    ratio: Interval | None = None
+    """From one process the value stands at both ends, and there is no floor."""
+    floor: float | None = None
+    """Noise floor, as a fraction."""
+    candidate: Side = Side()
+    reference: Side | None = None
+    equality: Equality | None = None
+    """None where nothing was checked: of modules that need not compute the same, or of one."""
+    batch: int = 0
+    dtype: str = ""
+    device: str = ""
+    processes: tuple[Process, ...] = ()
+    raw: list[dict[str, Any]] = field(default_factory=list)
+    """Of each process: times, order and machine state of every round."""
+
+    @property
+    def log_ratios(self) -> list[float]:
+        """Of all processes, where there is a reference."""
+        return [p.log_ratio for p in self.processes if p.log_ratio is not None]
+
+    @property
+    def log_ratios_again(self) -> list[float]:
+        """Of the reference beside itself."""
+        return [p.log_ratio_again for p in self.processes if p.log_ratio_again is not None]
