@@ -1,11 +1,40 @@
-"""The kinds of results that programs of this folder make."""
+"""The kinds of results that programs of this folder make, and what is checked of each."""
 
-from dataclasses import dataclass, field
-from typing import Any
+import itertools
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta
 
 from experiments.study.results import Result
-from vitx.measure.comparison import Comparison
-from vitx.measure.equality import Equality
+from vitx.measure import stats
+from vitx.measure.compare import ALONE, ONE_PROCESS
+from vitx.measure.comparison import Comparison, Side
+from vitx.measure.equality import TOLERANCE, Equality, largest
+from vitx.measure.stats import Interval
+
+NO_VERDICT = "smoke run, no verdict"
+"""Of a run whose settings are too small to tell anything."""
+CHECKED = "checked"
+"""Said of outputs that were compared with the reference's."""
+UNTIMED = ("failed", "not timed", "not equal")
+"""Verdicts of a timing that has no ratio or rate to show."""
+MOST = 1e21
+"""No number of a timing is larger."""
+SIGNED = ("log_ratio", "remainder", "residual", "saved")
+"""Numbers that may be negative: logarithms, and differences of times, which are noisy."""
+ERRORS = ("equality", "timed_error")
+"""Numbers that may be infinite or undefined."""
+TRIALS = {0.0: 60, 0.03: 30, 0.05: 30}
+"""Trials of the timing by the planted share of further work."""
+
+Count = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +52,37 @@ class EqualResult(Pair, kind="equality"):
     batch: int
     image: tuple[int, ...]
     equality: Equality
-    verdict: str
+    verdict: Literal["equal", "not equal"]
+
+    def check(self) -> None:
+        errors = largest((self.equality.output_error, self.equality.gradient_error))
+        passed = self.equality.passed and errors <= TOLERANCE
+        if self.verdict == "equal" and not passed:
+            raise ValueError("verdict = 'equal': outputs or gradients differ")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(Pair):
     """A timing, in pairs if there is a reference."""
 
+    needs_ratios: ClassVar[bool] = True
+    """Whether rates and the log ratio of each process must be kept; the first of a kind may lack
+    them."""
     comparison: Comparison
     image: tuple[int, ...] = ()
+
+    @property
+    def untimed(self) -> bool:
+        """Whether there is nothing to show but the reason."""
+        return self.comparison.verdict in UNTIMED
+
+    def check(self) -> None:
+        least = 0 if self.untimed else 1  # the best batch of a failure may be unknown
+        if self.comparison.batch < least:
+            raise ValueError(f"batch = {self.comparison.batch} must be at least {least}")
+        check_numbers(self.comparison)
+        if not self.untimed:
+            check_ratio(self.comparison, needed=self.needs_ratios)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +94,8 @@ class Speed(Timed, kind="speed"):
 class Control(Timed, kind="control"):
     """A timing whose answer is known: timm with planted work, or timm beside itself."""
 
-    planted: float
-    """Share of further work that was asked for; 0 for none."""
+    planted: Share
+    """The share of further work that was meant; 0 for none."""
     planted_counted: float
     """And that was counted, in MACs."""
 
@@ -55,7 +106,12 @@ class Trial(Control, kind="trial"):
 
     trial: int
     protocol: int
-    seconds: float
+    seconds: Positive
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.trial < len(shares()) or shares()[self.trial] != self.planted:
+            raise ValueError(f"there is no trial {self.trial} of {self.planted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +119,29 @@ class Throughput(Timed, kind="throughput"):
     """One timing configuration of `benchmarks.throughput`."""
 
     configuration: str
-    """A hash of what was asked for, by which it is found again."""
+    """A hash of the settings, by which the result is found again."""
     batch_asked: str
-    """The batch as it was asked for: a number, or `auto`."""
+    """The batch of the settings: a number, or `auto`."""
     batches_tried: dict[str, float | str] = field(default_factory=dict)
+    """By each batch that `auto` has tried its images per second, or why there are none."""
     checked: str = ""
     """`checked`, or why the outputs were not."""
     protocol: int
+
+    def check(self) -> None:
+        super().check()
+        passed = self.comparison.equality is not None and self.comparison.equality.passed
+        if self.checked == CHECKED and not self.untimed and not passed:
+            raise ValueError("checked = 'checked': the outputs were not checked")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(Timed, kind="gate"):
     """One commit beside another; `reference` and `candidate` are their hashes."""
 
+    needs_ratios = False
     model: str
-    threshold: float
+    threshold: Positive
     outputs_apart: float
     failed: bool
 
@@ -86,6 +150,7 @@ class Gate(Timed, kind="gate"):
 class Step(Timed, kind="step"):
     """Whole training steps, data included, beside others."""
 
+    needs_ratios = False
     name: str
     """Of the pair, as `benchmarks.steps --only` takes it."""
     logits_error: float | None = None
@@ -99,16 +164,20 @@ class Start(Result, kind="start"):
     """Seconds from the start of the training program to the end of its first step."""
 
     recipe: str
-    seconds: tuple[float, ...]
+    seconds: Annotated[tuple[Positive, ...], Meta(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mutants(Pair, kind="mutants"):
     """How many planted bugs each check catches."""
 
-    caught: int
-    caught_by_common_check: int
-    planted: int
+    caught: Count
+    caught_by_common_check: Count
+    planted: Count
+
+    def check(self) -> None:
+        if max(self.caught, self.caught_by_common_check) > self.planted:
+            raise ValueError(f"planted = {self.planted}: more were caught")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +188,7 @@ class Pilot(Pair, kind="pilot"):
     seeds: int
     reference_std: float
     candidate_std: float
-    margin: float
+    margin: Positive
     seeds_needed: int
 
 
@@ -130,20 +199,44 @@ class Accuracy(Pair, kind="accuracy"):
     data: str
     trajectory_error: float
     trajectory_steps: int
-    svm: float | None = None
-    test_images: int
+    svm: Share | None = None
+    test_images: Annotated[int, Meta(ge=1)]
     config: dict[str, Any]
+    """Of the recipe, flat."""
     seeds: int
-    reference_values: tuple[float, ...]
-    candidate_values: tuple[float, ...]
+    reference_values: Annotated[tuple[Share, ...], Meta(min_length=2)]
+    candidate_values: Annotated[tuple[Share, ...], Meta(min_length=2)]
     reference_seconds: float | None = None
     candidate_seconds: float | None = None
-    margin: float
+    margin: Positive
     difference: float
     low: float
+    """Of the 90 % interval of the difference; undefined where the values can't be tested."""
     high: float
     p_equivalence: float
     verdict: str
+
+    def check(self) -> None:
+        if self.seeds != len(self.candidate_values):
+            raise ValueError(f"seeds = {self.seeds} of {len(self.candidate_values)} values")
+        if math.isnan(self.low):
+            if self.verdict == "equivalent":
+                raise ValueError("verdict = 'equivalent' without an interval")
+            return
+        test = stats.equivalence(self.reference_values, self.candidate_values, margin=self.margin)
+        claimed = (self.difference, self.low, self.high, self.p_equivalence)
+        same = _alike((test.difference, test.low, test.high, test.p_equivalence), claimed)
+        if not same or (self.verdict == "equivalent" and not test.equivalent):
+            raise ValueError("the equivalence test is not that of its values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accurate:
+    """What one model makes of a folder of pictures."""
+
+    top1: Share
+    top5: Share
+    seconds: Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +245,12 @@ class Pretrained(Pair, kind="pretrained"):
 
     weights: str
     data: str
-    images: int
+    images: Annotated[int, Meta(ge=1)]
     classes: int
-    top1: tuple[float, float]
-    """Of the reference and the candidate; likewise below."""
-    top5: tuple[float, float]
-    identical: int
+    of_reference: Accurate
+    of_candidate: Accurate
+    identical: Count
     logits_apart: float
-    seconds: tuple[float, float]
     preprocessing: dict[str, Any]
 
 
@@ -167,14 +258,28 @@ class Pretrained(Pair, kind="pretrained"):
 class Check(Result, kind="check"):
     """Whether a device computes what the CPU does."""
 
-    facts: dict[str, Any]
+    facts: dict[str, str | float | None]
     kernels: dict[str, str]
     logits_error: dict[str, float]
-    bands: dict[str, float]
     trajectory_apart: float
     losses: tuple[float, ...]
-    within: dict[str, bool]
-    verdict: str
+    bands: dict[str, float]
+    """Of each dtype's logits, and of the `trajectory`."""
+
+    @property
+    def within(self) -> dict[str, bool]:
+        """Whether each deviation lies within its band."""
+        apart = self.logits_error | {"trajectory": self.trajectory_apart}
+        return {name: error <= self.bands[name] for name, error in apart.items()}
+
+    @property
+    def verdict(self) -> str:
+        return "within all bands" if all(self.within.values()) else "outside a band"
+
+    def check(self) -> None:
+        missing = {*self.logits_error, "trajectory"} - self.bands.keys()
+        if missing:
+            raise ValueError(f"bands has no {sorted(missing)[0]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,3 +288,94 @@ class Failure(Pair, kind="failure"):
 
     data: str = ""
     reason: str
+
+
+@lru_cache(maxsize=1)
+def shares() -> tuple[float, ...]:
+    """The planted share of every trial, in the order in which they are made."""
+    planted = [share for share, count in TRIALS.items() for _ in range(count)]
+    random.Random(0).shuffle(planted)
+    return tuple(planted)
+
+
+def check_ratio(comparison: Comparison, *, needed: bool = True) -> None:
+    """ValueError if ratio, floor and verdict are not those of the processes' log ratios."""
+    ratio, floor, verdict = comparison.ratio, comparison.floor, comparison.verdict
+    sides = (comparison.candidate, comparison.reference) if ratio else (comparison.candidate,)
+    if needed and not all(side and side.rate for side in sides):
+        raise ValueError(f"verdict = {verdict!r} without images per second")
+    if ratio is None or floor is None:
+        alone = ratio is None and verdict in (ALONE, stats.INCONCLUSIVE)
+        one = len(comparison.processes) == 1 and verdict in (ONE_PROCESS, NO_VERDICT)
+        if not (alone or (ratio and one)):
+            raise ValueError(f"verdict = {verdict!r} without an interval")
+        return
+    logs, again = comparison.log_ratios, comparison.log_ratios_again
+    if not (logs or again or needed):
+        return
+    if not len(logs) == len(again) == len(comparison.processes):
+        raise ValueError(f"{len(comparison.processes)} processes of {len(logs)} ratios")
+    expected, expected_floor = stats.paired_ratio(logs), stats.noise_floor(again)
+    verdicts = (stats.speed_verdict(expected, expected_floor), stats.INCONCLUSIVE, NO_VERDICT)
+    same = _alike((*_ends(expected), expected_floor), (*_ends(ratio), floor))
+    if not same or verdict not in verdicts:
+        raise ValueError("ratio, floor and verdict are not those of its processes")
+
+
+def check_numbers(comparison: Comparison) -> None:
+    """ValueError for a number that can't be: too large, negative, or an interval out of order."""
+    for name, value in numbers(asdict(comparison)):
+        if any(word in name for word in ERRORS):
+            continue
+        if not abs(value) < MOST or (value < 0 and not any(word in name for word in SIGNED)):
+            raise ValueError(f"{name} = {value} can't be")
+    if comparison.ratio:
+        _in_order(_ends(comparison.ratio), above=0)
+    for side in filter(None, (comparison.reference, comparison.candidate)):
+        _check_side(side)
+
+
+def numbers(value: object, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every single number within a value, under its names joined."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key != "raw":
+                yield from numbers(item, f"{name}_{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from numbers(item, name)
+    elif isinstance(value, float | int) and not isinstance(value, bool):
+        yield name, value
+
+
+def _check_side(side: Side) -> None:
+    if side.rate:
+        _in_order((side.rate.low, side.rate.median, side.rate.high), above=0)
+        if side.rate.mean:
+            _in_order(_ends(side.rate.mean), above=0)
+    if used := side.utilisation:
+        for number in (used.flops, used.peak_low, used.peak_high, used.bandwidth, used.bytes):
+            _in_order((1.0 if number is None else number,), above=0)
+    if side.saved:
+        _in_order(_ends(side.saved.seconds))
+    if side.latency:
+        for quantile in (side.latency.p50, side.latency.p90, side.latency.p99):
+            _in_order(_ends(quantile), above=0)
+
+
+def _ends(interval: Interval) -> tuple[float, float, float]:
+    """An interval's value between its ends."""
+    return interval.low, interval.value, interval.high
+
+
+def _in_order(values: Sequence[float], above: float = -math.inf) -> None:
+    """ValueError unless these are numbers above `above`, none smaller than the one before."""
+    ascending = all(a <= b for a, b in itertools.pairwise(values))
+    if not (ascending and values[0] > above):
+        raise ValueError(f"{', '.join(map(str, values))} are not in order")
+
+
+def _alike(expected: Sequence[float], claimed: Sequence[float]) -> bool:
+    """Whether two lists of numbers are the same but for rounding."""
+    pairs = zip(expected, claimed, strict=True)
+    return all(math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12) for one, other in pairs)

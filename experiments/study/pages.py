@@ -1,19 +1,22 @@
-"""Pages whose tables and quoted code are rendered: from rows, and from the source as it stands."""
+"""Tables, and pages whose tables and quoted code are rendered from results and source files."""
 
 import ast
 import csv
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.study.results import Result
+from vitx.measure.comparison import Comparison
+from vitx.measure.stats import Interval
+from vitx.training.provenance import Environment
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
-"""Committed rows of training."""
-
-Row = dict
+"""Committed results of training."""
 
 
 @dataclass(frozen=True)
@@ -60,57 +63,59 @@ def table(items: Sequence[Any], columns: Columns) -> Table:
     return Table(tuple(columns), body)
 
 
-MACHINE = (
-    "environment.cpu",
-    "environment.cpu_id",
-    "environment.gpu",
-    "environment.cores",
-    "environment.threads",
-    "origin",
-)
-"""Rows that differ in one of these are never in one cell."""
+def same_machine(result: Result) -> Hashable:
+    """What results share that may stand in one cell of a table."""
+    at = result.environment
+    return at.cpu, at.cpu_id, at.gpu, at.cores, at.threads, result.origin
 
 
-def machine(row: Row) -> str:
-    """What a row was measured on: the GPU, or the CPU with its cores, and its threads where these
-    are others in number; and what it was sent as."""
-    environment, devices = row["environment"], row.get("device", "cpu").split(" and ")
-    cores, threads = environment["cores"], environment.get("threads")
-    used = "" if threads in (None, cores) else f", {threads} thread{'s' * (threads > 1)}"
-    cpu = f"CPU ({processor(environment)}, {cores} cores{used})"
-    each = (cpu if device.startswith("cpu") else environment["gpu"] or device for device in devices)
-    sent = f", sent as {row['origin']}" if "origin" in row else ""
-    return " and ".join(each) + sent
+def machine(result: Result) -> str:
+    """What it was measured on: the GPU, or the CPU with its cores, and its threads where these are
+    others in number; and the file that it was sent as."""
+    at = result.environment
+    threads = (
+        "" if at.threads in (None, at.cores) else f", {at.threads} thread{'s' * (at.threads > 1)}"
+    )
+    cpu = f"CPU ({processor(at)}, {at.cores} cores{threads})"
+    devices = result.device.split(" and ")
+    each = (cpu if device.startswith("cpu") else at.gpu or device for device in devices)
+    return " and ".join(each) + (f", sent as {result.origin}" if result.origin else "")
 
 
-def processor(environment: Mapping[str, Any]) -> str:
+def processor(environment: Environment) -> str:
     """The CPU's name, with family/model/stepping where they are known: one name has several."""
-    number = environment.get("cpu_id") or ""
-    return f"{environment['cpu']} {number}" if number.strip("/") else environment["cpu"]
+    known = environment.cpu_id.strip("/")
+    return f"{environment.cpu} {environment.cpu_id}" if known else environment.cpu
 
 
-def ratio_text(row: Row) -> str:
+def interval_text(interval: Interval, form: str = ".3f") -> str:
+    """A value with the ends of its interval."""
+    low, high = format(interval.low, form), format(interval.high, form)
+    return f"{interval.value:{form}} ({low} to {high})"
+
+
+def ratio_text(comparison: Comparison) -> str:
     """The ratio with its interval, or why there is none."""
-    if row["ratio"] is None:
-        return f"{row['verdict']}: {row['reason']}"
-    if row["ratio_low"] is None:
-        return f"{row['ratio']:.3f} (one process, no interval)"
-    return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
+    if comparison.ratio is None:
+        return f"{comparison.verdict}: {comparison.reason}"
+    if comparison.floor is None:
+        return f"{comparison.ratio.value:.3f} (one process, no interval)"
+    return interval_text(comparison.ratio)
 
 
-def floor_text(row: Row) -> str:
+def floor_text(comparison: Comparison) -> str:
     """The noise floor as ± per cent, or a dash."""
-    return "–" if row["noise_floor"] is None else f"±{row['noise_floor']:.1%}"
+    return "–" if comparison.floor is None else f"±{comparison.floor:.1%}"
 
 
 def fill(
-    text: str, tables: Mapping[str, Callable[[Sequence[Row]], Table]], rows: Sequence[Row]
+    text: str, tables: Mapping[str, Callable[[Sequence[Any]], Table]], results: Sequence[Result]
 ) -> str:
     """Fill each marked part: `<!-- table:NAME -->` or `<!-- code:FILE:Class.method -->`."""
 
     def part(match: re.Match[str]) -> str:
-        kind, what = match[2], match[3]
-        rendered = tables[what](rows).markdown() if kind == "table" else _code(*what.split(":"))
+        kind, name = match[2], match[3]
+        rendered = tables[name](results).markdown() if kind == "table" else _code(*name.split(":"))
         return f"{match[1]}\n{rendered}\n{match[4]}"
 
     pattern = r"(<!-- (table|code):(\S+) -->)\n.*?(<!-- end -->)"
@@ -120,12 +125,15 @@ def fill(
 def _code(file: str, name: str) -> str:
     """The source of a class's method, as a fenced block."""
     source = (ROOT / file).read_text(encoding="utf8")
-    klass, method = name.split(".")
-    (body,) = (
-        node.body
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef) and node.name == klass
-    )
-    (found,) = (n for n in body if isinstance(n, ast.FunctionDef) and n.name == method)
-    lines = source.splitlines()[found.lineno - 1 : found.end_lineno]
+    path = name.split(".")
+    nodes: Sequence[ast.stmt] = ast.parse(source).body
+    node = None
+    for part in path:
+        (node,) = (
+            child for child in nodes
+            if isinstance(child, ast.ClassDef | ast.FunctionDef) and child.name == part
+        )  # fmt: skip
+        nodes = node.body
+    assert node is not None
+    lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
     return "```python\n" + textwrap.dedent("\n".join(lines)) + "\n```"

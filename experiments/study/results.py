@@ -8,7 +8,7 @@ import json
 import lzma
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -86,9 +86,9 @@ class Results:
 
 
 def encode(result: Result) -> str:
-    """One line of JSON."""
-    values = {"schema": SCHEMA, "kind": result.kind} | msgspec.to_builtins(result)
-    return json.dumps(_as_words(values), allow_nan=False)
+    """One line of JSON. Fields whose default says that nothing is known are left out with it."""
+    values = {"schema": SCHEMA, "kind": result.kind} | _plain(result)
+    return json.dumps(values, allow_nan=False)
 
 
 def decode(values: Any, where: str) -> Result:
@@ -199,19 +199,30 @@ def _take_raw(values: Any) -> Any:
     return taken
 
 
-def _as_words(value: Any) -> Any:
-    """The value with infinite and undefined numbers as words."""
+def _plain(value: Any) -> Any:
+    """The value as JSON has it, with infinite and undefined numbers as words."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _as_words(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_words(item) for item in value]
+        return [_plain(item) for item in value]
+    if is_dataclass(value):
+        known = (
+            field for field in fields(value) if not _unknown(field, getattr(value, field.name))
+        )
+        return {field.name: _plain(getattr(value, field.name)) for field in known}
     return value
 
 
+def _unknown(field: Field, value: Any) -> bool:
+    """Whether this is the field's default, and empty."""
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    return default in (None, "", (), [], {}) and value == default
+
+
 def _as_numbers(value: Any) -> Any:
-    """The inverse of `_as_words`."""
+    """The value with the words for such numbers as numbers."""
     if isinstance(value, str) and value in NOT_FINITE:
         return float(value)
     if isinstance(value, dict):
