@@ -9,7 +9,7 @@ from vitx.model.cost import cost, training_macs
 from vitx.model.functional.attention import ATTENTION
 from vitx.settings import delta, flat, from_flat, override
 from vitx.training.config import OptimConfig, TrainConfig, identity
-from vitx.training.trainer import prepare
+from vitx.training.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -62,7 +62,32 @@ def digits(**changes):
     ("kind", "fields", "message"),
     [
         (DataConfig, {"name": "digit"}, r"data\.name = 'digit' .*did you mean 'digits'"),
-        (DataConfig, {"rotate": 400.0}, r"data\.rotate = 400\.0 must lie between 0 and 180"),
+        (
+            DataConfig,
+            {"rotate": 400.0},
+            r"data\.rotate = 400\.0 must lie between 0 and 180 degrees",
+        ),
+        (DataConfig, {"crop": 0.0}, r"data\.crop = 0\.0 must lie in \(0, 1\]"),
+        (DataConfig, {"flip": 1.5}, r"data\.flip = 1\.5 must lie in \[0, 1\]"),
+        (DataConfig, {"shift": 1.0}, r"data\.shift = 1\.0 must lie in \[0, 1\)"),
+        (DataConfig, {"mixup": -1.0}, r"data\.mixup = -1\.0 must be 0 or positive"),
+        (
+            DataConfig,
+            {"split_seed": -1},
+            r"data\.split_seed = -1 must be a whole number, at least 0",
+        ),
+        (
+            DataConfig,
+            {"split_seed": 2**32},
+            r"data\.split_seed = 4294967296 must be less than 2\*\*32",
+        ),
+        (
+            DataConfig,
+            {"resize": "crops"},
+            r"data\.resize = 'crops' is not known; did you mean 'crop'",
+        ),
+        (DataConfig, {"workers": True}, r"data\.workers = True must be a whole number, at least 0"),
+        (DataConfig, {"drop_last": 0}, r"data\.drop_last = 0 must be True or False"),
         (OptimConfig, {"lr": 0.0}, r"optim\.lr = 0\.0 must be positive"),
         (OptimConfig, {"lr": float("nan")}, r"optim\.lr = nan must be a finite number"),
         (OptimConfig, {"beta2": 1.0}, r"optim\.beta2 = 1\.0 must lie in"),
@@ -101,14 +126,14 @@ def test_override_changes_nested_fields_and_refuses_unknown_ones():
 
 
 def sdpa(q, k, v, *, mask=None, drop=0.0):
-    """One of our own, under a name that the table has too."""
+    """One of our own, under a name that the registry has too."""
     return v
 
 
 def test_a_callable_of_ones_own_is_recorded_with_its_module():
     own = ModelConfig(attention=sdpa)
     assert delta(own, ModelConfig()) == {"attention": f"{__name__}.sdpa"}
-    assert identity(own) != identity(ModelConfig())
+    assert identity(override(DIGITS, **{"model.attention": sdpa})) != identity(DIGITS)
     with pytest.raises(ValueError, match="can't be read; write a name"):
         from_flat(ModelConfig, flat(own))
     assert flat(ModelConfig(attention=ATTENTION["sdpa"])) == flat(ModelConfig())

@@ -1,15 +1,26 @@
 """Frozen configurations as values: checks of fields, `override`, `flat`, `delta`.
 
 `override` derives one configuration from another, `delta` names how two differ, `flat` makes plain
-values of one. Checks raise a ValueError that names field, value and rule.
+values of one. A field's type says which values it takes: `depth: Whole`, `drop: Rate`, a `Literal`
+of words, or `Annotated[float, within(0, 180)]`. `check_fields` checks all of them.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from functools import cache
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from vitx.registry import name_of, nearest
+from vitx.registry import choose, name_of, nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -18,6 +29,83 @@ else:
 
 Config = TypeVar("Config", bound=DataclassInstance)
 """A frozen dataclass, whose fields may be such dataclasses."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, each one of them by `[` or `]`; `rule` is the message."""
+
+    low: int | float
+    high: int | float
+    rule: str
+    ends: str = "[]"
+
+    def __contains__(self, value: int | float) -> bool:
+        above = value >= self.low if self.ends[0] == "[" else value > self.low
+        return above and (value <= self.high if self.ends[1] == "]" else value < self.high)
+
+
+def within(low: int | float, high: int | float, *, ends: str = "[]", rule: str = "") -> Range:
+    """The range of a number; `rule` is the message in place of the usual one."""
+    return Range(low, high, rule or f"must lie in {ends[0]}{low:g}, {high:g}{ends[1]}", ends)
+
+
+def at_least(low: int) -> Range:
+    """The range of a whole number."""
+    return within(low, math.inf, rule=f"must be a whole number, at least {low}")
+
+
+Natural = Annotated[int, at_least(0)]
+Whole = Annotated[int, at_least(1)]
+Rate = Annotated[float, within(0, 1, ends="[)")]
+Share = Annotated[float, within(0, 1)]
+Positive = Annotated[float, within(0, math.inf, ends="()", rule="must be positive")]
+NotNegative = Annotated[float, within(0, math.inf, rule="must be 0 or positive")]
+
+
+def check_fields(config: DataclassInstance, prefix: str = "") -> None:
+    """Check each field by its type and by the ranges beside it; `prefix` stands before its name.
+
+    Raises ValueError naming the first field with another value, the value and the rule.
+    """
+    for name, hint in _hints(type(config)).items():
+        check(prefix + name, getattr(config, name), hint)
+
+
+def check(name: str, value: Any, hint: Any) -> None:
+    """Check a bool, int, float or Literal by its type and ranges; other types take any value."""
+    kind, *ranges = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if get_origin(kind) is Literal:
+        choose(name, value, get_args(kind))
+    if kind not in _RULES:
+        return
+    rule = ranges[0].rule if kind is int and ranges else _RULES[kind]
+    if not _is_plain(value, kind):
+        raise ValueError(f"{name} = {value!r} {rule}")
+    for numbers in ranges:
+        if value not in numbers:
+            raise ValueError(f"{name} = {value!r} {numbers.rule}")
+
+
+_RULES = {
+    bool: "must be True or False",
+    int: "must be a whole number",
+    float: "must be a finite number",
+}
+
+
+def _is_plain(value: Any, kind: type) -> bool:
+    """Whether a value is of this kind; an int is a float too, and a bool is no number."""
+    if kind is bool or isinstance(value, bool):
+        return isinstance(value, kind) and kind is bool
+    return isinstance(value, int) or (
+        kind is float and isinstance(value, float) and math.isfinite(value)
+    )
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def make(kind: type[Config], **fields: Any) -> Config:
@@ -99,36 +187,24 @@ def pair(name: str, value: Any) -> tuple[int, int]:
     if len(pair) != 2:
         raise ValueError(f"{name} = {value!r} must be one number or height and width")
     for number in pair:
-        check_int(name, number, 1)
+        check(name, number, Whole)
     return pair[0], pair[1]
 
 
 def check_int(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} = {value!r} must be a whole number, at least {least}")
+    check(name, value, Annotated[int, at_least(least)])
 
 
-def check_rate(name: str, value: float) -> None:
-    check_number(name, value)
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} = {value!r} must lie in [0, 1)")
+def check_rate(name: str, value: Any) -> None:
+    check(name, value, Rate)
 
 
-def check_share(name: str, value: float) -> None:
-    check_number(name, value)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} = {value!r} must lie in [0, 1]")
-
-
-def check_positive(name: str, value: float, *, zero: bool = False) -> None:
-    check_number(name, value)
-    if value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name} = {value!r} must be {'0 or ' if zero else ''}positive")
+def check_positive(name: str, value: Any, *, zero: bool = False) -> None:
+    check(name, value, NotNegative if zero else Positive)
 
 
 def check_number(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{name} = {value!r} must be a finite number")
+    check(name, value, float)
 
 
 def nearest_divisors(number: int, near: int) -> str:

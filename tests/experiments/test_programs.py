@@ -95,7 +95,7 @@ WITHOUT_OUT = ("benchmarks.check", "benchmarks.equality", "experiments.evaluate"
         (["experiments.train", "digits", "--data.randaugment=rand-m9"], "held in memory"),
         (["experiments.train", "digits", "--data.randaugment=m9"], "must be timm's words"),
         (["experiments.train", "digits", "--data.normalise=imagenet"], "is for 3 channels"),
-        (["experiments.train", "digits", "--data.on-bad-image=hide"], "choices: stop, skip"),
+        (["experiments.train", "digits", "--data.on-bad-image=hide"], "one of ('stop', 'skip')"),
         (["experiments.train", "digits", "--batch=2000"], "batch = 2000 is larger than the"),
         (["experiments.train", "digits", "--accumulate=3"], "does not divide batch = 128"),
         (["experiments.train", "digits", "--precision=float8"], "precision = 'float8' is not"),
@@ -434,5 +434,5 @@ def test_a_run_is_named_by_what_matters_and_never_by_a_place():
 
 
 def test_sizes_keep_their_library_in_a_line_of_settings():
-    found = cli.said({"models": "vitx:S/16", "size": "B/16", "root": "some/place", "seed": 1})
+    found = cli.label({"models": "vitx:S/16", "size": "B/16", "root": "some/place", "seed": 1})
     assert found == "models=vitx:S/16,size=B/16,root=place,seed=1"

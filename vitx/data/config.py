@@ -2,11 +2,21 @@
 
 import re
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from vitx.data.images import MAX_PIXELS
 from vitx.data.sources import FACTS, SOURCES, Facts
-from vitx.registry import Slot, choose, resolve
-from vitx.settings import check_int, check_number, check_positive, check_rate, check_share
+from vitx.registry import Slot, resolve
+from vitx.settings import (
+    Natural,
+    NotNegative,
+    Rate,
+    Share,
+    Whole,
+    at_least,
+    check_fields,
+    within,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,74 +27,57 @@ class DataConfig:
     """A source: digits, cifar10, cifar100, places365, imagefolder, hf or fake."""
     root: str = ""
     """Folder of the data, or its name on the Hugging Face hub."""
-    train: int = 0
+    train: Natural = 0
     """Images to train on, a random part; 0 for all that validation and test leave."""
-    val: int = 0
+    val: Natural = 0
     """Images for validation: a random part of the data set's own split, if it has one, else held
     out of the training images; 0 for all of its own split."""
-    test: int = 0
+    test: Natural = 0
     """Images for the test, as for validation."""
     stratified: bool = True
     """Held-out parts have the classes' shares of the whole."""
-    split_seed: int = 0
+    split_seed: Annotated[
+        int, at_least(0), within(0, 2**32 - 1, ends="[)", rule="must be less than 2**32 - 1")
+    ] = 0
     """Fixes which image is in which split; not varied between seeds of a comparison."""
     drop_last: bool = True
     """Leave out an epoch's last images that fill no batch; else they are a smaller batch."""
-    resize: str = "crop"
+    resize: Literal["crop", "squash"] = "crop"
     """How larger images get the model's size: the shorter side and then the centre (`crop`), or
     both sides, whatever the aspect (`squash`). Data sets in memory have the model's size."""
-    normalise: str = "data"
+    normalise: Literal["data", "half", "imagenet"] = "data"
     """Mean and deviation: of the training split (`data`), ½ and ½ (`half`), or `imagenet`."""
-    flip: float = 0.0
+    flip: Share = 0.0
     """Share of images mirrored left and right."""
-    crop: float = 1.0
+    crop: Annotated[float, within(0, 1, ends="(]")] = 1.0
     """Smallest area of a random resized crop, as a share of the image; 1 for none."""
-    rotate: float = 0.0
+    rotate: Annotated[float, within(0, 180, rule="must lie between 0 and 180 degrees")] = 0.0
     """Largest rotation in degrees, either way."""
-    scale: float = 0.0
+    scale: Rate = 0.0
     """Largest relative change of size, either way."""
-    shear: float = 0.0
+    shear: Rate = 0.0
     """Largest horizontal shear, either way."""
-    shift: float = 0.0
+    shift: Rate = 0.0
     """Largest shift as a fraction of the image, either way, on each axis."""
     randaugment: str = ""
     """timm's words for RandAugment, such as rand-m9-mstd0.5; only for images read from files."""
-    erase: float = 0.0
+    erase: Share = 0.0
     """Share of images with a random box erased."""
-    mixup: float = 0.0
+    mixup: NotNegative = 0.0
     """α of mixup's Beta(α, α); 0 for none. With cutmix too, either is drawn for a batch."""
-    cutmix: float = 0.0
-    workers: int = 0
+    cutmix: NotNegative = 0.0
+    workers: Natural = 0
     """Processes that read images from files; 0 for this one. It changes no image."""
-    on_bad_image: str = "stop"
+    on_bad_image: Literal["stop", "skip"] = "stop"
     """What to do with a picture that can't be decoded: `stop`, or `skip` it and list it."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: Whole = MAX_PIXELS
     """Larger pictures are refused before they are decoded."""
 
     def __post_init__(self):
-        check_number("data.rotate", self.rotate)
-        if not 0 <= self.rotate <= 180:
-            raise ValueError(f"data.rotate = {self.rotate} must lie between 0 and 180 degrees")
-        for name in ("scale", "shear", "shift"):
-            check_rate(f"data.{name}", getattr(self, name))
-        for name in ("flip", "erase"):
-            check_share(f"data.{name}", getattr(self, name))
-        check_number("data.crop", self.crop)
-        if not 0 < self.crop <= 1:
-            raise ValueError(f"data.crop = {self.crop} must lie in (0, 1]")
-        for name in ("mixup", "cutmix"):
-            check_positive(f"data.{name}", getattr(self, name), zero=True)
-        for name in ("train", "val", "test", "split_seed", "workers"):
-            check_int(f"data.{name}", getattr(self, name), 0)
-        check_int("data.max_pixels", self.max_pixels, 1)
-        if self.split_seed >= 2**32 - 1:
-            raise ValueError(f"data.split_seed = {self.split_seed} must be less than 2**32 - 1")
+        check_fields(self, "data.")
         resolve(self.name, SOURCES)
         if self.randaugment:
             _check_randaugment(self.randaugment)
-        choose("data.on_bad_image", self.on_bad_image, ("stop", "skip"))
-        choose("data.resize", self.resize, ("crop", "squash"))
-        choose("data.normalise", self.normalise, ("data", "half", "imagenet"))
 
     @property
     def facts(self) -> Facts | None:

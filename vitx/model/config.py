@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from vitx.model.functional.attention import ATTENTION
 from vitx.model.functional.init import INIT
@@ -12,8 +12,17 @@ from vitx.model.functional.placement import PLACEMENT
 from vitx.model.functional.pool import POOL, cls
 from vitx.model.functional.position import POSITION, sincos2d
 from vitx.model.layers import PATCHIFY
-from vitx.registry import Slot, choose, nearest, resolve
-from vitx.settings import check_int, check_number, check_rate, make, nearest_divisors, pair
+from vitx.registry import Slot, nearest, resolve
+from vitx.settings import (
+    Natural,
+    Rate,
+    Whole,
+    check_fields,
+    make,
+    nearest_divisors,
+    pair,
+    within,
+)
 
 SLOTS = {table.slot.removeprefix("model."): table for table in (
     PATCHIFY, POSITION, ATTENTION, NORM, MLP, PLACEMENT, POOL, INIT
@@ -41,22 +50,22 @@ class ModelConfig:
     """Height and width in pixels; one number for a square."""
     patch: int | tuple[int, int] = 16
     """Height and width of a patch in pixels; it must divide the image."""
-    channels: int = 3
-    classes: int = 1000
+    channels: Whole = 3
+    classes: Natural = 1000
     """Outputs of the head; 0 leaves the head out and gives the pooled features."""
-    width: int = 192
-    depth: int = 12
-    heads: int = 3
+    width: Whole = 192
+    depth: Whole = 12
+    heads: Whole = 3
     mlp_ratio: float = 4.0
     class_token: bool = True
-    registers: int = 0
+    registers: Natural = 0
     """Extra tokens without a meaning of their own (Darcet et al. 2024, arXiv:2309.16588)."""
     patchify: Slot = "conv"
     position: Slot = "learned"
-    position_tokens: str = "all"
+    position_tokens: Literal["all", "patches"] = "all"
     """`all` tokens have a position, or `patches` only."""
     attention: Slot = "sdpa"
-    qkv_bias: str = "qkv"
+    qkv_bias: Literal["qkv", "none"] = "qkv"
     """Which of query, key and value have a bias: `qkv` or `none`."""
     qk_norm: bool = False
     """Normalise each head's queries and keys (Henry et al. 2020, arXiv:2010.04245; Dehghani et al.
@@ -66,40 +75,27 @@ class ModelConfig:
     placement: Slot = "pre"
     """Where a block normalises: before its branches, or after adding them."""
     pool: Slot = "cls"
-    layer_scale: float = 0.0
+    layer_scale: Annotated[float, within(0, math.inf, rule="must be 0 (none) or positive")] = 0.0
     """Initial gain of the residual branches; 0 leaves layer scale out."""
     final_norm: bool = True
     """Normalise the encoder's tokens."""
     fc_norm: bool = False
     """Normalise the pooled vector."""
-    drop: float = 0.0
+    drop: Rate = 0.0
     """Dropout after the attention's and the MLP's linear maps."""
-    attention_drop: float = 0.0
-    position_drop: float = 0.0
-    head_drop: float = 0.0
-    drop_path: float = 0.0
+    attention_drop: Rate = 0.0
+    position_drop: Rate = 0.0
+    head_drop: Rate = 0.0
+    drop_path: Rate = 0.0
     """Stochastic depth of the last block; the rate grows linearly from 0 at the first."""
-    patch_drop: float = 0.0
+    patch_drop: Rate = 0.0
     """Share of the patches that training leaves out, other ones of every image and step."""
     init: Slot = "timm"
 
     def __post_init__(self):
         for name in ("image", "patch"):
             object.__setattr__(self, name, pair(f"model.{name}", getattr(self, name)))
-        for name in ("channels", "width", "depth", "heads"):
-            check_int(f"model.{name}", getattr(self, name), 1)
-        for name in ("classes", "registers"):
-            check_int(f"model.{name}", getattr(self, name), 0)
-        for name in ("drop", "attention_drop", "position_drop", "head_drop", "drop_path",
-                     "patch_drop"):  # fmt: skip
-            check_rate(f"model.{name}", getattr(self, name))
-        for name in ("mlp_ratio", "layer_scale"):
-            check_number(f"model.{name}", getattr(self, name))
-        for name in ("class_token", "qk_norm", "final_norm", "fc_norm"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"model.{name} = {getattr(self, name)!r} must be True or False")
-        choose("model.position_tokens", self.position_tokens, ("all", "patches"))
-        choose("model.qkv_bias", self.qkv_bias, ("qkv", "none"))
+        check_fields(self, "model.")
         for axis, image, patch in zip(("height", "width"), self.size, self.patch_size, strict=True):
             if image % patch:
                 raise ValueError(
@@ -115,8 +111,6 @@ class ModelConfig:
             raise ValueError(
                 f"model.mlp_ratio = {self.mlp_ratio} must give the MLP at least one hidden unit"
             )
-        if self.layer_scale < 0:
-            raise ValueError(f"model.layer_scale = {self.layer_scale} must be 0 (none) or positive")
         chosen = {name: resolve(getattr(self, name), entries) for name, entries in SLOTS.items()}
         if chosen["pool"] is cls and not self.class_token:
             raise ValueError(
