@@ -34,6 +34,7 @@ from vitx.model.vit import build
 from vitx.settings import flat, override
 from vitx.training.config import TrainConfig
 from vitx.training.evaluate import confusion
+from vitx.training.prepare import prepare
 from vitx.training.state import State, init, step
 from vitx.training.trainer import train
 
@@ -98,7 +99,8 @@ def train_side(side: str, seed: int, config: TrainConfig, device: torch.device |
     """Train vitx or timm from its own draws; the values that a row needs."""
     config = override(config, seed=seed)
     model = timm_model(config.model, seed) if side == "timm" else build(config.model, seed=seed)
-    state, result = train(config, model=model, device=device)
+    training = prepare(config, model=model, device=device)
+    result = train(training)
     found = {
         "side": side,
         "seed": seed,
@@ -111,7 +113,7 @@ def train_side(side: str, seed: int, config: TrainConfig, device: torch.device |
             result.test_logits, result.test_target, config.model.classes
         ).tolist(),
     }
-    return found | {"weights": state.model.cpu().state_dict()}
+    return found | {"weights": training.state.model.cpu().state_dict()}
 
 
 def train_all(

@@ -20,7 +20,7 @@ from vitx.training.checkpoint import BEFORE, LAST
 from vitx.training.config import FREE, TrainConfig
 
 if TYPE_CHECKING:
-    from vitx.training.trainer import Ready
+    from vitx.training.prepare import Training
 
 PROG = "python -m experiments.train"
 
@@ -45,7 +45,7 @@ class Switches:
 
 
 def main(args: list[str]) -> None:
-    """Read the recipe's name, then its settings; print the plan; train."""
+    """Read the recipe's name, then its settings; print what will be trained; train."""
     if not args or args[0] in ("-h", "--help"):
         print(f"usage: {PROG} RECIPE [--setting=value …]\n\nrecipes: {', '.join(RECIPES)}")
         print(f"\nsettings of a recipe: {PROG} digits --help")
@@ -73,15 +73,15 @@ def read(name: str, flags: list[str]) -> tuple[TrainConfig, Switches]:
 
 def describe(name: str, config: TrainConfig) -> None:
     """Print what will be trained and what it costs; needs no data."""
-    found, images = cost(config.model), config.data.train_images
+    of_image, images = cost(config.model), config.data.train_images
     for key, value in flat(config).items():
         print(f"  {key} = {value}")
     epochs = "an unknown number of epochs"
     if images:
-        a_epoch = steps_an_epoch(images, config.batch, drop_last=config.data.drop_last)
-        epochs = f"{config.steps / a_epoch:.1f} epochs of {images:,}"
+        per_epoch = steps_an_epoch(images, config.batch, drop_last=config.data.drop_last)
+        epochs = f"{config.steps / per_epoch:.1f} epochs of {images:,}"
     print(
-        f"{name}: {found.parameters:,} parameters, {found.macs:,} MACs an image forward, "
+        f"{name}: {of_image.parameters:,} parameters, {of_image.macs:,} MACs an image forward, "
         f"{config.steps:,} steps of {config.batch} images ({epochs})"
     )
 
@@ -89,8 +89,9 @@ def describe(name: str, config: TrainConfig) -> None:
 def train(name: str, config: TrainConfig, switches: Switches) -> None:
     """Train, in one process or as one of torchrun's; the first one writes and talks."""
     from vitx.training.parallel import gathered, processes, wait
+    from vitx.training.prepare import prepare
     from vitx.training.state import Diverged
-    from vitx.training.trainer import Stopped, prepare, train
+    from vitx.training.trainer import Stopped, train
 
     label = name_run(config, RECIPES[name])
     folder = switches.folder or (_last(switches.out / name, label) if switches.resume else None)
@@ -100,7 +101,7 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
     with processes(parallel.device(switches.device)) as (part, device):
         if switches.resume and not resume and part.first:
             print(f"{folder} holds no checkpoint yet: the run starts at its first step")
-        ready = prepare(config, device=device, part=part, resume=resume)
+        training = prepare(config, device=device, part=part, resume=resume)
         try:
             if part.first:
                 values = {"recipe": name, "device": str(device)} | flat(config)
@@ -108,24 +109,26 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
                 with tracking.Run(
                     switches.out, name, label, values, mode=mode, folder=folder
                 ) as run:
-                    record(config, ready, run)
+                    record(training, run)
             else:
-                train(config, ready=ready, folder=gathered(None, part)[0])
-        except (Diverged, Stopped) as ended:  # raised in all processes after the same step
-            if part.first and isinstance(ended, Stopped):
-                print(f"{ended}; go on with: --resume --folder {run.folder}", file=sys.stderr)
+                train(training, folder=gathered(None, part)[0])
+        except (Diverged, Stopped):  # raised in all processes after the same step
             wait(part)
             raise
 
 
-def record(config: TrainConfig, ready: "Ready", run: tracking.Run) -> None:
-    """Train with a run folder and W&B; print the final readings with their standard errors."""
+def record(training: "Training", run: tracking.Run) -> None:
+    """Train with a run folder and W&B; print the final scores with their standard errors."""
     from vitx.training.parallel import gathered
-    from vitx.training.trainer import train
+    from vitx.training.trainer import Stopped, train
 
     print(run.where)
     where = run.where  # as long as W&B runs
-    _, result = train(config, run, ready=ready, folder=gathered(run.folder, ready.state.part)[0])
+    try:
+        result = train(training, run, folder=gathered(run.folder, training.state.part)[0])
+    except Stopped as stopped:
+        print(f"{stopped}; go on with: --resume --folder {run.folder}", file=sys.stderr)
+        raise
     for split, score in (("validation", result.val), ("test", result.test)):
         if score.images:
             print(
@@ -138,20 +141,20 @@ def record(config: TrainConfig, ready: "Ready", run: tracking.Run) -> None:
 def name_run(config: TrainConfig, recipe: TrainConfig) -> str:
     """The differences that matter, short enough for a folder; all of them stand in config.json."""
     changed = {k: v for k, v in delta(config, recipe).items() if k not in FREE}
-    return cli.said(changed, most=100) or "base"
+    return cli.label(changed, most=100) or "base"
 
 
 def _last(group: Path, label: str) -> Path:
     """The newest run folder of that label that holds a checkpoint."""
-    found = [
+    checkpoints = [
         path
         for folder in group.glob("*")
         if read_json(folder / "run.json").get("name") == label
         for path in _checkpoints(folder)
     ]
-    if not found:
+    if not checkpoints:
         raise ValueError(f"{group} holds no run named {label} with a checkpoint to resume")
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+    return max(checkpoints, key=lambda path: path.stat().st_mtime).parent
 
 
 def _checkpoints(folder: Path) -> list[Path]:

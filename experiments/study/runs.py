@@ -20,8 +20,9 @@ from vitx.interop import weights
 from vitx.settings import flat, from_flat, override
 from vitx.training import provenance, tracking, vectorize
 from vitx.training.config import FREE, TrainConfig, identity
+from vitx.training.prepare import prepare
 from vitx.training.state import Diverged
-from vitx.training.trainer import Stopped, keep, prepare, train
+from vitx.training.trainer import Stopped, keep, train
 
 BESIDE = ("recipe", "device")
 """What config.json holds besides the configuration."""
@@ -53,37 +54,36 @@ class Ended:
 
 def ended(out: Path) -> dict[str, Ended]:
     """The runs under `out` that have ended, by identity; of several the newest of this version."""
-    found: dict[str, Ended] = {}
+    runs: dict[str, Ended] = {}
     for path in sorted(out.glob("*/*/config.json"), key=lambda path: path.stat().st_mtime):
-        kept = {
-            name: read_json(path.with_name(name))
+        config, environment, summary, failure = (
+            read_json(path.with_name(name))
             for name in ("config.json", "environment.json", "summary.json", FAILURE)
-        }
-        if not (kept["summary.json"] or kept[FAILURE]):
+        )
+        if not (summary or failure):
             continue
         try:
-            key = identity(configuration(kept["config.json"]))
+            key = identity(configuration(config))
         except (ValueError, TypeError):  # of a program that is no trainer, or of another version
             continue
-        device = kept["config.json"].get("device", "cpu")
-        error = kept[FAILURE].get("error", "")
-        run = Ended(path.parent, device, kept["summary.json"], kept["environment.json"], error)
-        if key not in found or found[key].stale or not run.stale:
-            found[key] = run
-    return found
+        device, error = config.get("device", "cpu"), failure.get("error", "")
+        run = Ended(path.parent, device, summary, environment, error)
+        if key not in runs or runs[key].stale or not run.stale:
+            runs[key] = run
+    return runs
 
 
 def read_config(run: Path) -> TrainConfig:
     """The configuration of a run folder."""
     path = run / "config.json"
-    missing = [n for n in (path.name, weights.FILE, "summary.json") if not (run / n).exists()]
-    if missing:
-        raise ValueError(f"{run} is no folder of a finished run: no {' or '.join(missing)}")
+    absent = [n for n in (path.name, weights.FILE, "summary.json") if not (run / n).exists()]
+    if absent:
+        raise ValueError(f"{run} is no folder of a finished run: no {' or '.join(absent)}")
     return configuration(json.loads(path.read_text(encoding="utf8")))
 
 
 def lasting(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a row keeps: without this machine's folders, and what no number needs."""
+    """The settings that a result keeps: without folders of this machine, and what may vary."""
     return {name: value for name, value in flat(config).items() if name not in FREE}
 
 
@@ -111,9 +111,9 @@ class Job:
         return out / self.group / f"{name}-{self.key[:8]}{version}"
 
 
-def missing(jobs: Sequence[Job], found: Mapping[str, Ended], *, fresh: bool = False) -> list[Job]:
+def missing(jobs: Sequence[Job], runs: Mapping[str, Ended], *, fresh: bool = False) -> list[Job]:
     """The runs that are not among the ended ones; `fresh` leaves those of another version out."""
-    return [job for job in jobs if job.key not in found or (fresh and found[job.key].stale)]
+    return [job for job in jobs if job.key not in runs or (fresh and runs[job.key].stale)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,18 +138,18 @@ def work(jobs: Sequence[Job], how: How) -> None:
     """
     too_large: dict[str, str] = {}
 
-    def made(some: Sequence[Job]) -> bool:
+    def made(together: Sequence[Job]) -> bool:
         try:
-            return make(some, how)
+            return make(together, how)
         except torch.OutOfMemoryError as error:
-            too_large.update({job.key: f"{job.name}: {error}" for job in some})
+            too_large.update({job.key: f"{job.name}: {error}" for job in together})
             return True
 
     while left := missing(jobs, ended(how.out), fresh=how.fresh):
         left = [job for job in left if job.key not in too_large]
         if not left:
             break
-        if not any([made(some) for some in _together(left, how.lanes)]):
+        if not any([made(together) for together in _together(left, how.lanes)]):
             time.sleep(POLL_S)  # all are in other workers' hands
     if too_large:
         raise ValueError(
@@ -198,12 +198,12 @@ def _make(job: Job, how: How) -> None:
     if begun_on and begun_on != how.device.type:
         print(f"{job.name} was begun on {begun_on}, and starts anew on {how.device.type}")
     try:
-        ready = prepare(job.config, device=how.device, resume=resume, dataset=dataset)
+        training = prepare(job.config, device=how.device, resume=resume, dataset=dataset)
     except Diverged:  # killed after it had saved that, and before it had said so
-        ready = prepare(job.config, device=how.device, dataset=dataset)
+        training = prepare(job.config, device=how.device, dataset=dataset)
     with _folder_of(job, how) as run:
         try:
-            train(job.config, run, ready=ready, folder=folder)
+            train(training, run, folder=folder)
         except Diverged as error:
             run.write(FAILURE, {"error": str(error)})
         except Stopped as stopped:
@@ -223,7 +223,7 @@ def _make_lanes(jobs: Sequence[Job], how: How) -> None:
             if lane.result is None:
                 run.write(FAILURE, {"error": lane.error})
             else:
-                keep(run, lane.state, lane.result, dataset, lane.config, lanes=len(jobs))
+                keep(run, lane.training, lane.result, lanes=len(jobs))
 
 
 def _folder_of(job: Job, how: How) -> tracking.Run:

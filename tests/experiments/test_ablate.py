@@ -1,6 +1,7 @@
 """Questions: what a file says, what is run for it, and how it is answered."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import os
@@ -301,12 +302,12 @@ def test_a_run_that_diverges_has_ended_with_its_error(tmp_path):
 def test_runs_that_do_not_fit_into_memory_are_named_when_the_others_are_made(tmp_path, monkeypatch):
     asked, real = ask(SEEDS=[0, 1]), runs.train
 
-    def train(config, *some, **more):
-        if config.model.registers:
+    def train(training, *rest, **more):
+        if training.config.model.registers:
             raise torch.OutOfMemoryError("out of memory")
-        return real(config, *some, **more)
+        return real(training, *rest, **more)
 
-    monkeypatch.setattr(runs, "train", trainer)
+    monkeypatch.setattr(runs, "train", train)
     with pytest.raises(ValueError, match=r"2 runs are not made.*model\.registers=1,seed=0: out of"):
         runs.work(asked.jobs(), how(tmp_path))
     assert len(runs.ended(tmp_path)) == 2
@@ -318,8 +319,9 @@ def test_runs_that_do_not_fit_into_memory_are_named_when_the_others_are_made(tmp
 def test_a_run_that_another_kind_of_device_has_begun_starts_anew(tmp_path, monkeypatch, capsys):
     job, real = ask().jobs()[0], runs.train
 
-    def killed(config, run, **more):
-        real(override(config, save_every=1), run, **more)
+    def killed(training, run, **more):
+        often = override(training.config, save_every=1)
+        real(dataclasses.replace(training, config=often), run, **more)
         (run.folder / "summary.json").unlink()
 
     monkeypatch.setattr(runs, "train", killed)

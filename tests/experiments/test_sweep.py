@@ -39,6 +39,7 @@ from vitx.data.config import DataConfig
 from vitx.files import read_json
 from vitx.settings import override
 from vitx.training import provenance, tracking
+from vitx.training.prepare import prepare
 from vitx.training.trainer import train
 
 GOOD = {
@@ -706,7 +707,7 @@ def test_a_shipped_sweeps_metric_is_logged_by_its_program(path, monkeypatch, tmp
     size = {"model.image": 8, "model.patch": 4, "model.width": 8, "model.heads": 2}
     config = override(found.base(), **size, data=data, steps=2, batch=16, eval_every=1)
     with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
-        train(config, run)
+        train(prepare(config), run)
     events = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert sum(found.metric in event for event in events) == 2  # at every reading
     assert found.metric in read_json(run.folder / "summary.json")

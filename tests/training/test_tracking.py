@@ -1,5 +1,6 @@
 """The run folder and W&B: modes, what an offline run holds, and that W&B never fails a run."""
 
+import dataclasses
 import json
 import shlex
 import subprocess
@@ -54,17 +55,17 @@ def test_an_offline_run_is_read_back_by_wandbs_own_reader(tmp_path):
         run.summarise({tracking.TEST_ACCURACY: 0.99})
         where, folder = run.where, run.wandb_folder
     assert where == f"W&B: offline (asked for); upload with: wandb sync {folder}"
-    found = json.loads(inspect(folder, "--summary"))
-    assert (found["state"], found["exit_code"]) == ("finished", 0)
-    assert found["config"]["model.depth"] == 3
-    assert found["summary"][tracking.TEST_ACCURACY] == 0.99
+    whole = json.loads(inspect(folder, "--summary"))
+    assert (whole["state"], whole["exit_code"]) == ("finished", 0)
+    assert whole["config"]["model.depth"] == 3
+    assert whole["summary"][tracking.TEST_ACCURACY] == 0.99
     records = [json.loads(line) for line in inspect(folder).splitlines()]
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
     losses = [item[tracking.VAL_LOSS] for item in history if tracking.VAL_LOSS in item]
     assert losses == [0.1, 0.05]
-    table = json.loads((folder / "files" / found["summary"]["rows"]["path"]).read_text())
+    table = json.loads((folder / "files" / whole["summary"]["rows"]["path"]).read_text())
     assert table["data"] == [[1.05, "faster"]]
-    image = folder / "files" / found["summary"]["picture"]["path"]
+    image = folder / "files" / whole["summary"]["picture"]["path"]
     assert image.stat().st_size == picture.stat().st_size
     run_record = next(record["run"] for record in records if record["type"] == "run")
     assert run_record["run_group"] == "group"
@@ -79,9 +80,9 @@ def test_the_run_folder_holds_config_environment_metrics_and_summary(tmp_path):
     assert run.folder.parent == tmp_path / "group"
     assert json.loads((run.folder / "config.json").read_text()) == {"a": 1}
     assert json.loads((run.folder / "summary.json").read_text()) == {"loss": 0.5}
-    found = json.loads((run.folder / "environment.json").read_text())
-    assert found["versions"]["torch"]
-    assert {"commit", "dirty", "command", "cpu", "threads", "time"} <= set(found)
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert environment["versions"]["torch"]
+    assert {"commit", "dirty", "command", "cpu", "threads", "time"} <= set(environment)
 
 
 def test_a_failing_wandb_is_said_once_and_the_run_goes_on(tmp_path, capsys):
@@ -124,9 +125,9 @@ def test_code_outside_of_a_checkout_is_dirty(monkeypatch, tmp_path):
     monkeypatch.setattr(
         provenance, "__file__", str(tmp_path / "vitx" / "training" / "provenance.py")
     )
-    found = provenance.environment()
-    assert found["commit"] is None
-    assert found["dirty"]
+    environment = provenance.environment()
+    assert environment.commit is None
+    assert environment.dirty
 
 
 def test_an_empty_wandb_mode_is_the_default(tmp_path, monkeypatch):
@@ -139,14 +140,13 @@ def test_an_empty_wandb_mode_is_the_default(tmp_path, monkeypatch):
 def test_an_exception_in_the_run_is_its_exit_code(tmp_path):
     with pytest.raises(KeyError), tracking.Run(tmp_path, "g", "n", {}, mode="offline") as run:
         raise KeyError("stop")
-    found = json.loads(inspect(run.wandb_folder, "--summary"))
-    assert found["exit_code"] == 1
+    assert json.loads(inspect(run.wandb_folder, "--summary"))["exit_code"] == 1
 
 
 def test_no_environment_names_a_folder_or_a_host():
     import socket
 
-    text = json.dumps(provenance.environment())
+    text = json.dumps(dataclasses.asdict(provenance.environment()))
     assert socket.gethostname() not in text
     assert "/home" not in text
     assert "/root" not in text
@@ -166,7 +166,7 @@ def test_a_file_that_a_kill_cut_off_does_not_stop_the_next_start(tmp_path):
         assert again.id == run.id
         assert again.resumed
     with tracking.Run(tmp_path, "g", "n", {}, mode="disabled", folder=folder):
-        found = json.loads((folder / "environment.json").read_text())
-    assert [set(part) for part in found["before"]] == [
+        environment = json.loads((folder / "environment.json").read_text())
+    assert [set(part) for part in environment["before"]] == [
         {"time", "command", "commit", "dirty", "cpu", "gpu"}
     ]

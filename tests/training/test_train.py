@@ -12,10 +12,17 @@ from vitx import data
 from vitx.settings import override
 from vitx.training import evaluate, optim
 from vitx.training.config import OptimConfig
+from vitx.training.prepare import prepare
 from vitx.training.state import init, step
 from vitx.training.trainer import train
 
 SHORT = override(DIGITS, steps=6, eval_every=3, batch=32)
+
+
+def trained(config, run=None, *, folder=None, **how):
+    """The last state and the result of a run."""
+    training = prepare(config, **how)
+    return training.state, train(training, run, folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +99,8 @@ def test_only_matrices_and_kernels_decay():
     state = init(SHORT)
     decayed = {id(p) for p in state.optimizers[0].param_groups[0]["params"]}
     for name, parameter in state.model.named_parameters():
-        wanted = parameter.ndim >= 2 and not name.endswith(("_token", "pos_embed"))
-        assert (id(parameter) in decayed) == wanted, name
+        decays = parameter.ndim >= 2 and not name.endswith(("_token", "pos_embed"))
+        assert (id(parameter) in decayed) == decays, name
     assert state.optimizers[0].param_groups[1]["weight_decay"] == 0
 
 
@@ -105,13 +112,13 @@ def test_a_wrapped_models_tokens_and_positions_do_not_decay():
 
 
 def test_the_same_seed_trains_to_the_same_bits_and_another_does_not():
-    one, two, three = (train(override(SHORT, seed=seed))[0].model for seed in (1, 1, 2))
+    one, two, three = (trained(override(SHORT, seed=seed))[0].model for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(one.head.weight, three.head.weight)
 
 
 def test_training_reads_validation_on_time_and_lowers_the_loss():
-    _, result = train(override(SHORT, steps=40, eval_every=15))
+    _, result = trained(override(SHORT, steps=40, eval_every=15))
     assert [event["step"] for event in result.curve] == [15, 30, 40]
     assert result.curve[-1]["val/loss"] < result.curve[0]["val/loss"] < math.log(10) + 0.5
     assert result.test.images == 360
@@ -150,7 +157,7 @@ def test_one_seeded_step_gives_the_golden_numbers():
     dataset = data.load(config.data)
     batch = next(data.batches(dataset, batch=32, seed=0))
     weights = dict(state.model.named_parameters())
-    found = {
+    statistics = {
         "image mean": batch[0].mean(),
         "image deviation": batch[0].std(),
         "targets": batch[1].sum(),
@@ -162,7 +169,9 @@ def test_one_seeded_step_gives_the_golden_numbers():
         "head norm after": weights["head.weight"].norm(),
         "bias norm after": weights["blocks.2.mlp.fc2.bias"].norm(),
     }
-    assert {name: value.item() for name, value in found.items()} == pytest.approx(GOLDEN, rel=1e-4)
+    assert {name: value.item() for name, value in statistics.items()} == pytest.approx(
+        GOLDEN, rel=1e-4
+    )
 
 
 def test_the_trajectory_of_timms_model_is_the_same_step_for_step():
@@ -194,9 +203,9 @@ def test_the_two_sides_draw_their_own_weights():
 def test_scores_are_counted_by_hand():
     logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [5.0, 0.0]])
     target = torch.tensor([0, 1, 1, 0])
-    found = evaluate.score(logits, target)
-    assert found.accuracy == 0.75
-    assert found.standard_error == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
+    score = evaluate.score(logits, target)
+    assert score.accuracy == 0.75
+    assert score.standard_error == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
     assert evaluate.confusion(logits, target, 2).tolist() == [[2, 0], [1, 1]]
 
 

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_data import folders
 
 from vitx import data
 from vitx.data.config import DataConfig
 from vitx.interop import weights as files
 from vitx.model.config import ModelConfig
 from vitx.model.preprocessing import Preprocessing
+from vitx.model.vit import build
 from vitx.settings import override
 from vitx.training import checkpoint, tracking, trainer
 from vitx.training import state as training
 from vitx.training.config import OptimConfig, TrainConfig
+from vitx.training.prepare import prepare
 from vitx.training.state import Diverged, init, pack, step, unpack
 from vitx.training.trainer import train
 
@@ -37,6 +38,12 @@ CONFIG = TrainConfig(
     log_every=2,
     save_every=5,
 )
+
+
+def trained(config, run=None, *, folder=None, **how):
+    """The last state and the result of a run."""
+    training = prepare(config, **how)
+    return training.state, train(training, run, folder=folder)
 
 
 def batches(config, count, dtype=torch.float32):
@@ -80,16 +87,18 @@ def weights(state):
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, changes):
     config = override(CONFIG, **changes)
     if config.data.name == "imagefolder":
+        from test_data import folders
+
         folders(tmp_path / "pictures", splits=("train",), each=16)
         config = override(config, **{"data.root": str(tmp_path / "pictures")})
 
     def run(folder, *, resume=False):
         with tracking.Run(tmp_path, "g", "n", {}, mode="disabled", folder=tmp_path / folder) as it:
             again = {"resume": it.folder} if resume else {}
-            state, result = train(config, it, folder=it.folder, **again)
+            state, result = trained(config, it, folder=it.folder, **again)
             return state, result, (it.folder / "metrics.jsonl").read_text()
 
-    whole, wanted, wanted_log = run("whole")
+    whole, whole_result, whole_log = run("whole")
     real = training.step
 
     def dies(state, batch, config):
@@ -102,13 +111,12 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, c
         run("cut")
     monkeypatch.setattr(trainer, "step", real)
     torch.manual_seed(99)
-    again, found, found_log = run("cut", resume=True)
+    again, result, log = run("cut", resume=True)
     assert _same(pack(again), pack(whole))
-    assert found.test == wanted.test
-    assert torch.equal(found.test_logits, wanted.test_logits)
-
-    assert _events(found_log) == _events(wanted_log)
-    assert found.curve == wanted.curve
+    assert result.test == whole_result.test
+    assert torch.equal(result.test_logits, whole_result.test_logits)
+    assert _events(log) == _events(whole_log)
+    assert result.curve == whole_result.curve
 
 
 def _events(log):
@@ -147,7 +155,7 @@ def test_a_state_of_another_device_is_refused():
         unpack(state, kept)
 
 
-def test_a_reading_is_the_mean_over_the_images_since_the_last_one(tmp_path):
+def test_the_training_loss_is_the_mean_over_the_images_since_the_last_logging_step(tmp_path):
     config = override(CONFIG, steps=10, batch=24, log_every=4, **{"data.drop_last": False})
     seen, real = [], training.step
 
@@ -161,7 +169,7 @@ def test_a_reading_is_the_mean_over_the_images_since_the_last_one(tmp_path):
         tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run,
     ):
         patch.setattr(trainer, "step", watched)
-        train(config, run)
+        trained(config, run)
         events = run.events(tracking.TRAIN_LOSS)
     assert {images for images, *_ in seen} == {24, 80 % 24}
     for event, part in zip(events, (seen[:4], seen[4:8], seen[8:]), strict=True):
@@ -177,7 +185,7 @@ def test_weights_of_earlier_steps_are_kept_when_asked_for(tmp_path):
 
     config = override(CONFIG, keep_every=4)
     with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
-        train(config, run, folder=run.folder)
+        trained(config, run, folder=run.folder)
     steps = {int(path.stem[6:]) for path in run.folder.glob("model-*.safetensors")}
     assert steps == {4, 8, 12}
     state = init(config)
@@ -192,8 +200,7 @@ def test_weights_of_earlier_steps_are_kept_when_asked_for(tmp_path):
 def test_a_bad_step_and_all_later_ones_change_nothing(name, fault_at):
     config = override(CONFIG, **{"optim.name": name, "ema": 0.5, "data.mixup": 0.0})
     state = init(config)
-    found = batches(config, 5)
-    for number, (image, target) in enumerate(found):
+    for number, (image, target) in enumerate(batches(config, 5)):
         if number == fault_at:
             before = weights(state), [p.detach().clone() for p in state.model.parameters()]
             image = image.clone()
@@ -216,11 +223,11 @@ def test_a_bad_gradient_is_named():
         training.check(state)
 
 
-def test_a_diverged_run_stops_at_the_next_reading_with_its_last_good_weights(tmp_path):
+def test_a_diverged_run_stops_at_the_next_logging_step_with_its_last_good_weights(tmp_path):
     config = override(CONFIG, **{"optim.lr": 1e30, "optim.clip": 0.0, "optim.name": "sgd"})
     with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
         with pytest.raises(Diverged, match="the weights are those before it"):
-            train(config, run, folder=run.folder)
+            trained(config, run, folder=run.folder)
         kept = checkpoint.load(run.folder)["state"]
     assert all(value.isfinite().all() for value in kept["model"].values())
     assert kept["bad_step"] >= 0
@@ -230,7 +237,7 @@ def test_a_diverged_run_stops_at_the_next_reading_with_its_last_good_weights(tmp
 def test_accumulated_parts_are_one_batch(parts):
     config = override(CONFIG, **{"model.drop": 0.0})
     other = override(config, accumulate=parts)
-    states = [init(c, model=trainer.build(c.model).double()) for c in (config, other)]
+    states = [init(c, model=build(c.model).double()) for c in (config, other)]
     for batch in batches(config, 4, torch.float64):
         one, two = (step(s, batch, c) for s, c in zip(states, (config, other), strict=True))
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
@@ -242,24 +249,24 @@ def test_accumulated_parts_are_one_batch(parts):
 def test_the_gradient_is_clipped_to_its_norm(clip):
     changes = {"name": "sgd", "clip": clip, "weight_decay": 0.0, "lr": 0.5, "warmup_steps": 0}
     config = override(CONFIG, **{f"optim.{name}": value for name, value in changes.items()})
-    state = init(config, model=trainer.build(config.model).double())
+    state = init(config, model=build(config.model).double())
     before = weights(state)
     norm = step(state, batches(config, 1, torch.float64)[0], config)["gradient_norm"].item()
     moved = torch.cat([(before[n] - p).flatten() for n, p in weights(state).items()])
     assert norm > 0.01
-    wanted = 0.5 * (min(norm, clip) if clip else norm)
-    assert moved.norm().item() == pytest.approx(wanted, rel=1e-3)
+    expected = 0.5 * (min(norm, clip) if clip else norm)
+    assert moved.norm().item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_average_follows_the_weights():
     config = override(CONFIG, ema=0.75)
     state = init(config)
-    wanted = state.model.head.weight.detach().clone()
+    average = state.model.head.weight.detach().clone()
     for batch in batches(config, 4):
         step(state, batch, config)
         now = state.model.head.weight.detach().clone()
-        wanted = wanted + 0.25 * (now - wanted)
-    torch.testing.assert_close(state.result.head.weight, wanted)
+        average = average + 0.25 * (now - average)
+    torch.testing.assert_close(state.result.head.weight, average)
     assert not torch.equal(state.result.head.weight, state.model.head.weight)
 
 
@@ -284,9 +291,9 @@ def test_freezing_does_not_change_the_rates_of_what_is_trained():
         groups = state.optimizers[0].param_groups
         return {names[id(p)]: group["share"] for group in groups for p in group["params"]}
 
-    all_of_them, some = shares(()), shares(("blocks.*",))
-    assert 0 < len(some) < len(all_of_them)
-    assert some == {name: all_of_them[name] for name in some}
+    shares_of_all, shares_of_rest = shares(()), shares(("blocks.*",))
+    assert 0 < len(shares_of_rest) < len(shares_of_all)
+    assert shares_of_rest == {name: shares_of_all[name] for name in shares_of_rest}
 
 
 def test_layer_decay_lowers_the_rate_block_by_block():
@@ -298,9 +305,9 @@ def test_layer_decay_lowers_the_rate_block_by_block():
              for p in group["params"]}  # fmt: skip
     top = rates["head.weight"]
     assert rates["norm.bias"] == top == pytest.approx(1e-3 / 2)
-    wanted = {"blocks.1.mlp.fc1.weight": 0.5, "blocks.0.norm1.bias": 0.25, "pos_embed": 0.125,
+    expected = {"blocks.1.mlp.fc1.weight": 0.5, "blocks.0.norm1.bias": 0.25, "pos_embed": 0.125,
               "patch_embed.proj.weight": 0.125}  # fmt: skip
-    for name, share in wanted.items():
+    for name, share in expected.items():
         assert rates[name] == pytest.approx(top * share), name
 
 
@@ -328,21 +335,23 @@ def test_compiling_without_a_compiler_is_refused_before_the_data_are_read(monkey
     monkeypatch.setattr(compiler.shutil, "which", lambda _: None)
     monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("the data were read"))
     with pytest.raises(ValueError, match=r"torch.compile needs a C\+\+ compiler on the CPU"):
-        train(override(CONFIG, compile=True))
+        trained(override(CONFIG, compile=True))
 
 
 def test_training_under_bfloat16_and_compile_lowers_the_loss(compiled):
     config = override(CONFIG, precision="bfloat16", compile=True, steps=30, **{"data.mixup": 0.0})
-    _, result = train(config)
+    _, result = trained(config)
     assert result.curve[-1]["val/loss"] < result.curve[0]["val/loss"]
 
 
 def test_a_changed_setting_that_matters_is_refused_by_name(tmp_path):
     with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
-        train(CONFIG, run, folder=run.folder)
+        trained(CONFIG, run, folder=run.folder)
         with pytest.raises(ValueError, match=r"optim\.lr = 0\.5, but the run to resume"):
-            train(override(CONFIG, **{"optim.lr": 0.5}), run, folder=run.folder, resume=run.folder)
-        train(override(CONFIG, log_every=3), run, folder=run.folder, resume=run.folder)
+            trained(
+                override(CONFIG, **{"optim.lr": 0.5}), run, folder=run.folder, resume=run.folder
+            )
+        trained(override(CONFIG, log_every=3), run, folder=run.folder, resume=run.folder)
 
 
 WORKER = """
@@ -375,7 +384,7 @@ with processes(torch.device("cpu")) as (part, device):
 ENDED = """
 import torch, weakref
 import torch.distributed as dist
-from vitx.parallel import averaging, processes
+from vitx.training.parallel import averaging, processes
 
 with processes(torch.device("cpu")):
     model = averaging(torch.nn.Linear(3, 3))
@@ -398,7 +407,7 @@ def test_the_processes_group_ends_before_a_model_that_it_trained():
 def test_two_processes_are_one(tmp_path):
     program = tmp_path / "worker.py"
     program.write_text(WORKER)
-    found = {}
+    saved = {}
     for ranks in (1, 2):
         path = tmp_path / f"{ranks}.pt"
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -407,8 +416,8 @@ def test_two_processes_are_one(tmp_path):
             cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-9000:]
-        found[ranks] = torch.load(path)
-    (one, logits1, target1), (two, logits2, target2) = found[1], found[2]
+        saved[ranks] = torch.load(path)
+    (one, logits1, target1), (two, logits2, target2) = saved[1], saved[2]
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-10, atol=1e-10)
     assert torch.equal(target1, target2)
@@ -430,11 +439,11 @@ def test_a_signal_saves_and_leaves_with_its_status(tmp_path, number, status):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         child.send_signal(number)
-        _, said = child.communicate(timeout=300)
+        _, errors = child.communicate(timeout=300)
     finally:
         child.kill()
-    assert child.returncode == status, said
-    assert "the state is saved; go on with: --resume" in said
+    assert child.returncode == status, errors
+    assert "the state is saved; go on with: --resume" in errors
     (folder,) = tmp_path.glob("digits/*")
     assert (folder / "last.ckpt").exists()
 
@@ -455,12 +464,12 @@ def test_torchruns_processes_train_one_run_and_resume_it(tmp_path):
     (folder,) = tmp_path.glob("digits/*")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test/images"] == 360
-    wanted = _events((folder / "metrics.jsonl").read_text())
+    events = _events((folder / "metrics.jsonl").read_text())
     whole = checkpoint.load(folder)["state"]
     os.replace(folder / "before.ckpt", folder / "last.ckpt")
     again = torchrun("--resume", "--folder", str(folder))
     assert again.returncode == 0, again.stderr[-2000:]
-    assert _events((folder / "metrics.jsonl").read_text()) == wanted
+    assert _events((folder / "metrics.jsonl").read_text()) == events
     assert _same(checkpoint.load(folder)["state"], whole)
     for name in ("test/loss", "test/accuracy", "val/loss"):
         assert json.loads((folder / "summary.json").read_text())[name] == summary[name]
@@ -471,33 +480,33 @@ def test_a_diverged_run_stays_diverged_when_it_is_resumed(tmp_path):
                       **{"optim.lr": 1e30, "optim.clip": 0.0, "optim.name": "sgd"})  # fmt: skip
     with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
         with pytest.raises(Diverged):
-            train(config, run, folder=run.folder)
+            trained(config, run, folder=run.folder)
         with pytest.raises(Diverged, match="is not finite"):
-            train(config, run, folder=run.folder, resume=run.folder)
+            trained(config, run, folder=run.folder, resume=run.folder)
         assert not (run.folder / "summary.json").exists()
 
 
 def test_other_images_are_no_resumption(tmp_path):
     with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
-        train(CONFIG, run, folder=run.folder)
+        trained(CONFIG, run, folder=run.folder)
         other = override(CONFIG, **{"data.root": "elsewhere"})
-        train(other, run, folder=run.folder, resume=run.folder)
+        trained(other, run, folder=run.folder, resume=run.folder)
         kept = checkpoint.load(run.folder)
         checkpoint.save(run.folder, kept | {"data": "0" * 32})
         with pytest.raises(ValueError, match="the data are not those of the run"):
-            train(CONFIG, run, folder=run.folder, resume=run.folder)
+            trained(CONFIG, run, folder=run.folder, resume=run.folder)
 
 
 def test_weights_that_expect_other_pixels_are_told_of(tmp_path, capsys):
     config = override(CONFIG, steps=1, weights=str(tmp_path / "w.safetensors"))
     mine = data.load(config.data).preprocessing
-    for other, said in ((mine, ""), (Preprocessing("squash", (0.0,), (1.0,)), "mean 0.000 and")):
+    for other, warning in ((mine, ""), (Preprocessing("squash", (0.0,), (1.0,)), "mean 0.000 and")):
         about = files.Description(config.model, preprocessing=other)
-        files.save(trainer.build(config.model), tmp_path / "w.safetensors", about)
-        trainer.prepare(config)
-        found = capsys.readouterr().err
-        assert said in found
-        assert bool(found) == bool(said)
+        files.save(build(config.model), tmp_path / "w.safetensors", about)
+        prepare(config)
+        errors = capsys.readouterr().err
+        assert warning in errors
+        assert bool(errors) == bool(warning)
 
 
 def test_a_diverged_run_keeps_no_weights_under_the_bad_steps_name(tmp_path, monkeypatch):
@@ -505,7 +514,7 @@ def test_a_diverged_run_keeps_no_weights_under_the_bad_steps_name(tmp_path, monk
     with tracking.Run(tmp_path, "g", "n", {}, mode="disabled") as run:
         monkeypatch.setattr(trainer, "step", _bad_at(4, training.step))
         with pytest.raises(Diverged):
-            train(config, run, folder=run.folder)
+            trained(config, run, folder=run.folder)
         assert [p.name for p in run.folder.glob("model*")] == ["model-3.safetensors"]
 
 
@@ -522,14 +531,14 @@ def _bad_at(step_number, real):
 def test_an_overflow_of_float16_in_the_first_step_is_left_out(name):
     config = override(CONFIG, precision="float16", **{"optim.name": name, "data.mixup": 0.0})
     state = init(config)
-    before, found = weights(state), batches(config, 4)
-    image, target = found[0]
+    before, (first, *others) = weights(state), batches(config, 4)
+    image, target = first
     state.scale.fill_(2.0**127)
     step(state, (image, target), config)
     assert _same(weights(state), before)
     assert state.scale == 2.0**126
     state.scale.fill_(16.0)
-    for batch in found[1:]:
+    for batch in others:
         step(state, batch, config)
     training.check(state)
     assert all(value.isfinite().all() for value in weights(state).values())
@@ -540,7 +549,7 @@ def test_weights_of_half_precision_are_trained_in_float32(tmp_path):
     from vitx.interop.weights import Description, save
 
     config = override(CONFIG, **{"model.position": "sincos2d"})
-    model = trainer.build(config.model)
+    model = build(config.model)
     fixed = model.pos_embed.clone()
     save(model.half(), tmp_path / "w.safetensors", Description(config.model))
     state = init(override(config, weights=str(tmp_path / "w.safetensors")))

@@ -6,7 +6,9 @@ import torch
 from experiments.recipes import DIGITS
 from vitx import data
 from vitx.settings import override
-from vitx.training import trainer, vectorize
+from vitx.training import vectorize
+from vitx.training.prepare import prepare
+from vitx.training.trainer import train
 
 SMALL = override(
     DIGITS,
@@ -22,6 +24,11 @@ def digits():
     return data.load(SMALL.data)
 
 
+def alone(config, dataset):
+    training = prepare(config, dataset=dataset)
+    return training.state, train(training)
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon", "lion"])
 def test_a_lane_ends_where_the_run_alone_does(name, digits):
     both = {"lion": {"optim.lr": 1e-4}}.get(name, {})
@@ -32,10 +39,10 @@ def test_a_lane_ends_where_the_run_alone_does(name, digits):
     lanes = vectorize.train(configs, dataset=digits)
     assert [lane.error for lane in lanes] == ["", "", ""]
     for config, lane in zip(configs, lanes, strict=True):
-        state, result = trainer.train(config, dataset=digits)
+        state, result = alone(config, digits)
         for key, value in state.result.state_dict().items():
             torch.testing.assert_close(
-                lane.state.result.state_dict()[key], value, atol=2e-5, rtol=0
+                lane.training.state.result.state_dict()[key], value, atol=2e-5, rtol=0
             )
         assert lane.result.val.loss == pytest.approx(result.val.loss, abs=1e-4)
         assert len(lane.result.curve) == len(result.curve) == 2
@@ -47,10 +54,10 @@ def test_lanes_with_frozen_and_convolutional_parts_are_runs_alone(digits):
     )
     configs = [override(config, seed=seed) for seed in (1, 2)]
     for config, lane in zip(configs, vectorize.train(configs, dataset=digits), strict=True):
-        state, _ = trainer.train(config, dataset=digits)
+        state, _ = alone(config, digits)
         for key, value in state.result.state_dict().items():
             torch.testing.assert_close(
-                lane.state.result.state_dict()[key], value, atol=2e-5, rtol=0
+                lane.training.state.result.state_dict()[key], value, atol=2e-5, rtol=0
             )
 
 
@@ -59,7 +66,7 @@ def test_a_lane_that_diverges_leaves_the_others_as_they_are(digits):
     good, bad = vectorize.train(configs, dataset=digits)
     assert "is not finite" in bad.error
     assert bad.result is None
-    _, result = trainer.train(configs[0], dataset=digits)
+    _, result = alone(configs[0], digits)
     assert good.result.val.loss == pytest.approx(result.val.loss, abs=1e-4)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vitx.data.loader import Batch
 from vitx.interop import weights
 from vitx.model.vit import build
-from vitx.training import optim, parallel
+from vitx.training import metrics, optim, parallel
 from vitx.training.config import TrainConfig
 from vitx.training.loss import cross_entropy
 from vitx.training.parallel import ALONE, Part
@@ -46,11 +46,13 @@ class State:
     steady: Tensor
     """Steps since the scale last changed."""
     sums: Tensor
-    """Since the last reading, on the device: loss and accuracy times images, and images."""
+    """Since the last logging step, on the device: loss and accuracy times images, and images."""
     run: Callable[[Tensor], Tensor]
     """The model as it is trained: itself, compiled, or shared by several processes."""
     steps_done: int = 0
     part: Part = ALONE
+    reported: metrics.Sums = field(default_factory=dict)
+    """What `metrics.report` has recorded since the last logging step."""
 
     @property
     def result(self) -> nn.Module:
@@ -111,19 +113,28 @@ def step(state: State, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
     optim.set_rate(
         state.optimizers, optim.learning_rate(config.optim, state.steps_done, config.steps)
     )
+    with metrics.recording(state.reported):
+        loss, accuracy, images = gradients(state, batch, config)
+        return change(state, loss, accuracy, images, config)
+
+
+def gradients(
+    state: State, batch: Batch, config: TrainConfig
+) -> tuple[Tensor, Tensor, float | Tensor]:
+    """The first half of `step`: add the gradients to the parameters; loss, accuracy, images."""
     image, target = batch
     loss, hits = torch.zeros((), device=image.device), torch.zeros((), device=image.device)
     images, whole = image.chunk(config.accumulate), _mean_share(image, state.part)
     for number, (x, y) in enumerate(zip(images, target.chunk(config.accumulate), strict=True), 1):
         # Processes add up their gradients once, with the last part.
-        alone = isinstance(state.run, DistributedDataParallel) and number < len(images)
-        with state.run.no_sync() if alone else nullcontext():  # type: ignore[attr-defined]
-            mean, found = forward(state, x, y, config)
+        shared = isinstance(state.run, DistributedDataParallel) and number < len(images)
+        with state.run.no_sync() if shared else nullcontext():  # type: ignore[attr-defined]
+            mean, part_hits = forward(state, x, y, config)
             part_loss = mean * len(x) / whole  # two exact numbers, whatever the dtype
             (part_loss * state.scale).backward()
         loss = loss + part_loss.detach()
-        hits = hits + found
-    return change(state, loss, hits / whole, whole, config)
+        hits = hits + part_hits
+    return loss, hits / whole, whole
 
 
 def forward(
@@ -167,7 +178,7 @@ def change(
 def _mean_share(image: Tensor, part: Part) -> float | Tensor:
     """Images of the whole batch an equal share of a process has, on the device.
 
-    Gradients and readings are averaged over processes, whose shares of an epoch's last batch may
+    Gradients and metrics are averaged over processes, whose shares of an epoch's last batch may
     differ by an image; dividing by this weighs every image alike.
     """
     if part.alone:
@@ -224,6 +235,8 @@ def pack(state: State) -> dict[str, Any]:
     random = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         random[device.type] = torch.get_device_module(device).get_rng_state(*_index(device))
+    own = (state.sums.cpu(), random, metrics.numbers(state.reported))
+    sums, randoms, reported = zip(*parallel.gathered(own, state.part), strict=True)
     return {
         "model": state.model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
@@ -233,27 +246,30 @@ def pack(state: State) -> dict[str, Any]:
         "scale": state.scale,
         "steady": state.steady,
         "steps_done": state.steps_done,
-        "sums": parallel.gathered(state.sums.cpu(), state.part),
-        "random": parallel.gathered(random, state.part),
+        "sums": list(sums),
+        "random": list(randoms),
+        "reported": list(reported),
     }
 
 
-def unpack(state: State, kept: dict[str, Any]) -> None:
-    """Put a kept state into one that `init` made of the same configuration."""
-    state.model.load_state_dict(kept["model"])
-    for optimizer, values in zip(state.optimizers, kept["optimizers"], strict=True):
+def unpack(state: State, packed: dict[str, Any]) -> None:
+    """Put a packed state into one that `init` made of the same configuration."""
+    state.model.load_state_dict(packed["model"])
+    for optimizer, values in zip(state.optimizers, packed["optimizers"], strict=True):
         optimizer.load_state_dict(values)
     if state.average is not None:
-        state.average.load_state_dict(kept["average"])
+        state.average.load_state_dict(packed["average"])
     for name in ("bad_step", "bad_tensor", "scale", "steady"):
-        getattr(state, name).copy_(kept[name])
-    state.steps_done = kept["steps_done"]
-    if len(kept["random"]) != state.part.ranks:
+        getattr(state, name).copy_(packed[name])
+    state.steps_done = packed["steps_done"]
+    if len(packed["random"]) != state.part.ranks:
         raise ValueError(
-            f"the checkpoint is of {len(kept['random'])} processes, not {state.part.ranks}"
+            f"the checkpoint is of {len(packed['random'])} processes, not {state.part.ranks}"
         )
-    state.sums.copy_(kept["sums"][state.part.rank])
-    device, random = state.bad_step.device, kept["random"][state.part.rank]
+    state.sums.copy_(packed["sums"][state.part.rank])
+    if "reported" in packed:  # checkpoints before `report` was there have none
+        state.reported = dict(packed["reported"][state.part.rank])
+    device, random = state.bad_step.device, packed["random"][state.part.rank]
     made_on = list(random)[-1]
     if made_on != device.type:
         raise ValueError(f"the checkpoint was made on {made_on}; on {device.type} draws differ")

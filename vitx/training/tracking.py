@@ -10,13 +10,19 @@ import re
 import shlex
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitx.files import Lock, read_json, write_json
 from vitx.training.provenance import environment, git
+
+if TYPE_CHECKING:
+    import wandb
+
+Event = dict[str, int | float]
+"""What is known at a step: metrics by name, and the step itself."""
 
 PROJECT = "vitx"
 OUT = Path(os.environ.get("VITX_OUT") or "runs")
@@ -35,8 +41,13 @@ GRADIENT_NORM = "gradient_norm"
 SECONDS = "seconds"
 STEP = "step"
 ROW = "row"
-"""Number of the result rows so far, in a run that makes rows and not steps."""
+"""Number of the results so far, in a run that makes results and not steps."""
 IMAGES_PER_S = "images_per_s"
+METRICS = frozenset({
+    TRAIN_LOSS, TRAIN_ACCURACY, VAL_LOSS, VAL_ACCURACY, TEST_LOSS, TEST_ACCURACY, LEARNING_RATE,
+    GRADIENT_NORM, SECONDS, STEP, ROW, IMAGES_PER_S,
+})  # fmt: skip
+"""Names that the programs log; what is reported has other names."""
 
 
 def wandb_mode(flag: str | None = None) -> tuple[str, str]:
@@ -73,16 +84,16 @@ class Run:
         root: Path,
         group: str,
         name: str,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         *,
         mode: str | None = None,
         folder: Path | None = None,
     ):
         self.mode, self.why = wandb_mode(mode)
-        known = _id_of(folder) if folder else ""
         group = group_of(group)
-        self.id = known or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
-        self.resumed = bool(known)
+        earlier = read_json(folder / "run.json").get("id", "") if folder else ""
+        self.id = earlier or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
+        self.resumed = bool(earlier)
         self.folder = folder or Path(root, group, f"{file_name(name)}-{self.id}")
         self._lock = Lock(self.folder)
         self.figures = self.folder / "figures"
@@ -95,7 +106,9 @@ class Run:
         self.write("environment.json", now)
         if changes := git("diff", "HEAD"):
             (self.folder / "git.diff").write_text(changes + "\n", encoding="utf8")
-        self._wandb = self._start_wandb(group, name, config)
+        self._wandb: wandb.Run | None = None
+        if self.mode != "disabled":
+            self._start_wandb(group, name, config)
 
     def __enter__(self) -> "Run":
         return self
@@ -103,16 +116,15 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.finish(exit_code=0 if kind is None else 1)
 
-    def log(self, event: Mapping[str, Any]) -> None:
+    def log(self, event: Mapping[str, object]) -> None:
         """One event: a flushed line of metrics.jsonl and a point of the W&B curves."""
         self._events.write(json.dumps(dict(event)) + "\n")
         self._events.flush()
         self._tell(lambda run: run.log(dict(event)))
 
-    def events(self, *keys: str) -> list[dict[str, Any]]:
-        """The events so far that hold one of these values."""
-        found = read_events(self.folder)
-        return [event for event in found if any(key in event for key in keys)]
+    def events(self, *names: str) -> list[Event]:
+        """The events so far that hold one of these metrics."""
+        return [event for event in read_events(self.folder) if event.keys() & set(names)]
 
     def rewind(self, step: int) -> None:
         """Forget the events after a step, which will come again."""
@@ -124,32 +136,32 @@ class Run:
         os.replace(new, path)
         self._events = path.open("a", encoding="utf8")
 
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def table(self, name: str, columns: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
         """A table in W&B."""
 
-        def tell(run: Any) -> None:
+        def tell(run: "wandb.Run") -> None:
             import wandb
 
-            run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+            run.log({name: wandb.Table(columns=list(columns), data=[list(line) for line in lines])})
 
         self._tell(tell)
 
     def figure(self, name: str, path: Path) -> None:
         """A picture file in W&B."""
 
-        def tell(run: Any) -> None:
+        def tell(run: "wandb.Run") -> None:
             import wandb
 
             run.log({name: wandb.Image(str(path))})
 
         self._tell(tell)
 
-    def summarise(self, values: Mapping[str, Any]) -> None:
+    def summarise(self, values: Mapping[str, object]) -> None:
         """The run's final values: summary.json and the W&B summary."""
         self.write("summary.json", dict(values))
         self._tell(lambda run: run.summary.update(dict(values)))
 
-    def write(self, name: str, value: Any) -> None:
+    def write(self, name: str, value: object) -> None:
         """A JSON file in the run folder, whole or not at all."""
         write_json(self.folder / name, value)
 
@@ -175,19 +187,14 @@ class Run:
         """The folder of the W&B run, which `wandb leet` and `wandb sync` take."""
         return None if self._wandb is None else Path(self._wandb.dir).parent
 
-    def _start_wandb(self, group: str, name: str, config: Mapping[str, Any]) -> Any:
-        if self.mode == "disabled":
-            return None
+    def _start_wandb(self, group: str, name: str, config: Mapping[str, object]) -> None:
         if os.environ.get("WANDB_MODE") == "":
             del os.environ["WANDB_MODE"]  # the library refuses an empty one
-        try:
-            import wandb
-        except ImportError as error:
-            self._give_up(error)
-            return None
         # A kill loses at most this many seconds of the offline file.
         os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
         try:
+            import wandb
+
             run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
                 group=group,
@@ -204,10 +211,10 @@ class Run:
             run.define_metric("*", step_metric=STEP)
         except _wandb_errors() as error:
             self._give_up(error)
-            return None
-        return run
+        else:
+            self._wandb = run
 
-    def _tell(self, act: Any) -> None:
+    def _tell(self, act: "Callable[[wandb.Run], object]") -> None:
         if self._wandb is None:
             return
         try:
@@ -226,12 +233,7 @@ def file_name(name: str) -> str:
     return re.sub(r"[^\w.,=+()-]+", "-", name)
 
 
-def _id_of(folder: Path) -> str:
-    """The id of the run in a folder, or nothing."""
-    return read_json(folder / "run.json").get("id", "")
-
-
-def read_events(folder: Path) -> list[dict[str, Any]]:
+def read_events(folder: Path) -> list[Event]:
     """The events of a run folder so far, without a last line that a kill has cut off."""
     path = folder / EVENTS
     lines = path.read_text(encoding="utf8").splitlines(True) if path.exists() else []
@@ -250,4 +252,4 @@ def _before(folder: Path) -> list[dict[str, Any]]:
 def _wandb_errors() -> tuple[type[Exception], ...]:
     """What W&B raises: its own exception classes, which have no common base, and a few built in."""
     own = [kind for kind in Exception.__subclasses__() if kind.__module__.startswith("wandb")]
-    return (*own, OSError, ValueError, TypeError)
+    return (*own, ImportError, OSError, ValueError, TypeError)

@@ -2,12 +2,11 @@
 
 The parameters of all lanes lie in tensors with a leading axis `s`; a lane's `State` is that of
 `train.init`, with views into them. Forward and backward passes run once for all lanes, by
-`torch.vmap`. All that follows in a step, and every reading, is the code of a run alone.
+`torch.vmap`. All that follows in a step, and every metric, is the code of a run alone.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +18,14 @@ from vitx.model.functional.attention import ATTENTION, sdpa
 from vitx.model.vit import build
 from vitx.registry import resolve
 from vitx.settings import delta, override
-from vitx.training import optim
+from vitx.training import metrics, optim
+from vitx.training import state as training_state
 from vitx.training.config import TrainConfig
 from vitx.training.loss import cross_entropy
+from vitx.training.prepare import Clock, Training, check_data
 from vitx.training.state import Diverged, State, change, init, right
-from vitx.training.state import check as check_finite
-from vitx.training.trainer import Clock, Result, batches, check_data, curve_reading, final, reading
+from vitx.training.tracking import Event
+from vitx.training.trainer import Result, batches, due, evaluation, finish, training_metrics
 
 COMMON = {
     "seed": 0,
@@ -60,16 +61,21 @@ def check(configs: Sequence[TrainConfig]) -> None:
             raise ValueError(f"{name} = {value!r} is not for lanes, which take {plain!r}")
 
 
+ByName = dict[str, Tensor]
+Gradients = tuple[ByName, tuple[Tensor, tuple[Tensor, ByName]]]
+"""Gradients, losses, hits and what was reported, each with the leading axis s."""
+
+
 @dataclass(frozen=True)
 class Lanes:
     """States side by side."""
 
     states: list[State]
     configs: list[TrainConfig]
-    weights: dict[str, Tensor]
-    """Every parameter by name, (s, *shape); the states' parameters are views of its rows."""
-    gradients: Callable[..., Any]
-    """(weights, images, targets) to gradients by name, and loss and hits a lane."""
+    weights: ByName
+    """Every parameter by name, (s, *shape); the states' parameters are views of its entries."""
+    gradients: Callable[[ByName, Tensor, Tensor], Gradients]
+    """Of (weights, images, targets)."""
 
 
 def lanes(configs: Sequence[TrainConfig], *, device: torch.device | str = "cpu") -> Lanes:
@@ -79,56 +85,74 @@ def lanes(configs: Sequence[TrainConfig], *, device: torch.device | str = "cpu")
     """
     check(configs)
     states = [init(config, device=device) for config in configs]
-    stacked: dict[str, Tensor] = {}
+    stacked: ByName = {}
     for name, _ in states[0].model.named_parameters():
         each = [state.model.get_parameter(name) for state in states]
         stacked[name] = torch.stack([parameter.detach() for parameter in each])
-        for parameter, row in zip(each, stacked[name], strict=True):
-            parameter.data = row
-    trained = [name for name, _ in states[0].trained]
-    smoothing = configs[0].optim.label_smoothing
+        for parameter, own in zip(each, stacked[name], strict=True):
+            parameter.data = own
+    return Lanes(states, list(configs), stacked, _gradients(configs[0], states[0], device))
+
+
+def _gradients(
+    config: TrainConfig, state: State, device: torch.device | str
+) -> Callable[[ByName, Tensor, Tensor], Gradients]:
+    """The forward and backward pass of lanes with this configuration and this first state."""
+    trained = [name for name, _ in state.trained]
     # The backward pass of fused attention knows no lanes; `math` is the same function.
-    fused = resolve(configs[0].model.attention, ATTENTION) is sdpa
-    shape = override(configs[0].model, attention="math") if fused else configs[0].model
+    fused = resolve(config.model.attention, ATTENTION) is sdpa
+    shape = override(config.model, attention="math") if fused else config.model
     model = build(shape, device=device).train()
 
-    def loss(free: dict[str, Tensor], held: dict[str, Tensor], image: Tensor, target: Tensor):
-        logits = functional_call(model, free | held, (image,))
-        return cross_entropy(logits, target, label_smoothing=smoothing), right(logits, target)
+    def loss(free: ByName, held: ByName, image: Tensor, target: Tensor):
+        sums: metrics.Sums = {}
+        with metrics.recording(sums):
+            logits = functional_call(model, free | held, (image,))
+            mean = cross_entropy(logits, target, label_smoothing=config.optim.label_smoothing)
+        reported = {
+            name: torch.as_tensor(total / count, device=image.device)
+            for name, (total, count) in sums.items()
+        }
+        return mean, (right(logits, target), reported)
 
     each = vmap(grad_and_value(loss, has_aux=True))
 
-    def gradients(weights: dict[str, Tensor], image: Tensor, target: Tensor) -> Any:
+    def gradients(weights: ByName, image: Tensor, target: Tensor) -> Gradients:
         free = {name: weights[name] for name in trained}
         held = {name: value for name, value in weights.items() if name not in free}
         return each(free, held, image, target)
 
-    return Lanes(states, list(configs), stacked, gradients)
+    return gradients
 
 
-def step(found: Lanes, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
-    """One optimizer step of every lane on its own batch; their readings, on the device."""
+def step(side_by_side: Lanes, batches: Sequence[Batch]) -> list[ByName]:
+    """One optimizer step of every lane on its own batch; their metrics, on the device."""
     image, target = (torch.stack(parts) for parts in zip(*batches, strict=True))
-    gradients, (losses, hits) = found.gradients(found.weights, image, target)
-    readings = []
-    for lane, (state, config) in enumerate(zip(found.states, found.configs, strict=True)):
+    gradients, (losses, (hits, reported)) = side_by_side.gradients(
+        side_by_side.weights, image, target
+    )
+    each = []
+    pairs = zip(side_by_side.states, side_by_side.configs, strict=True)
+    for lane, (state, config) in enumerate(pairs):
         for name, parameter in state.trained:
             parameter.grad = gradients[name][lane]
         optim.set_rate(
             state.optimizers, optim.learning_rate(config.optim, state.steps_done, config.steps)
         )
         images = len(image[lane])
-        readings.append(change(state, losses[lane], hits[lane] / images, float(images), config))
-    return readings
+        with metrics.recording(state.reported):
+            for name, values in reported.items():
+                metrics.report(name, values[lane])
+            each.append(change(state, losses[lane], hits[lane] / images, float(images), config))
+    return each
 
 
 @dataclass(frozen=True)
 class Lane:
     """A finished lane: as a run alone, or with the error that ended it."""
 
-    config: TrainConfig
-    state: State
-    events: list[dict[str, Any]]
+    training: Training
+    events: list[Event]
     result: Result | None
     error: str = ""
 
@@ -148,33 +172,26 @@ def train(
         dataset = data.load(first.data, size=first.model.size)
     dataset = dataset.to(device)
     check_data(first, dataset)
-    found = lanes(configs, device=device)
-    pairs = zip(configs, found.states, strict=True)
-    streams = [batches(config, dataset, state) for config, state in pairs]
-    events: list[list[dict[str, Any]]] = [[] for _ in configs]
-    for done in range(1, first.steps + 1):
-        metrics = step(found, [next(stream) for stream in streams])
-        for kept, state, config, values in zip(events, found.states, configs, metrics, strict=True):
-            if done % config.log_every == 0 or done == config.steps:
-                kept.append(reading(state, values["gradient_norm"], config))
-            if done % config.eval_every == 0 or done == config.steps:
-                kept.append(curve_reading(state, dataset, config))
-    return [
-        _end(config, state, kept, dataset, clock)
-        for config, state, kept in zip(configs, found.states, events, strict=True)
+    side_by_side, fingerprint = lanes(configs, device=device), dataset.fingerprint
+    runs = [
+        (Training(config, dataset, state, clock, fingerprint), batches(config, dataset, state))
+        for config, state in zip(configs, side_by_side.states, strict=True)
     ]
+    events: list[list[Event]] = [[] for _ in configs]
+    for _ in range(first.steps):
+        each = step(side_by_side, [next(stream) for _, stream in runs])
+        for kept, (training, _), values in zip(events, runs, each, strict=True):
+            if due(training.config.log_every, training):
+                kept.append(training_metrics(training, values["gradient_norm"]))
+            if due(training.config.eval_every, training):
+                kept.append(evaluation(training))
+    return [_end(training, kept) for (training, _), kept in zip(runs, events, strict=True)]
 
 
-def _end(
-    config: TrainConfig,
-    state: State,
-    events: list[dict[str, Any]],
-    dataset: data.Dataset,
-    clock: Clock,
-) -> Lane:
+def _end(training: Training, events: list[Event]) -> Lane:
     try:
-        check_finite(state)
+        training_state.check(training.state)
     except Diverged as error:
-        return Lane(config, state, events, None, str(error))
-    curve = [event for event in events if f"{config.curve}/loss" in event]
-    return Lane(config, state, events, final(state, dataset, curve, clock))
+        return Lane(training, events, None, str(error))
+    curve = [event for event in events if f"{training.config.curve}/loss" in event]
+    return Lane(training, events, finish(training, curve))
