@@ -7,7 +7,7 @@ often than a timed block does, so shares are shown, and rates are those of `vitx
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,8 +17,10 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vitx.measure.comparison import Latency, Saved
 from vitx.measure.machine import now
-from vitx.measure.timing import time_block
+from vitx.measure.stats import Interval
+from vitx.measure.timing import Arm, Block
 from vitx.training import state as training
 from vitx.training.config import TrainConfig
 
@@ -39,7 +41,7 @@ STAGES = ("patchify", "qkv", "attention", "proj", "mlp", "norm", "residual", "he
 """`residual` is what blocks do beside their parts; `remainder` all else of a call."""
 
 
-def latency(call: Callable[[], Any], device: torch.device, seconds: float) -> dict[str, Any]:
+def latency(block: Block, seconds: float) -> Latency:
     """Quantiles of the seconds of single calls, the device waited for after each.
 
     Their 95 % intervals are those of order statistics, which hold for any law of the times as far
@@ -48,62 +50,44 @@ def latency(call: Callable[[], Any], device: torch.device, seconds: float) -> di
     times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < LEAST_CALLS:
-        start = now(device)
-        call()
-        times.append(now(device) - start)
+        times.append(block(1))
     times.sort()
-    return {"calls": len(times)} | {
-        f"p{100 * q:.0f}": dict(zip(("value", "low", "high"), _quantile(times, q), strict=True))
-        for q in QUANTILES
-    }
+    return Latency(len(times), *(_quantile(times, share) for share in QUANTILES))
 
 
-def saved(
-    steps: Mapping[str, Callable[[], Any]],
-    iterations: Mapping[str, int],
-    images: int,
-    device: torch.device,
-    seconds: float,
-) -> dict[str, Any]:
-    """Seconds an image that the step `compiled` saves beside the step `eager`, in this process.
+def saved(arms: Mapping[str, Arm], iterations: Mapping[str, int], seconds: float) -> Saved:
+    """Seconds per image that the arm `compiled` saves beside the arm `eager`, in this process.
 
     The median over pairs of neighbouring blocks of so many iterations, in changing order, with the
     95 % interval of order statistics, which holds as far as pairs are independent and says nothing
     of other processes.
     """
-    found: list[float] = []
+    differences: list[float] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(found) < LEAST_PAIRS:
-        order = ("eager", "compiled")[:: -1 if len(found) % 2 else 1]
-        each = {
-            arm: time_block(steps[arm], iterations[arm], device) / iterations[arm] for arm in order
-        }
-        found.append((each["eager"] - each["compiled"]) / images)
-    found.sort()
-    named = zip(("value", "low", "high"), _quantile(found, 0.5), strict=True)
-    return {"pairs": len(found)} | dict(named)
+    while time.perf_counter() < end or len(differences) < LEAST_PAIRS:
+        order = ("eager", "compiled")[:: -1 if len(differences) % 2 else 1]
+        each = {name: arms[name].block(iterations[name]) / iterations[name] for name in order}
+        differences.append((each["eager"] - each["compiled"]) / arms["eager"].images)
+    differences.sort()
+    return Saved(len(differences), _quantile(differences, 0.5))
 
 
-def _quantile(times: Sequence[float], share: float) -> tuple[float, float, float]:
+def _quantile(times: Sequence[float], share: float) -> Interval:
     """A quantile of sorted values, and the order statistics around it that hold it 95 in 100."""
     n = len(times)
     low, high = (int(stats.binom.ppf(p, n, share)) for p in (0.025, 0.975))
-    return times[min(int(share * n), n - 1)], times[max(low - 1, 0)], times[min(high, n - 1)]
+    return Interval(
+        times[min(int(share * n), n - 1)], times[max(low - 1, 0)], times[min(high, n - 1)]
+    )
 
 
-def mean_of_calls(call: Callable[[], Any], device: torch.device) -> float:
+def mean_of_calls(block: Block) -> float:
     """Mean seconds of `MEAN_CALLS`, each waited for, after `MEAN_WARM`: one number of one process.
 
-    This is what timm's `benchmark.py` (1.0) reports, as images/s.
+    timm's `benchmark.py` (1.0) reports this, as images per second.
     """
-    for _ in range(MEAN_WARM):
-        call()
-    times = []
-    for _ in range(MEAN_CALLS):
-        start = now(device)
-        call()
-        times.append(now(device) - start)
-    return statistics.mean(times)
+    block(MEAN_WARM)
+    return statistics.mean(block(1) for _ in range(MEAN_CALLS))
 
 
 def phases(model: nn.Module, example: Tensor, config: TrainConfig) -> dict[str, float]:
@@ -114,7 +98,7 @@ def phases(model: nn.Module, example: Tensor, config: TrainConfig) -> dict[str, 
     with torch.no_grad():
         classes = model(example[:2]).shape[-1]  # batch norm needs two
     target = torch.randint(classes, (len(example),), device=device)
-    found: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
+    times: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
     for _ in range(2 + REPEATS):
         marks = [now(device)]
         loss, hits = training.forward(state, example, target, config)
@@ -123,9 +107,9 @@ def phases(model: nn.Module, example: Tensor, config: TrainConfig) -> dict[str, 
         marks.append(now(device))
         training.change(state, loss.detach(), hits / len(example), float(len(example)), config)
         marks.append(now(device))
-        for times, (before, after) in zip(found.values(), itertools.pairwise(marks), strict=True):
-            times.append(after - before)
-    return {name: statistics.median(times[2:]) for name, times in found.items()}
+        for phase, (before, after) in zip(times.values(), itertools.pairwise(marks), strict=True):
+            phase.append(after - before)
+    return {name: statistics.median(phase[2:]) for name, phase in times.items()}
 
 
 def stages(model: nn.Module, image: Tensor) -> dict[str, float]:
@@ -139,7 +123,7 @@ def stages(model: nn.Module, image: Tensor) -> dict[str, float]:
         except AttributeError:
             raise Unknown(f"the model has no module {name}: its stages are not known") from None
     model.eval()
-    found: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for repeat in range(2 + REPEATS):
         with torch.inference_mode(), _Stages(model, image.device) as watch:
             start = now(image.device)
@@ -147,8 +131,8 @@ def stages(model: nn.Module, image: Tensor) -> dict[str, float]:
             whole = now(image.device) - start
         if repeat >= 2:
             for stage, seconds in watch.split(whole).items():
-                found[stage].append(seconds)
-    return {stage: statistics.median(times) for stage, times in found.items()}
+                times[stage].append(seconds)
+    return {stage: statistics.median(seconds) for stage, seconds in times.items()}
 
 
 class Unknown(ValueError):

@@ -1,11 +1,14 @@
 """What a timing says: plain frozen values, which results hold as they are."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from vitx.measure.equality import Equality
 from vitx.measure.stats import Interval
 from vitx.measure.timing import TimingConfig
+
+ONE_PROCESS, ALONE = "one process, no verdict", "timed alone"
+"""Verdicts beside those of `stats.speed_verdict`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,21 @@ class Side:
     saved: Saved | None = None
     utilisation: Utilisation | None = None
 
+    def __or__(self, other: "Side") -> "Side":
+        """The other's values where it has them."""
+        values = {each.name: getattr(other, each.name) for each in fields(other)}
+        return replace(self, **{k: value for k, value in values.items() if value is not None})
+
+    def __str__(self) -> str:
+        """Rate and resources for people."""
+        parts = [] if self.macs is None else [f"{self.macs / 1e9:.3f} GMAC per image"]
+        if self.peak_mib is not None:
+            parts.append(f"peak {self.peak_mib:.0f} MiB")
+        if seconds := self.compile_s:
+            parts.append(f"compile {seconds.cold:.1f} s cold, {seconds.warm:.1f} s warm")
+        rate = f"{self.rate.median:.2f} images per second; " if self.rate else ""
+        return f"{rate}{'; '.join(parts)}"
+
 
 @dataclass(frozen=True)
 class Process:
@@ -134,6 +152,12 @@ class Comparison:
     """Of each process: times, order and machine state of every round."""
 
     @property
+    def sides(self) -> dict[str, Side]:
+        """Those that were measured, by name."""
+        both = {"reference": self.reference, "candidate": self.candidate}
+        return {name: side for name, side in both.items() if side is not None}
+
+    @property
     def log_ratios(self) -> list[float]:
         """Of all processes, where there is a reference."""
         return [p.log_ratio for p in self.processes if p.log_ratio is not None]
@@ -142,3 +166,22 @@ class Comparison:
     def log_ratios_again(self) -> list[float]:
         """Of the reference beside itself."""
         return [p.log_ratio_again for p in self.processes if p.log_ratio_again is not None]
+
+    def __str__(self) -> str:
+        """A short table for people."""
+        lines = [f"equality   {self.equality or 'not checked: different functions'}"]
+        errors = {name: side.timed_error for name, side in self.sides.items() if side.timed_error}
+        if errors:
+            each = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+            lines.append(f"as timed   error to float64: {each}")
+        if self.ratio is not None:
+            ratio, interval = self.ratio, "one process, no interval"
+            if self.floor is not None:
+                interval = f"95 % {ratio.low:.3f} to {ratio.high:.3f}; floor ±{self.floor:.1%}"
+            times = f"{ratio.value:.3f}× the reference's images per second"
+            lines.append(f"speed      {times} ({interval})")
+        lines += [f"{name:<10} {side}" for name, side in self.sides.items() if side.rate]
+        reason = f": {self.reason}" if self.reason else ""
+        what = f"{self.config.mode}, compile {self.config.compile}"
+        lines.append(f"verdict    {self.verdict} ({what}){reason}")
+        return "\n".join(lines)

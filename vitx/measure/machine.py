@@ -12,7 +12,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import torch
 
 FOREIGN_LIMIT = 0.10
@@ -52,33 +54,38 @@ class Machine:
     clock_mhz: float | None
     load: float | None
 
-    def disturbed(self, highest_clock_mhz: float) -> bool:
+    def is_disturbed(self, highest_clock_mhz: float) -> bool:
         """Whether others used it or its clock fell; judged from these readings, not from a time."""
         slow = self.clock_mhz is not None and self.clock_mhz < CLOCK_LIMIT * highest_clock_mhz
         return slow or (self.foreign or 0) > FOREIGN_LIMIT or (self.steal or 0) > STEAL_LIMIT
 
 
 class Watch:
-    """Reads the machine's state over a stretch of time."""
+    """Reads the machine's state over a stretch of time.
 
-    def __init__(self):
-        self._cores = core_numbers()
-        self._start = (time.perf_counter(), _own_seconds(), cpu_seconds(self._cores))
+    With `tree` the processes that this one has started are not others.
+    """
+
+    def __init__(self, *, tree: bool = False):
+        self._cores, self._tree = core_numbers(), tree
+        self._start = (time.perf_counter(), _own_seconds(tree=tree), cpu_seconds(self._cores))
 
     def read(self) -> Machine:
-        wall, own, cpu = self._start
-        elapsed = (time.perf_counter() - wall) * (len(self._cores) or cores())
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        now = cpu_seconds(self._cores)
-        if cpu is None or now is None:
-            return Machine(None, None, self._clock_mhz(), load)
-        foreign = (now["busy"] - cpu["busy"]) - (_own_seconds() - own)
-        steal = now["steal"] - cpu["steal"]
-        return Machine(max(foreign / elapsed, 0.0), steal / elapsed, self._clock_mhz(), load)
+        """The state since this watch was made."""
+        wall, own, before = self._start
+        elapsed = (time.perf_counter() - wall) * len(self._cores)
+        after, clock, load = cpu_seconds(self._cores), self._clock_mhz(), os.getloadavg()[0]
+        if before is None or after is None:
+            return Machine(None, None, clock, load)
+        foreign = (after.busy - before.busy) - (_own_seconds(tree=self._tree) - own)
+        steal = (after.steal - before.steal) / elapsed
+        return Machine(max(foreign / elapsed, 0.0), steal, clock, load)
 
     def _clock_mhz(self) -> float | None:
-        found = clocks_mhz()
-        used = [clock for core, clock in found.items() if core in self._cores] or [*found.values()]
+        """The mean clock of these cores; of all where the system does not list each."""
+        used = clocks_mhz()
+        if len(used) == psutil.cpu_count():
+            used = [clock for core, clock in enumerate(used) if core in self._cores] or used
         return sum(used) / len(used) if used else None
 
 
@@ -96,30 +103,30 @@ def synchronise(device: torch.device) -> None:
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(core_numbers()) or os.cpu_count() or 1
+    return len(core_numbers())
 
 
 def memory_gib() -> float:
     """Memory of this machine, or what Linux's control groups leave this process of it."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits = [psutil.virtual_memory().total]
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         for _, kinds, place in (line.split(":", 2) for line in lines):
             root = CGROUPS / ("memory" if "memory" in kinds.split(",") else "")
             folder = root / place.lstrip("/")
             # A container sees its own group as the root, whatever its place outside is.
-            for one in (folder, *folder.parents):
-                limits += _limits(one) if one.is_relative_to(root) else []
+            for group in (folder, *folder.parents):
+                limits += _limits(group) if group.is_relative_to(root) else []
     return min(limits) / 2**30
 
 
 def _limits(group: Path) -> list[int]:
     """The limits of memory in bytes that a control group, of version 2 or 1, says it has."""
-    found = []
+    words: list[str] = []
     for name in ("memory.max", "memory.limit_in_bytes"):
         with contextlib.suppress(OSError):
-            found.append((group / name).read_text().strip())
-    return [int(word) for word in found if word.isdecimal()]
+            words.append((group / name).read_text().strip())
+    return [int(word) for word in words if word.isdecimal()]
 
 
 def page_faults() -> int:
@@ -127,48 +134,58 @@ def page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def _own_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def _own_seconds(*, tree: bool) -> float:
+    """Processor time of this process; with `tree` also of those under it, ended ones included."""
+    usages = [resource.getrusage(resource.RUSAGE_SELF)]
+    seconds = 0.0
+    if tree:
+        usages.append(resource.getrusage(resource.RUSAGE_CHILDREN))
+        for number in descendants(os.getpid()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = psutil.Process(number).cpu_times()
+                seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds + sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def core_numbers() -> set[int]:
-    """The cores that any thread of this process may use; empty where that can't be read."""
-    threads = Path("/proc/self/task")
-    if not (threads.exists() and hasattr(os, "sched_getaffinity")):
-        return set()
+    """The cores that any thread of this process may use."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set(range(psutil.cpu_count() or 1))
     # OpenMP may bind the main thread to one core, and each of its others to another.
-    found: set[int] = set()
-    for thread in threads.iterdir():
+    numbers: set[int] = set()
+    for thread in psutil.Process().threads():
         with contextlib.suppress(ProcessLookupError):  # it has ended since
-            found |= os.sched_getaffinity(int(thread.name))
-    return found
+            numbers |= os.sched_getaffinity(thread.id)
+    return numbers
 
 
-def cpu_seconds(numbers: set[int]) -> dict[str, float] | None:
-    """Seconds since boot that these cores were busy, and were stolen; Linux only.
+class CpuSeconds(NamedTuple):
+    """Seconds since boot that cores were busy, and were taken by the hypervisor."""
 
-    None where the system does not list every one of them, as in some containers.
-    """
-    path = Path("/proc/stat")
-    if not path.exists():
+    busy: float
+    steal: float
+
+
+def cpu_seconds(numbers: set[int]) -> CpuSeconds | None:
+    """Of these cores together; None where the system does not list each, as in some containers."""
+    listed = psutil.cpu_times(percpu=True)
+    if not numbers or max(numbers) >= len(listed):
         return None
-    ours = {f"cpu{core}" for core in numbers}
-    lines = [words for line in path.read_text().splitlines() if (words := line.split())]
-    each = [[int(word) for word in words[1:9]] for words in lines if words[0] in ours]
-    if not ours or len(each) != len(ours):
-        return None
-    user, nice, system, _, _, irq, softirq, steal = map(sum, zip(*each, strict=True))
-    hertz = os.sysconf("SC_CLK_TCK")
-    return {"busy": (user + nice + system + irq + softirq) / hertz, "steal": steal / hertz}
+    each = [listed[number] for number in numbers]
+
+    def total(*kinds: str) -> float:  # Linux alone has all of them
+        return sum(getattr(times, kind, 0.0) for times in each for kind in kinds)
+
+    return CpuSeconds(total("user", "nice", "system", "irq", "softirq"), total("steal"))
 
 
-def clocks_mhz() -> dict[int, float]:
-    """The clock of each core that the system lists; empty where it lists none."""
-    path = Path("/proc/cpuinfo")
-    text = path.read_text() if path.exists() else ""
-    pairs = re.findall(r"^processor\s*: (\d+)$.*?^cpu MHz\s*: ([\d.]+)$", text, re.M | re.S)
-    return {int(core): float(clock) for core, clock in pairs}
+def clocks_mhz() -> list[float]:
+    """The clock of each core; empty where the system lists none, or not each."""
+    try:
+        clocks = [each.current for each in psutil.cpu_freq(percpu=True)]
+    except (AttributeError, NotImplementedError, OSError):  # as in virtual machines of a Mac
+        return []
+    return clocks if any(clocks) else []
 
 
 def gpu(device: torch.device) -> dict[str, str] | None:
@@ -203,8 +220,8 @@ def peak_mib() -> float:
 
 
 def threads() -> int:
-    """Threads of this process (Linux; elsewhere 0)."""
-    return len(list(Path("/proc/self/task").glob("*")))
+    """Threads of this process."""
+    return psutil.Process().num_threads()
 
 
 def keep_memory() -> None:
@@ -235,27 +252,23 @@ def kill_tree(process: int) -> None:
 
 
 def tree_mib(process: int) -> float:
-    """Resident memory of a process and all that it started (Linux; elsewhere 0)."""
-    return sum(_resident_mib(number) for number in (process, *descendants(process)))
+    """Resident memory of a process and all that it started."""
+    used = 0.0
+    for number in (process, *descendants(process)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used += psutil.Process(number).memory_info().rss / 2**20
+    return used
 
 
 def descendants(process: int) -> set[int]:
-    """All processes under one, on Linux."""
-    threads: list[str] = []
+    """All processes under one."""
+    if sys.platform != "linux":
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return {child.pid for child in psutil.Process(process).children(recursive=True)}
+        return set()
+    # psutil reads every process of the machine, which takes 25 times as long beside what is timed.
     direct: set[int] = set()
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
-        threads = os.listdir(f"/proc/{process}/task")
-    for thread in threads:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            listed = Path(f"/proc/{process}/task/{thread}/children").read_text()
-            direct |= {int(word) for word in listed.split()}
-    return direct.union(*(descendants(child) for child in direct))
-
-
-def _resident_mib(process: int) -> float:
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    found = [int(line.split()[1]) for line in lines if line.startswith("VmRSS")]
-    return found[0] / 2**10 if found else 0.0
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            direct |= set(map(int, path.read_text().split()))
+    return direct.union(*map(descendants, direct))

@@ -9,7 +9,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitx.measure.timing import time_block
+from vitx.measure.comparison import Utilisation
+from vitx.measure.timing import Step, time_block
 
 SQUARES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
 """Sides of the square products that are tried beside a model's own."""
@@ -148,7 +149,7 @@ def _copy_rate(device: torch.device) -> float:
     return 2 * size / _seconds(lambda: target.copy_(source), device)
 
 
-def _seconds(act: Any, device: torch.device) -> float:
+def _seconds(act: Step, device: torch.device) -> float:
     """Seconds of one call: the median over blocks, each long enough to be read."""
     once = time_block(act, 1, device)
     once = min(once, time_block(act, 1, device))
@@ -162,13 +163,13 @@ def last_cache(device: torch.device) -> int:
     """Bytes of the device's last caches together; 32 MiB where that can't be read."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
-    found: dict[int, dict[str, int]] = {}
+    bytes_by_level: dict[int, dict[str, int]] = {}
     for path in Path("/sys/devices/system/cpu").glob("cpu*/cache/index*/size"):
         if (text := path.read_text().strip()).endswith("K"):
             level = int(path.with_name("level").read_text())
             cores = path.with_name("shared_cpu_list").read_text()
-            found.setdefault(level, {})[cores] = int(text.removesuffix("K")) * 2**10
-    return sum(found[max(found)].values()) if found else 2**25
+            bytes_by_level.setdefault(level, {})[cores] = int(text.removesuffix("K")) * 2**10
+    return sum(bytes_by_level[max(bytes_by_level)].values()) if bytes_by_level else 2**25
 
 
 def data_sheet(gpu: str | None, dtype: torch.dtype) -> float | None:
@@ -185,22 +186,17 @@ def data_sheet(gpu: str | None, dtype: torch.dtype) -> float | None:
     return half if dtype in (torch.bfloat16, torch.float16) else None
 
 
-def utilisation(flops: float, before: Peak, after: Peak) -> dict[str, Any]:
-    """A rate in FLOP/s beside the peaks around it, as fields of a row.
+def utilisation(flops: float, before: Peak, after: Peak) -> Utilisation:
+    """A rate in FLOP per second beside the peaks around it.
 
     `mfu` is None, and `why` says so, where the peaks differ too much ("unsteady") or the rate lies
     above them, so that one of the two was counted or measured wrongly (`ABOVE_PEAK`).
     """
     low, high = sorted((before.flops, after.flops))
-    found: dict[str, Any] = {
-        "flops": flops,
-        "peak_low": low,
-        "peak_high": high,
-        "bandwidth": max(before.bytes, after.bytes),
-        "peaks": [asdict(before), asdict(after)],
-    }
+    why = ""
     if flops > ABOVE * high:
-        return found | {"mfu": None, "why": ABOVE_PEAK}
-    if high > (1 + UNSTEADY) * low:
-        return found | {"mfu": None, "why": "unsteady"}
-    return found | {"mfu": flops / high, "why": ""}
+        why = ABOVE_PEAK
+    elif high > (1 + UNSTEADY) * low:
+        why = "unsteady"
+    bandwidth = max(before.bytes, after.bytes)
+    return Utilisation(flops, low, high, bandwidth, None if why else flops / high, why)

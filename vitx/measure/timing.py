@@ -1,6 +1,6 @@
-"""Paired timing: how a pair is timed in one process, and what a plan asks of it.
+"""Paired timing: rounds of blocks in balanced order, and the log ratios that they give.
 
-What is timed is a module, or a whole training step (`Training`). `worker` starts the processes.
+What is timed is an `Arm`: a part of this process, or of another. Nothing here knows of models.
 """
 
 import itertools
@@ -8,36 +8,39 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
 
-from vitx.data.config import DataConfig
-from vitx.measure.machine import Watch, gpu, page_faults, peak_mib, synchronise
-from vitx.model.config import ModelConfig
-from vitx.settings import override
-from vitx.training import state as training
-from vitx.training.config import OptimConfig, TrainConfig
+from vitx.measure.machine import Machine, Watch, gpu, page_faults, synchronise
+from vitx.registry import choose
 
 PROTOCOL = 4
 """How pairs are timed and judged. A change by which a timing may say something else raises it: what
 was timed by two protocols never stands together."""
-MODES = ("inference", "training")
-COMPILES = ("none", "default", "max-autotune")
-DTYPES = ("as given", "float32", "bfloat16", "float16")
+Mode = Literal["inference", "training"]
+Compile = Literal["none", "default", "max-autotune"]
+Dtype = Literal["as given", "float32", "bfloat16", "float16"]
+MODES, COMPILES, DTYPES = get_args(Mode), get_args(Compile), get_args(Dtype)
 ARMS = ("reference", "again", "candidate")
+SIDES = {"reference": ("reference", "again"), "candidate": ("candidate",)}
+"""The arms of each side of a pair."""
+
+Block = Callable[[int], float]
+"""Runs a number of iterations; the seconds that they took together."""
+Step = Callable[[], object]
+"""Runs one iteration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimingConfig:
     """How one comparison is timed."""
 
-    mode: str = "inference"
-    compile: str = "none"
-    dtype: str = "as given"
+    mode: Mode = "inference"
+    compile: Compile = "none"
+    dtype: Dtype = "as given"
     """Inference in this dtype; training with float32 parameters under autocast to it."""
     processes: int = 5
     pair_s: float = 15.0
@@ -54,17 +57,15 @@ class TimingConfig:
     keep_memory: bool = True
     """Pairs run after `machine.keep_memory`; otherwise as the allocator is set up."""
     details: bool = False
-    """Also say where each module's time goes: latency of calls at batch 1, stages, phases; or what
-    compiling it saves."""
+    """Also measure where each module's time goes: latency of calls at batch 1, stages, phases; or
+    what compiling it saves."""
     mean: bool = False
-    """Also read its rate as timm's benchmark does."""
+    """Also measure its rate as timm's benchmark does."""
     seed: int = 0
 
     def __post_init__(self):
         for name, choices in (("mode", MODES), ("compile", COMPILES), ("dtype", DTYPES)):
-            if getattr(self, name) not in choices:
-                value = getattr(self, name)
-                raise ValueError(f"{name} = {value!r} is not known; choices: {', '.join(choices)}")
+            choose(name, getattr(self, name), choices)
         if self.processes < 1:
             raise ValueError(f"processes = {self.processes} must be at least 1")
         for name in ("pair_s", "block_s", "warm_up_s", "limit_s"):
@@ -75,262 +76,189 @@ class TimingConfig:
 
 
 @dataclass(frozen=True)
-class Training:
-    """The training step of a configuration, to be timed in place of a module's; without its data.
+class Arm:
+    """One of those that take turns."""
 
-    Precision, optimizer, accumulation and moving average are those of the configuration, and so is
-    `compile`: a plan says only whether there is something to compile.
+    block: Block
+    images: int = 1
+    """Of one iteration."""
+    step: Step | None = None
+    """An iteration that is queued on a device and not waited for, where the arm has one."""
+
+
+@dataclass(frozen=True)
+class BlockTime:
+    """A block's means over its iterations."""
+
+    seconds: float
+    page_faults: float | None
+    """None where other processes do the work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round(Machine):
+    """A block of each arm, with the machine's state, which the system counts too coarsely to read
+    it for each block."""
+
+    order: tuple[str, ...]
+    started: float
+    """Seconds since 1970."""
+    disturbed: bool
+    blocks: dict[str, BlockTime]
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Blocks before those that count; `ended` says by what: `steady` or `time`."""
+
+    ended: str
+    seconds: float
+    first_s: dict[str, float]
+    seconds_each: dict[str, float]
+    """Of an iteration of each arm: the median of its last three blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTimes:
+    """What one process has timed."""
+
+    rounds: list[Round]
+    quiet: bool
+    """Whether enough rounds were undisturbed, so that only they are used."""
+    iterations: dict[str, int]
+    images: dict[str, int]
+    """Of one iteration of each arm."""
+    threads: int
+    warm_up: WarmUp
+    gpu_readings: dict[str, str] | None
+    forked: bool = False
+
+    @property
+    def used(self) -> list[Round]:
+        """Where the machine was never quiet, the disturbed rounds are all there is; no verdict
+        follows from them."""
+        return [entry for entry in self.rounds if not (self.quiet and entry.disturbed)]
+
+    @property
+    def disturbed(self) -> int:
+        return sum(entry.disturbed for entry in self.rounds)
+
+    @property
+    def paired(self) -> bool:
+        return set(self.images) == set(ARMS)
+
+    def blocks(self, arms: Iterable[str]) -> list[BlockTime]:
+        """The used blocks of these arms, one arm after the other."""
+        return [entry.blocks[arm] for arm in arms for entry in self.used]
+
+    def rates(self, arms: Iterable[str]) -> list[float]:
+        """Images per second of those blocks."""
+        return [self.images[arm] / b.seconds for arm in arms for b in self.blocks([arm])]
+
+    def log_ratios(self) -> tuple[float, float]:
+        """Those of `log_ratios`, where all of `ARMS` were timed."""
+        times = {arm: [block.seconds for block in self.blocks([arm])] for arm in ARMS}
+        return log_ratios(times, self.images)
+
+    def raw(self) -> dict[str, Any]:
+        """The times, order and machine state of every round, as plain values."""
+        return {
+            "rounds": [asdict(entry) for entry in self.rounds],
+            "warm_up": asdict(self.warm_up),
+            "iterations": self.iterations,
+        }
+
+
+def time_rounds(
+    arms: Mapping[str, Arm],
+    config: TimingConfig,
+    number: int,
+    device: torch.device,
+    *,
+    tree: bool = False,
+) -> PairTimes:
+    """Blocks of all arms in random balanced order, with the machine's state around each round.
+
+    `number` is that of the process, which draws the order. A disturbed round is made again, up to
+    half of them. With `tree` processes that this one has started work on the blocks, so that their
+    time is not that of others.
     """
-
-    config: TrainConfig
-
-    def example(self, device: torch.device) -> Tensor:
-        """A batch of random images, b c y x."""
-        model = self.config.model
-        return torch.randn(self.config.batch, model.channels, *model.size, device=device)
-
-    def make_step(self, device: torch.device) -> Callable[[], Any]:
-        """A fresh state's step on one batch, again and again."""
-        endless = override(self.config, steps=ENDLESS)
-        state, image = training.init(endless, device=device), self.example(device)
-        target = torch.randint(endless.model.classes, (endless.batch,), device=device)
-        return lambda: training.step(state, (image, target), endless)
-
-
-Subject = nn.Module | Training
-ENDLESS = 2**40
-"""Steps of a schedule that no timing comes to the end of."""
-
-
-def images_of(subject: Subject, example: Tensor) -> int:
-    """Images of one iteration."""
-    return subject.config.batch if isinstance(subject, Training) else len(example)
-
-
-def as_timed(subject: Any, example: Tensor, plan: TimingConfig) -> tuple[Any, Tensor]:
-    """Both in the dtype of the plan: in training the parameters stay as they are."""
-    if plan.dtype == "as given" or plan.mode == "training" or isinstance(subject, Training):
-        return subject, example
-    dtype = getattr(torch, plan.dtype)
-    return subject.to(dtype), example.to(dtype)
-
-
-def prepare(model: nn.Module, plan: TimingConfig) -> Callable[[Tensor], Tensor]:
-    """The module as it is timed: itself, or compiled whole without a graph break."""
-    if plan.compile == "none":
-        return model
-    mode = None if plan.compile == "default" else plan.compile
-    return torch.compile(model, fullgraph=True, mode=mode)
-
-
-def make_step(
-    subject: Subject, run: Callable[[Tensor], Tensor] | None, example: Tensor, plan: TimingConfig
-) -> Callable[[], Any]:
-    """One inference call, or one whole training step of `vitx.train`.
-
-    The step is forward pass, loss, backward pass, clipping and AdamW, with autocast and a loss
-    scale as the dtype asks for. `run` is what `prepare` made of a module.
-    """
-    if isinstance(subject, Training):
-        return subject.make_step(example.device)
-    if run is None:  # not `run or …`: a compiled module may have no truth value
-        run = prepare(subject, plan)
-    if plan.mode == "inference":
-        subject.eval()
-
-        def infer() -> None:
-            with torch.inference_mode():
-                run(example)
-
-        return infer
-    config = step_config(len(example), plan)
-    with torch.no_grad():
-        classes = subject(example[:2]).shape[-1]
-    state = training.init(config, model=subject, device=example.device)
-    state.run = run
-    generator = torch.Generator().manual_seed(plan.seed)
-    target = torch.randint(classes, (len(example),), generator=generator).to(example.device)
-    return lambda: training.step(state, (example, target), config)
-
-
-def step_config(batch: int, plan: TimingConfig) -> TrainConfig:
-    """The training step of any module; its `model` is not used."""
-    precision = "float32" if plan.dtype == "as given" else plan.dtype
-    return TrainConfig(
-        model=ModelConfig(),
-        data=DataConfig(name="fake"),
-        optim=OptimConfig(lr=1e-5, clip=1.0),
-        steps=ENDLESS,
-        batch=batch,
-        precision=precision,
+    warm = warm_up(arms, config)
+    iterations = iterations_of(warm.seconds_each, config.block_s)
+    round_s = sum(count * warm.seconds_each[arm] for arm, count in iterations.items())
+    permutations = math.factorial(len(arms))
+    goal = permutations * max(1, round(config.pair_s / round_s / permutations))
+    rounds: list[Round] = []
+    clean = 0
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for order in orders(random.Random(config.seed * 1000 + number), tuple(arms)):
+            if clean == goal or len(rounds) == goal + max(goal // 2, 1):
+                break
+            rounds.append(_round(arms, order, iterations, device, rounds, tree=tree))
+            clean += not rounds[-1].disturbed
+    return PairTimes(
+        rounds=rounds,
+        quiet=clean >= max(goal // 2, 1),
+        iterations=iterations,
+        images={name: arm.images for name, arm in arms.items()},
+        threads=torch.get_num_threads(),
+        warm_up=warm,
+        gpu_readings=_gpu_at_work(arms.get("candidate"), iterations, device),
     )
 
 
-def make_steps(
-    subjects: Mapping[str, Subject], example: Tensor, plan: TimingConfig
-) -> dict[str, Callable[[], Any]]:
-    """The step of every arm, in the dtype that is timed."""
-    return {
-        arm: make_step(timed, None, image, plan)
-        for arm, subject in subjects.items()
-        for timed, image in [as_timed(subject, example, plan)]
-    }
-
-
-def pair(
-    subjects: Mapping[str, Subject], example: Tensor, plan: TimingConfig, process: int
-) -> dict:
-    """Block times of all arms in random balanced order, with the machine's state around each round.
-
-    Returns raw times in seconds an iteration, the order, and what a GPU reads at work after them
-    (`machine.gpu`). With `ARMS` also `log_ratios`, of the reference's time an image to the
-    candidate's and of its first arm's to its second's. Positive means that the later of the two is
-    faster.
-    """
-    images = {arm: images_of(subject, example) for arm, subject in subjects.items()}
-    steps = make_steps(subjects, example, plan)
-    warm = warm_up(steps, plan, example.device)
-    iterations = iterations_of(warm["seconds_each"], plan.block_s)
-    round_s = sum(count * warm["seconds_each"][arm] for arm, count in iterations.items())
-    whole = math.factorial(len(steps))
-    wanted = whole * max(1, round(plan.pair_s / round_s / whole))
-    rounds: list[dict] = []
-    clean: list[dict] = []
-    with torch.compiler.set_stance("fail_on_recompile"):
-        for order in orders(random.Random(plan.seed * 1000 + process), tuple(steps)):
-            if len(clean) == wanted or len(rounds) == wanted + max(wanted // 2, 1):
-                break
-            rounds.append(_round(steps, order, iterations, example.device, rounds))
-            clean = [entry for entry in rounds if not entry["disturbed"]]
-    readings = _gpu_at_work(steps["candidate"], iterations["candidate"], example.device)
-    # Where the machine was never quiet, the disturbed rounds are all there is; no verdict follows.
-    quiet = len(clean) >= max(wanted // 2, 1)
-    used = clean if quiet else rounds
-    times = {arm: [entry["blocks"][arm]["seconds"] for entry in used] for arm in steps}
-    found = {
-        "seconds": times,
-        "page_faults": {arm: [e["blocks"][arm]["page_faults"] for e in used] for arm in steps},
-        "rounds": rounds,
-        "rounds_used": len(used),
-        "rounds_disturbed": len(rounds) - len(clean),
-        "quiet": quiet,
-        "iterations": iterations,
-        "images": images,
-        "threads": torch.get_num_threads(),
-        "warm_up": warm,
-        "gpu_readings": readings,
-    }
-    return found | log_ratios(times, images)
-
-
-def probe(subjects: Mapping[str, Subject], example: Tensor, plan: TimingConfig) -> dict:
-    """The candidate's images/s in a few calls, beside all that a pair holds in memory."""
-    steps = make_steps(subjects, example, plan)
-    rounds = [
-        {arm: time_block(step, 1, example.device) for arm, step in steps.items()} for _ in range(4)
-    ]
-    fastest = min(seconds["candidate"] for seconds in rounds[1:])
-    return {"images_per_s": images_of(subjects["candidate"], example) / fastest}
+def warm_up(arms: Mapping[str, Arm], config: TimingConfig) -> WarmUp:
+    """Blocks of every arm until each arm has had three in a row within 3 %, at most `warm_up_s`."""
+    first = {name: arm.block(1) for name, arm in arms.items()}
+    start = time.perf_counter()
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    counts = dict.fromkeys(arms, 1)
+    steady: set[str] = set()
+    while len(steady) < len(arms) and time.perf_counter() - start < config.warm_up_s:
+        for name, arm in arms.items():
+            seconds[name].append(arm.block(counts[name]) / counts[name])
+            counts[name] = max(1, math.ceil(config.block_s / seconds[name][-1]))
+            last = seconds[name][-3:]
+            if len(last) == 3 and max(last) <= 1.03 * min(last):
+                steady.add(name)
+    return WarmUp(
+        ended="steady" if len(steady) == len(arms) else "time",
+        seconds=time.perf_counter() - start,
+        first_s=first,
+        seconds_each={name: statistics.median(each[-3:]) for name, each in seconds.items()},
+    )
 
 
 def iterations_of(seconds: Mapping[str, float], block_s: float) -> dict[str, int]:
-    """The fewest iterations a block: the same number for arms of like speed.
+    """The fewest iterations per block: the same number for arms of like speed.
 
     Arms of which one takes more than twice as long have numbers of their own.
     """
-    found = {}
     if "again" in seconds:  # the same module twice
         both = min(seconds["reference"], seconds["again"])
         seconds = {**seconds, "reference": both, "again": both}
-    for arm, mine in seconds.items():
-        fastest = min(other for other in seconds.values() if mine / 2 <= other <= 2 * mine)
-        found[arm] = max(1, math.ceil(block_s / fastest))
-    return found
+
+    def fastest(mine: float) -> float:
+        return min(other for other in seconds.values() if mine / 2 <= other <= 2 * mine)
+
+    return {arm: max(1, math.ceil(block_s / fastest(mine))) for arm, mine in seconds.items()}
 
 
-def log_ratios(
-    times: Mapping[str, list[float]], images: Mapping[str, int]
-) -> dict[str, float | None]:
-    """Medians over rounds of the log ratios of seconds an image; None without all of `ARMS`.
+def log_ratios(times: Mapping[str, list[float]], images: Mapping[str, int]) -> tuple[float, float]:
+    """Medians over rounds of the log ratios of seconds per image.
 
     Of the reference to the candidate, as the mean over both arms of the reference; and of the
-    reference to itself. Differences of single arms have symmetric noise, also where that of the
-    times is not: a mean of two arms against one would favour the candidate, as slow blocks are rare
-    and long.
+    reference to itself. Positive means that the later of the two is faster. Differences of single
+    arms have symmetric noise, also where that of the times is not: a mean of two arms against one
+    would favour the candidate, as slow blocks are rare and long.
     """
-    if set(times) != set(ARMS):
-        return {"log_ratio": None, "log_ratio_again": None}
     logs = {arm: [math.log(seconds / images[arm]) for seconds in times[arm]] for arm in ARMS}
 
     def between(one: str, other: str) -> float:
         return statistics.median(a - b for a, b in zip(logs[one], logs[other], strict=True))
 
     both = between("reference", "candidate"), between("again", "candidate")
-    return {"log_ratio": statistics.mean(both), "log_ratio_again": between("reference", "again")}
-
-
-def _round(
-    steps: Mapping[str, Callable[[], Any]],
-    order: tuple[str, ...],
-    iterations: Mapping[str, int],
-    device: torch.device,
-    before: list[dict],
-) -> dict:
-    """A block of each arm: seconds and page faults an iteration; and the machine's state, which
-    the system counts too coarsely to read it for each."""
-    clock = max((entry["clock_mhz"] or 0.0 for entry in before), default=0.0)
-    started, watch = time.time(), Watch()
-    blocks = {arm: _block(steps[arm], iterations[arm], device) for arm in order}
-    state = watch.read()
-    return {
-        "order": order,
-        "started": started,
-        # What the CPU's other users do says little of a GPU.
-        "disturbed": device.type == "cpu" and state.disturbed(max(clock, state.clock_mhz or 0.0)),
-        **asdict(state),
-        "blocks": blocks,
-    }
-
-
-def warm_up(
-    steps: Mapping[str, Callable[[], Any]], plan: TimingConfig, device: torch.device
-) -> dict:
-    """Blocks of every arm until each arm has had three in a row within 3 %, at most `warm_up_s`."""
-    first = {arm: time_block(step, 1, device) for arm, step in steps.items()}
-    start = time.perf_counter()
-    blocks: dict[str, list[float]] = {arm: [] for arm in steps}
-    counts = dict.fromkeys(steps, 1)
-    steady: set[str] = set()
-    while len(steady) < len(steps) and time.perf_counter() - start < plan.warm_up_s:
-        for arm, step in steps.items():
-            blocks[arm].append(time_block(step, counts[arm], device) / counts[arm])
-            counts[arm] = max(1, math.ceil(plan.block_s / blocks[arm][-1]))
-            last = blocks[arm][-3:]
-            if len(last) == 3 and max(last) <= 1.03 * min(last):
-                steady.add(arm)
-    return {
-        "ended": "steady" if len(steady) == len(steps) else "time",
-        "seconds": time.perf_counter() - start,
-        "first_s": first,
-        "seconds_each": {arm: statistics.median(b[-3:]) for arm, b in blocks.items()},
-    }
-
-
-def measure_resources(step: Callable[[], Any], example: Tensor, before_mib: float) -> dict:
-    """Peak memory in MiB, of the process above `before_mib`; compile seconds of the first call.
-
-    On a GPU `peak_mib` is the peak of the device's allocator, and `host_mib` that of the process.
-    Compiling takes memory too, and is counted.
-    """
-    if example.is_cuda:
-        torch.cuda.reset_peak_memory_stats(example.device)
-    first = time_block(step, 1, example.device)
-    later = statistics.median(time_block(step, 1, example.device) for _ in range(3))
-    found = {"peak_mib": peak_mib() - before_mib}
-    if example.is_cuda:
-        device_mib = torch.cuda.max_memory_allocated(example.device) / 2**20
-        found = {"peak_mib": device_mib, "host_mib": found["peak_mib"]}
-    return found | {"compile_s": max(first - later, 0.0)}
+    return statistics.mean(both), between("reference", "again")
 
 
 def orders(rng: random.Random, arms: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -341,26 +269,54 @@ def orders(rng: random.Random, arms: tuple[str, ...]) -> Iterator[tuple[str, ...
         yield from permutations
 
 
-def _block(step: Callable[[], Any], iterations: int, device: torch.device) -> dict[str, float]:
+def _round(
+    arms: Mapping[str, Arm],
+    order: tuple[str, ...],
+    iterations: Mapping[str, int],
+    device: torch.device,
+    before: list[Round],
+    *,
+    tree: bool,
+) -> Round:
+    clock = max((entry.clock_mhz or 0.0 for entry in before), default=0.0)
+    started, watch = time.time(), Watch(tree=tree)
+    blocks = {arm: _block(arms[arm].block, iterations[arm], tree=tree) for arm in order}
+    state = watch.read()
+    return Round(
+        **asdict(state),
+        order=order,
+        started=started,
+        # What the CPU's other users do says little of a GPU.
+        disturbed=device.type == "cpu" and state.is_disturbed(max(clock, state.clock_mhz or 0.0)),
+        blocks=blocks,
+    )
+
+
+def _block(block: Block, iterations: int, *, tree: bool) -> BlockTime:
     faults = page_faults()
-    seconds = time_block(step, iterations, device) / iterations
-    return {"seconds": seconds, "page_faults": (page_faults() - faults) / iterations}
+    seconds = block(iterations) / iterations
+    return BlockTime(seconds, None if tree else (page_faults() - faults) / iterations)
 
 
 def _gpu_at_work(
-    step: Callable[[], Any], iterations: int, device: torch.device
+    arm: Arm | None, iterations: Mapping[str, int], device: torch.device
 ) -> dict[str, str] | None:
     """What a CUDA device reads while it works off a block that was queued; None of another."""
-    if device.type != "cuda":
+    if device.type != "cuda" or arm is None or arm.step is None:
         return None
-    for _ in range(iterations):
-        step()
-    found = gpu(device)
+    for _ in range(iterations["candidate"]):
+        arm.step()
+    readings = gpu(device)
     synchronise(device)
-    return found
+    return readings
 
 
-def time_block(step: Callable[[], Any], iterations: int, device: torch.device) -> float:
+def step_arm(step: Step, images: int, device: torch.device) -> Arm:
+    """The arm whose iteration is a step of this process."""
+    return Arm(lambda iterations: time_block(step, iterations, device), images, step)
+
+
+def time_block(step: Step, iterations: int, device: torch.device) -> float:
     """Seconds of so many iterations; the device is waited for at both ends, not between."""
     synchronise(device)
     start = time.perf_counter()
