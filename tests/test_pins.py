@@ -1,24 +1,30 @@
 """The hash of statements changes with what runs, and with nothing else."""
 
-import types
+import importlib.util
+from pathlib import Path
 
+import pytest
 from pins import statements_hash
 
+PLAIN = "def f(x):\n    return x + 1\n"
 
-def made(tmp_path, text: str) -> types.ModuleType:
-    path = tmp_path / "made.py"
+
+def hash_of(path: Path, text: str) -> str:
     path.write_text(text)
-    module = types.ModuleType("made")
-    module.__file__ = str(path)
-    return module
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return statements_hash(module)
 
 
-def test_only_statements_change_a_hash(tmp_path, monkeypatch):
-    import inspect
-
-    monkeypatch.setattr(inspect, "getsource", lambda module: open(module.__file__).read())
-    plain = statements_hash(made(tmp_path, "def f(x):\n    return x + 1\n"))
-    documented = 'def f(x):\n    """One more."""\n    # as it should\n    return (x\n        + 1)\n'
-    assert statements_hash(made(tmp_path, documented)) == plain
-    assert statements_hash(made(tmp_path, "def f(x):\n    return x + 2\n")) != plain
-    assert statements_hash(made(tmp_path, "def f(y):\n    return y + 1\n")) != plain
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ('def f(x):\n    """One more."""\n    # as it says\n    return (x\n        + 1)\n', True),
+        ("def f(x):\n    return x + 2\n", False),
+        ("def f(y):\n    return y + 1\n", False),
+    ],
+)
+def test_only_statements_change_a_hash(tmp_path, text, same):
+    before = hash_of(tmp_path / "before.py", PLAIN)
+    assert (hash_of(tmp_path / "after.py", text) == before) == same
