@@ -1,6 +1,6 @@
 """Answer a question: `python -m experiments.ablate NAME [--run] [--workers 2]`.
 
-Without --run it prints the plan: arms, costs, time, and the smallest effect that the seeds can
+Without --run it prints a preview: arms, costs, time, and the smallest effect that the seeds can
 show. With it, it makes the runs that are missing, times every arm beside the baseline, and writes
 the answer. Without a name it lists the questions.
 """
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import yaml
 
 from experiments import cli
-from experiments.study import answer, preview, question, runs
+from experiments.study import answer, preview, runs
+from experiments.study import question as questions
 from experiments.study.question import Question
 from experiments.study.workers import Making
 
@@ -19,7 +20,7 @@ PROG = "python -m experiments.ablate"
 
 @dataclass(frozen=True)
 class Settings(Making):
-    """Print a question's plan; with --run, make its runs and write the answer."""
+    """Preview a question; with --run, make its runs and write the answer."""
 
     run: bool = False
     """Make the runs that are missing, time the arms, write the answer."""
@@ -34,58 +35,58 @@ class Settings(Making):
 
 
 def main(args: list[str]) -> None:
-    """List the questions; or plan, run or export one."""
+    """List the questions; or preview, run or export one."""
     if not args or args[0] in ("-h", "--help"):
         print(f"usage: {PROG} NAME [--run]\n\nquestions:")
-        for name in question.names():
+        for name in questions.names():
             print(f"  {name}: {_headline(name)}")
         print(f"\nsettings: {PROG} NAME --help")
         return
     name, *flags = args
     settings = cli.parse(Settings, flags, prog=f"{PROG} {name}")
-    asked = question.read(name, data_root=settings.data_root)
+    question = questions.read(name, data_root=settings.data_root)
     if settings.run + bool(settings.arm) + settings.sweep > 1:
         raise ValueError("--run, --arm and --sweep exclude each other; choose one")
     cli.goes_with(settings, skip_timing="run", only_runs="run", seed="arm")
     if settings.sweep:
-        print(as_sweep(asked, settings), end="")
+        print(as_sweep(question, settings), end="")
     elif settings.arm:
-        job = asked.job(asked.arm(settings.arm), settings.seed)
+        job = question.job(question.arm(settings.arm), settings.seed)
         made = runs.make([job], settings.how())
         print(job.folder(settings.out) if made else f"{job.name} was made, or another makes it")
     elif settings.run:
-        run(asked, settings)
+        run(question, settings)
     else:
-        preview.show(asked, settings.how(), settings.passed_on)
+        preview.show(question, settings.how(), settings.passed_on)
 
 
-def run(asked: Question, settings: Settings) -> None:
+def run(question: Question, settings: Settings) -> None:
     """Make what is missing, then write the answer."""
-    settings.make(asked.jobs(), "experiments.ablate", [asked.name, "--run"])
+    settings.make(question.jobs(), "experiments.ablate", [question.name, "--run"])
     if not settings.only_runs:
-        answer.write(asked, settings.how(), timed=not settings.skip_timing)
+        answer.write(question, settings.how(), timed=not settings.skip_timing)
 
 
-def as_sweep(asked: Question, settings: Settings) -> str:
+def as_sweep(question: Question, settings: Settings) -> str:
     """The question's runs as a grid of arms and seeds for `wandb sweep`.
 
     Raises ValueError for a question that trains nothing.
     """
-    if not asked.trained:
-        raise ValueError(f"{asked.name} trains nothing, so there is nothing to sweep")
-    command = ["${env}", "python", "-m", "experiments.ablate", asked.name]
+    if not question.trained:
+        raise ValueError(f"{question.name} trains nothing, so there is nothing to sweep")
+    command = ["${env}", "python", "-m", "experiments.ablate", question.name]
     return yaml.safe_dump(
         {
-            "name": asked.name,
-            "description": asked.headline,
+            "name": question.name,
+            "description": question.headline,
             "method": "grid",
             "metric": {
-                "name": asked.metric,
-                "goal": "minimize" if asked.lower_is_better else "maximize",
+                "name": question.metric,
+                "goal": "minimize" if question.lower_is_better else "maximize",
             },
             "parameters": {
-                "arm": {"values": [arm.name for arm in asked.arms]},
-                "seed": {"values": list(asked.seeds)},
+                "arm": {"values": [arm.name for arm in question.arms]},
+                "seed": {"values": list(question.seeds)},
             },
             "command": [*command, *settings.passed_on, "${args}"],
         },
@@ -96,7 +97,7 @@ def as_sweep(asked: Question, settings: Settings) -> str:
 def _headline(name: str) -> str:
     """What the question asks; of a file that is wrong, what is wrong with it."""
     try:
-        return question.read(name).headline
+        return questions.read(name).headline
     except ValueError as error:
         return f"error: {error}"
 

@@ -1,20 +1,28 @@
 """The command line that the programs share: settings as flags, mistakes as one plain sentence."""
 
+import difflib
 import importlib
+import io
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
+from tyro import _errors as events
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from vitx.registry import Slot
+from vitx.registry import Slot, UserError, nearest
+
+if TYPE_CHECKING:
+    from tyro._arguments import ArgumentDefinition
 
 Settings = TypeVar("Settings")
 
 REGISTRY = ConstructorRegistry()
+OPTIONS = (tyro.conf.FlagCreatePairsOff,)
 SIZE = re.compile(r"(\w+:)?[A-Za-z]+/\d{1,2}")
 """A named size, such as S/16 or vitx:S/16."""
 
@@ -33,25 +41,62 @@ def _slot(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     )
 
 
+def parse(kind: type[Settings], args: Sequence[str], *, prog: str) -> Settings:
+    """Settings from flags; --help prints and exits 0. Raises UserError for a mistake."""
+
+    def refuse(event: events.ParseErrorEvent) -> None:
+        raise UserError(_sentence(event, kind))
+
+    with events.on_parse_error(refuse):
+        return tyro.cli(kind, prog=prog, args=list(args), registry=REGISTRY, config=OPTIONS)
+
+
+def _sentence(event: events.ParseErrorEvent, kind: type) -> str:
+    """What is wrong with the flags; of a category that is not known here its name."""
+    match event:
+        case events.UnrecognizedArgs(tokens=tokens):
+            name = tokens[0].partition("=")[0].replace("_", "-")
+            close = difflib.get_close_matches(name, _flags(kind), n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            return f"{tokens[0]} is not known; {hint}See --help"
+        case events.InvalidChoice(argument=argument, value=value, choices=choices):
+            return (
+                f"{_flag(argument).lstrip('-')} = {value!r} is not known; {nearest(value, choices)}"
+            )
+        case events.InstantiationFailure(message=message, argument=argument):
+            return f"{_flag(argument)}: {message}" if argument else message
+        case events.BadValue(argument=argument):
+            return f"{_flag(argument)} must have a value"
+        case events.MissingArgs(missing_arguments=missing):
+            return f"{', '.join(_flag(one.arg) for one in missing)} must be given"
+    return f"{type(event).__name__}: see --help"
+
+
+def _flags(kind: type) -> list[str]:
+    """All flags, as --help names them, in its order."""
+    with redirect_stdout(io.StringIO()) as text, suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], registry=REGISTRY, config=OPTIONS)
+    return re.findall(r"(?<![\w-])--\w[\w.-]*\w", text.getvalue())
+
+
+def _flag(argument: "ArgumentDefinition") -> str:
+    """A flag as it is typed; of a positional word its place-holder."""
+    lowered = argument.lowered
+    return str(lowered.metavar) if argument.is_positional() else lowered.name_or_flags[-1]
+
+
 def module(name: str, file: str) -> ModuleType:
-    """Import a module that a person wrote. Raises ValueError naming its file for what is wrong."""
+    """Import a module that a person wrote. Raises UserError naming its file for what is wrong."""
     try:
         return importlib.import_module(name)
     except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, LookupError,
             ArithmeticError, AssertionError, RuntimeError, OSError) as error:  # fmt: skip
-        raise ValueError(f"{file} can't be read: {type(error).__name__}: {error}") from error
+        raise UserError(f"{file} can't be read: {type(error).__name__}: {error}") from error
     except SystemExit as error:
-        raise ValueError(f"{file} ends the program when it is imported") from error
+        raise UserError(f"{file} ends the program when it is imported") from error
 
 
-def parse(kind: type[Settings], args: Sequence[str], *, prog: str) -> Settings:
-    """Settings from flags; --help prints and exits 0, a mistake prints one message and exits 2."""
-    return tyro.cli(
-        kind, prog=prog, args=list(args), registry=REGISTRY, config=(tyro.conf.FlagCreatePairsOff,)
-    )
-
-
-def said(values: Mapping[str, Any], *, most: int = 1000) -> str:
+def label(values: Mapping[str, object], *, most: int = 1000) -> str:
     """Settings in a line of at most so many characters, with the seed, if there is one, last."""
 
     def word(value: object) -> str:
@@ -68,30 +113,31 @@ def said(values: Mapping[str, Any], *, most: int = 1000) -> str:
 
 
 def goes_with(settings: object, **needed: str) -> None:
-    """ValueError for the first of these settings that was given without the one that it needs."""
+    """UserError for the first of these settings that was given without the one that it needs."""
     for name, other in needed.items():
         given = getattr(settings, name) != getattr(type(settings), name)
         if given and not getattr(settings, other):
             flag, its = (word.replace("_", "-") for word in (name, other))
-            raise ValueError(f"--{flag} goes with --{its}")
+            raise UserError(f"--{flag} goes with --{its}")
 
 
 def at_least(settings: object, **least: int) -> None:
-    """ValueError naming the first of these settings that is too small."""
+    """UserError naming the first of these settings that is too small."""
     for name, smallest in least.items():
         if (value := getattr(settings, name)) < smallest:
-            raise ValueError(f"{name} = {value} must be at least {smallest}")
+            raise UserError(f"{name} = {value} must be at least {smallest}")
 
 
 def run(program: Callable[[list[str]], None], args: list[str] | None = None) -> None:
     """Run a program: exit 2 with one sentence on a bad value or missing file, 130 on Ctrl-C.
 
-    A ValueError raised in another library's Python code is a defect here: it keeps its traceback.
+    A ValueError that is no UserError is a defect of this or another library's code: it keeps its
+    traceback.
     """
     try:
         program(sys.argv[1:] if args is None else args)
     except (ValueError, OSError) as error:
-        if isinstance(error, ValueError) and not _ours(error):
+        if isinstance(error, ValueError) and not (isinstance(error, UserError) or _ours(error)):
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

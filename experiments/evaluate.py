@@ -1,10 +1,9 @@
 """Evaluate a finished run: `python -m experiments.evaluate RUN [--split val]`."""
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from vitx import data, pictures
 from vitx.data.dataset import Dataset
 from vitx.data.loader import steps_an_epoch
 from vitx.data.sources import Images
-from vitx.files import write_json
+from vitx.files import read_json, write_json
 from vitx.model.layers import PatchEmbed
 from vitx.model.vit import Vit
 from vitx.settings import override
@@ -36,8 +35,8 @@ class Settings:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
-    split: str = "test"
-    """Split that is evaluated, val or test."""
+    split: Literal["val", "test"] = "test"
+    """Split that is evaluated."""
     root: str = ""
     """Folder of the data, if not the one it was trained on."""
     probe_images: int = 10_000
@@ -46,60 +45,117 @@ class Settings:
     """Device; empty for the accelerator of this machine, else the CPU."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All numbers of a run on a split. Shares lie in [0, 1]."""
+
+    run: str
+    split: str
+    images: int
+    top1: float
+    top1_standard_error: float
+    top5: float
+    loss: float
+    """Mean cross-entropy, nats."""
+    calibration_error: float
+    nearest_neighbours: float
+    """Accuracy of k-NN on frozen features; likewise of the linear probe."""
+    linear_probe: float
+    probe_images: int
+    """Training images that both were fitted on."""
+    classes: dict[str, dict[str, float]]
+    """Precision, recall, f1 and images of each class."""
+    skipped: list[str]
+    """Pictures that could not be decoded."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.run}, {self.split} split, {self.images:,} images",
+            f"top-1 accuracy      {self.top1:.2%} ± {self.top1_standard_error:.2%} (standard "
+            "error)",
+            f"top-5 accuracy      {self.top5:.2%}",
+            f"cross-entropy       {self.loss:.4f} nats",
+            f"calibration error   {self.calibration_error:.2%} (expected, 15 bins)",
+            f"k-NN, k = 20        {self.nearest_neighbours:.2%} (frozen features, fitted on "
+            f"{self.probe_images:,} training images)",
+            f"linear probe        {self.linear_probe:.2%}",
+        ]
+        if self.skipped:
+            lines.append(f"skipped as bad: {len(self.skipped)} pictures")
+        width = max(len(name) for name in self.classes)
+        lines.append(f"{'class':<{width}}  precision  recall     F1  images")
+        form = "  {precision:>9.1%}  {recall:>6.1%}  {f1:>5.1%}  {images:>6,.0f}"
+        lines += [f"{name:<{width}}" + form.format(**of) for name, of in self.classes.items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's logits (images, classes) on a split, and the class numbers (images)."""
+
+    vit: Vit
+    dataset: Dataset
+    split: Images
+    """Without pictures that were skipped as bad."""
+    logits: torch.Tensor
+    target: torch.Tensor
+
+
 def main(args: list[str]) -> None:
     """Print the table, write it as evaluation.json, draw the pictures."""
     settings = cli.parse(Settings, args, prog=PROG)
     cli.at_least(settings, probe_images=0)
+    of = predict(settings)
+    evaluation = measure(of, settings.run.name, settings.split, settings.probe_images)
+    write_json(settings.run / RESULT, asdict(evaluation))
+    counts = evaluate.confusion(of.logits, of.target, len(of.dataset.classes))
+    confusion_table(counts, of.dataset.classes).write_csv(settings.run / CONFUSION)
+    print(evaluation)
+    for name, figure in figures(of, settings.run):
+        print(pictures.save(figure, settings.run / "figures" / f"{name}.png"))
+
+
+def predict(settings: Settings) -> Predictions:
+    """Predict a split of the run's own data. Raises ValueError for other data, or no such split."""
     config = read_config(settings.run)
     if settings.root:
         config = override(config, **{"data.root": settings.root})
     device = parallel.device(settings.device)
     vit = vitx.load(settings.run).to(device).eval()
     dataset = data.load(config.data, size=config.model.size)
-    summary = json.loads((settings.run / "summary.json").read_text(encoding="utf8"))
-    if summary["fingerprint"] != dataset.fingerprint:
+    if read_json(settings.run / "summary.json").get("fingerprint") != dataset.fingerprint:
         raise ValueError(
             f"the data are not those that {settings.run} was trained on: other images, or others "
             "in the splits"
         )
-    if settings.split not in ("val", "test"):
-        raise ValueError(f"split = {settings.split!r} must be val or test")
     split = getattr(dataset, settings.split)
     if not len(split):
         raise ValueError(f"the data of {settings.run} have no {settings.split} split")
-    logits, target, rows = evaluate.predict(vit, dataset, split)
-    split = split.take(rows.tolist())  # without pictures that were skipped as bad
-    found = measure(vit, dataset, split, logits, target, settings.probe_images)
-    found = {"run": settings.run.name, "split": settings.split} | found
-    write_json(settings.run / RESULT, found)
-    counts = evaluate.confusion(logits, target, len(dataset.classes))
-    confusion_table(counts, dataset.classes).write_csv(settings.run / CONFUSION)
-    print(table(found))
-    for name, figure in figures(vit, dataset, split, logits, target, settings.run):
-        print(pictures.save(figure, settings.run / "figures" / f"{name}.png"))
+    logits, target, indices = evaluate.predict(vit, dataset, split)
+    return Predictions(vit, dataset, split.take(indices.tolist()), logits, target)
 
 
-def measure(
-    vit: Vit, dataset: Dataset, split: Images, logits: torch.Tensor, target: torch.Tensor, most: int
-) -> dict[str, Any]:
-    """All numbers, plain. Features are fitted on training images and scored on the split."""
-    score = evaluate.score(logits, target)
-    step = -(-len(dataset.train) // most) if most else 1
-    some = dataset.train.take(range(0, len(dataset.train), step))
-    fitted, asked = (evaluate.features(vit, dataset, part) for part in (some, split))
-    return {
-        "images": score.images,
-        "top1": score.accuracy,
-        "top1_standard_error": score.standard_error,
-        "top5": evaluate.top(logits, target, 5),
-        "loss": score.loss,
-        "calibration_error": evaluate.calibration(logits, target).error,
-        "nearest_neighbours": evaluate.nearest_neighbours(fitted, asked),
-        "linear_probe": evaluate.linear_probe(fitted, asked),
-        "probe_images": len(fitted[1]),
-        "classes": evaluate.by_class(logits, target, dataset.classes),
-        "skipped": dataset.skipped,
-    }
+def measure(of: Predictions, run: str, split: str, probe_images: int) -> Evaluation:
+    """All numbers. Features are fitted on so many training images and scored on the split."""
+    score, train = evaluate.score(of.logits, of.target), of.dataset.train
+    step = -(-len(train) // probe_images) if probe_images else 1
+    probed = train.take(range(0, len(train), step))
+    fitted, scored = (evaluate.features(of.vit, of.dataset, part) for part in (probed, of.split))
+    return Evaluation(
+        run=run,
+        split=split,
+        images=score.images,
+        top1=score.accuracy,
+        top1_standard_error=score.standard_error,
+        top5=evaluate.top(of.logits, of.target, 5),
+        loss=score.loss,
+        calibration_error=evaluate.calibration(of.logits, of.target).error,
+        nearest_neighbours=evaluate.nearest_neighbours(fitted, scored),
+        linear_probe=evaluate.linear_probe(fitted, scored),
+        probe_images=len(fitted[1]),
+        classes=evaluate.by_class(of.logits, of.target, of.dataset.classes),
+        skipped=list(of.dataset.skipped),
+    )
 
 
 def confusion_table(counts: np.ndarray, classes: Sequence[str]) -> Table:
@@ -108,47 +164,21 @@ def confusion_table(counts: np.ndarray, classes: Sequence[str]) -> Table:
     return Table(("true class", *classes), [(name, *map(str, line)) for name, line in lines])
 
 
-def table(found: dict[str, Any]) -> str:
-    """The numbers as lines of text."""
-    lines = [
-        f"{found['run']}, {found['split']} split, {found['images']:,} images",
-        f"top-1 accuracy      {found['top1']:.2%} ± {found['top1_standard_error']:.2%} (standard "
-        "error)",
-        f"top-5 accuracy      {found['top5']:.2%}",
-        f"cross-entropy       {found['loss']:.4f} nats",
-        f"calibration error   {found['calibration_error']:.2%} (expected, 15 bins)",
-        f"k-NN, k = 20        {found['nearest_neighbours']:.2%} (frozen features, fitted on "
-        f"{found['probe_images']:,} training images)",
-        f"linear probe        {found['linear_probe']:.2%}",
-    ]
-    if found["skipped"]:
-        lines.append(f"skipped as bad: {len(found['skipped'])} pictures")
-    width = max(len(name) for name in found["classes"])
-    lines.append(f"{'class':<{width}}  precision  recall     F1  images")
-    for name, each in found["classes"].items():
-        lines.append(
-            f"{name:<{width}}  {each['precision']:>9.1%}  {each['recall']:>6.1%}  "
-            f"{each['f1']:>5.1%}  {each['images']:>6,.0f}"
-        )
-    return "\n".join(lines)
-
-
-def figures(
-    vit: Vit, dataset: Dataset, split: Images, logits: torch.Tensor, target: torch.Tensor, run: Path
-) -> Iterator[tuple[str, Figure]]:
+def figures(of: Predictions, run: Path) -> Iterator[tuple[str, Figure]]:
     """Every picture with its name, one after the other."""
-    config, names = read_config(run), dataset.classes
-    an_epoch = steps_an_epoch(len(dataset.train), config.batch, drop_last=config.data.drop_last)
-    yield "curves", pictures.history(tracking.read_events(run), steps_an_epoch=an_epoch)
-    counts = evaluate.confusion(logits, target, len(names))
-    yield "confusion", pictures.confusion(counts, names, title=f"{len(target):,} images")
-    found = evaluate.calibration(logits, target)
-    some = found.images > 0
-    kept = [value[some].tolist() for value in (found.confidence, found.accuracy, found.images)]
-    yield "calibration", pictures.reliability(*kept, error=found.error)
-    yield "samples", pictures.pictures(samples(dataset, split))
-    yield from attention(vit, dataset, split, logits, target)
-    yield from learned(vit)
+    config, names = read_config(run), of.dataset.classes
+    train = len(of.dataset.train)
+    per_epoch = steps_an_epoch(train, config.batch, drop_last=config.data.drop_last)
+    yield "curves", pictures.history(tracking.read_events(run), steps_an_epoch=per_epoch)
+    counts = evaluate.confusion(of.logits, of.target, len(names))
+    yield "confusion", pictures.confusion(counts, names, title=f"{len(of.target):,} images")
+    calibration = evaluate.calibration(of.logits, of.target)
+    bins = (calibration.confidence, calibration.accuracy, calibration.images)
+    filled = [values[calibration.images > 0].tolist() for values in bins]
+    yield "calibration", pictures.reliability(*filled, error=calibration.error)
+    yield "samples", pictures.pictures(samples(of.dataset, of.split))
+    yield from attention(of)
+    yield from learned(of.vit)
 
 
 MOST_CLASSES = 40
@@ -158,51 +188,44 @@ SHOWN = 8
 
 def samples(dataset: Dataset, split: Images, *, each: int = SHOWN) -> dict[str, list[torch.Tensor]]:
     """The first pictures of every class that has some, as the model sees them, in [0, 1]."""
-    found = {}
+    shown = {}
     for number in split.target.unique()[:MOST_CLASSES].tolist():
-        rows = (split.target == number).nonzero().flatten()[:each].tolist()
-        image, _ = next(data.readings(dataset, split.take(rows)))
-        found[dataset.classes[number]] = list(dataset.pixels(image))
-    return found
+        indices = (split.target == number).nonzero().flatten()[:each].tolist()
+        image, _ = next(data.readings(dataset, split.take(indices)))
+        shown[dataset.classes[number]] = list(dataset.pixels(image))
+    return shown
 
 
-def attention(
-    vit: Vit, dataset: Dataset, split: Images, logits: torch.Tensor, target: torch.Tensor
-) -> Iterator[tuple[str, Figure]]:
+def attention(of: Predictions) -> Iterator[tuple[str, Figure]]:
     """What is read of pictures, right and wrong ones: on average, by rollout, and head by head."""
-    guess = logits.argmax(dim=1).cpu()
-    wrong = spread((guess != target.cpu()).nonzero().flatten(), SHOWN // 2)
-    right = spread((guess == target.cpu()).nonzero().flatten(), SHOWN - len(wrong))
-    rows = torch.cat([right, wrong]).tolist()
-    image, label = next(data.readings(dataset, split.take(rows), device=logits.device))
+    guess, target = of.logits.argmax(dim=1).cpu(), of.target.cpu()
+    wrong = spread((guess != target).nonzero().flatten(), SHOWN // 2)
+    right = spread((guess == target).nonzero().flatten(), SHOWN - len(wrong))
+    indices = torch.cat([right, wrong]).tolist()
+    image, label = next(data.readings(of.dataset, of.split.take(indices), device=of.logits.device))
     with torch.no_grad():
-        maps = vit.attention_maps(image.to(next(vit.parameters()).dtype))
-    c = vit.config
-    how: dict[str, Any] = {
-        "grid": c.grid, "prefix": c.prefix, "size": c.size, "class_token": c.class_token
-    }  # fmt: skip
-    truth = [dataset.classes[k] for k in label.tolist()]
-    said = [dataset.classes[int(guess[row])] for row in rows]
-    pictures = dataset.pixels(image)
+        maps = of.vit.attention_maps(image.to(next(of.vit.parameters()).dtype))
+    c, names = of.vit.config, of.dataset.classes
+    grid, class_token = {"grid": c.grid, "prefix": c.prefix, "size": c.size}, c.class_token
+
+    def read(layers: list[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+        return pictures.class_attention(layers, **grid, class_token=class_token)
+
+    shown, truth = of.dataset.pixels(image), [names[k] for k in label.tolist()]
+    guessed = [names[int(guess[k])] for k in indices]
     both = {
-        "mean of layers\nand heads": pictures.class_attention(maps, **how),
-        "rollout": pictures.rollout(maps, **how),
+        "mean of layers\nand heads": read(maps),
+        "rollout": pictures.rollout(maps, **grid, class_token=class_token),
     }
-    yield "attention", pictures.attention_grid(pictures, both, truth, said)
-    last = maps[-1:]
-    heads = {
-        f"last layer,\nhead {head + 1}": pictures.class_attention(
-            last[:, :, head : head + 1], **how
-        )
-        for head in range(c.heads)
-    }
-    yield "heads", pictures.attention_grid(pictures, heads, truth, said)
+    yield "attention", pictures.attention_grid(shown, both, truth, guessed)
+    heads = {f"last layer,\nhead {k + 1}": read(maps[-1:, :, k : k + 1]) for k in range(c.heads)}
+    yield "heads", pictures.attention_grid(shown, heads, truth, guessed)
 
 
-def spread(rows: torch.Tensor, most: int) -> torch.Tensor:
-    """So many of the rows at most, from the first to the last."""
-    places = torch.linspace(0, len(rows) - 1, min(most, len(rows)))
-    return rows[places.long()]
+def spread(indices: torch.Tensor, most: int) -> torch.Tensor:
+    """So many of the indices at most, from the first to the last."""
+    places = torch.linspace(0, len(indices) - 1, min(most, len(indices)))
+    return indices[places.long()]
 
 
 def learned(vit: Vit) -> Iterator[tuple[str, Figure]]:

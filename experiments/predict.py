@@ -38,7 +38,7 @@ class Settings:
 
 
 def main(args: list[str]) -> None:
-    """One line a picture: its path, then classes with probabilities."""
+    """One line per picture: its path, then classes with probabilities."""
     settings = cli.parse(Settings, args, prog=PROG)
     cli.at_least(settings, top=1, batch=1, max_pixels=1)
     about = weights.describe(settings.run)
@@ -51,13 +51,13 @@ def main(args: list[str]) -> None:
     names = about.classes or tuple(str(number) for number in range(vit.config.classes))
     paths = list(listed(settings.images))
     for start in range(0, len(paths), settings.batch):
-        some = paths[start : start + settings.batch]
+        batch = paths[start : start + settings.batch]
         image = torch.stack(
-            [prepare(path, about.preprocessing, vit, settings.max_pixels) for path in some]
+            [prepare(path, about.preprocessing, vit, settings.max_pixels) for path in batch]
         )
         with torch.inference_mode():
             chances = vit(image.to(next(vit.parameters()))).float().softmax(dim=1).cpu()
-        for path, chance in zip(some, chances, strict=True):
+        for path, chance in zip(batch, chances, strict=True):
             best = chance.topk(min(settings.top, len(names)))
             words = (f"{names[k]} {p:.1%}" for p, k in zip(*map(Tensor.tolist, best), strict=True))
             print(f"{path}: {', '.join(words)}")
@@ -72,10 +72,10 @@ def listed(paths: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
-        if not found:
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
+        if not inside:
             raise ValueError(f"{path} holds no picture")
-        yield from found
+        yield from inside
 
 
 def prepare(path: Path, how: Preprocessing, vit: vitx.Vit, max_pixels: int) -> Tensor:

@@ -26,10 +26,10 @@ except ImportError as error:
     raise SystemExit(2) from None
 
 from experiments import cli
-from experiments.render import WHOLE
 from experiments.study import findings, runs, workers
 from experiments.study.runs import How
 from experiments.study.sweepfile import Sweep, read
+from experiments.study.tables import WHOLE
 from experiments.study.trials import RUN, SEEN_S, STEPS, VERSION, Claim, Trials
 from vitx.files import read_json
 from vitx.measure import machine
@@ -58,7 +58,7 @@ class Settings:
     """Let every trial run to its end, as another sweep: what early_terminate saves, and costs."""
     confirm: int = 0
     """Rerun so many of the best settings, and the command without the parameters, on fresh seeds,
-    and keep what was found as a row."""
+    and keep what they reach as a result."""
     seeds: int = 8
     """Fresh seeds of each setting that is confirmed."""
     wandb: bool = False
@@ -70,7 +70,7 @@ class Settings:
 
 
 def main(args: list[str]) -> None:
-    """Check the file, then do what is asked."""
+    """Check the file, then run, show, confirm or register."""
     settings = cli.parse(Settings, args, prog=PROG)
     sweep = read(settings.file)
     cli.at_least(settings, workers=1, confirm=0, seeds=2)
@@ -118,21 +118,21 @@ def work(trials: Trials, out: Path) -> None:
 
 def run(trials: Trials, claim: Claim, out: Path) -> str:
     """Run one trial as a W&B agent would, and watch its metric; a line on how it ended."""
-    said = f"trial {claim.trial.number} {cli.said(claim.values)}"
-    name = uuid.uuid4().hex[:8]
+    name = f"trial {claim.trial.number} {cli.label(claim.values)}"
     try:
         with (
             closing(claim.lock),
             (claim.folder / "output.log").open("w") as output,
             (claim.folder / ERRORS).open("w") as errors,
         ):
-            return f"{said}: {_run(trials, claim, out, name, output, errors)}"
+            return f"{name}: {_run(trials, claim, out, output, errors)}"
     except optuna.exceptions.UpdateFinishedTrialError:
-        return f"{said}: taken over by another worker, as this one was silent"
+        return f"{name}: taken over by another worker, as this one was silent"
 
 
-def _run(trials: Trials, claim: Claim, out: Path, name: str, output: TextIO, errors: TextIO) -> str:
-    """Run the program under a run's name, tell how it ended, and say it."""
+def _run(trials: Trials, claim: Claim, out: Path, output: TextIO, errors: TextIO) -> str:
+    """Run the program under a new run id, record how it ended, and return it in words."""
+    name = uuid.uuid4().hex[:8]
     here = _environment() | {
         "WANDB_RUN_ID": name,
         "WANDB_RUN_GROUP": trials.sweep.name,
@@ -148,22 +148,22 @@ def _run(trials: Trials, claim: Claim, out: Path, name: str, output: TextIO, err
         trials.fail(claim, str(error))
         return f"failed, {error}"
     try:
-        readings, pruned = _watch(trials, claim, program, name)
+        values, pruned = _watch(trials, claim, program, name)
     except BaseException:
         program.terminate()
         program.wait()
         raise
-    claim.trial.set_user_attr(STEPS, max((step for step, _ in readings), default=0))
+    claim.trial.set_user_attr(STEPS, max((step for step, _ in values), default=0))
     claim.trial.set_user_attr(RUN, name)
     claim.trial.set_user_attr(VERSION, provenance.version())
     if pruned:
         trials.prune(claim)
-        return f"stopped early at {trials.sweep.metric} {readings[-1][1]:.4g}"
+        return f"stopped early at {trials.sweep.metric} {values[-1][1]:.4g}"
     return _end(trials, claim, program.returncode, name)
 
 
 def _end(trials: Trials, claim: Claim, status: int, name: str) -> str:
-    """Tell how a program that was not stopped has ended; in words."""
+    """Record how a program that was not stopped has ended, and return it in words."""
     folder, metric = trials.run_folder(name), trials.sweep.metric
     value = None if folder is None else read_json(folder / "summary.json").get(metric)
     if status:
@@ -188,28 +188,28 @@ def _environment() -> dict[str, str]:
 def _watch(
     trials: Trials, claim: Claim, program: subprocess.Popen, name: str
 ) -> tuple[list[tuple[int, float]], bool]:
-    """The metric's readings (step, value) until the program ends, or is stopped for them."""
-    seen, last = 0, time.monotonic()
+    """The metric's values (step, value) until the program ends, and whether it was stopped."""
+    reported, last = 0, time.monotonic()
     while True:
         ended = program.poll() is not None
-        readings = _readings(trials, name)
-        for place, (_, value) in enumerate(readings[seen:], seen + 1):
+        values = _logged(trials, name)
+        for place, (_, value) in enumerate(values[reported:], reported + 1):
             claim.trial.report(value, place)
             if not ended and trials.behind(claim):
                 program.terminate()
                 program.wait()
-                return readings[:place], True
-        seen = len(readings)
+                return values[:place], True
+        reported = len(values)
         if ended:
-            return readings, False
+            return values, False
         if time.monotonic() - last > SEEN_S:
             trials.alive(claim.trial)
             last = time.monotonic()
         time.sleep(POLL_S)
 
 
-def _readings(trials: Trials, name: str) -> list[tuple[int, float]]:
-    """What the run has logged of the metric so far."""
+def _logged(trials: Trials, name: str) -> list[tuple[int, float]]:
+    """Step and value of the metric, as far as the run has logged it."""
     folder, metric = trials.run_folder(name), trials.sweep.metric
     events = tracking.read_events(folder) if folder else []
     return [
@@ -247,15 +247,15 @@ def agents(sweep: Sweep, settings: Settings) -> None:
         [*wandb, "sweep", str(sweep.path)], env=here, stderr=subprocess.PIPE, text=True
     )
     sys.stderr.write(made.stderr)
-    found = re.search(r"wandb agent (\S+)", made.stderr)
-    if made.returncode or not found:
+    agent = re.search(r"wandb agent (\S+)", made.stderr)
+    if made.returncode or not agent:
         raise ValueError(f"{sweep.path}: W&B did not take the sweep; see above")
     started = [
-        subprocess.Popen([*wandb, "agent", found[1]], env=here, preexec_fn=machine.end_with_parent)
+        subprocess.Popen([*wandb, "agent", agent[1]], env=here, preexec_fn=machine.end_with_parent)
         for _ in range(settings.workers)
     ]
-    if any([agent.wait() for agent in started]):
-        raise ValueError(f"a W&B agent of {found[1]} failed; see above")
+    if any([process.wait() for process in started]):
+        raise ValueError(f"a W&B agent of {agent[1]} failed; see above")
 
 
 if __name__ == "__main__":

@@ -2,33 +2,28 @@
 
 Trains every combination of a few seeds of the initial weights, of the order of the images and of
 the augmentation, and splits the variance of the final values among the three. Without --run it
-prints what that takes. Plans of questions take their standard deviation from the stored row.
+prints what that takes. Previews of questions read their standard deviation from the result.
 """
 
 import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from experiments import cli
 from experiments.recipes import RECIPES
-from experiments.study import question, runs
-from experiments.study.pages import Row, Table, machine
-from experiments.study.rows import Rows
+from experiments.study import kinds, question, runs
+from experiments.study.kinds import SOURCES, Variance, split
+from experiments.study.results import Results
 from experiments.study.runs import Job
+from experiments.study.tables import variance_table
 from experiments.study.workers import Making
-from vitx.measure import stats
-from vitx.registry import nearest
+from vitx.registry import choose
 from vitx.settings import override
 from vitx.training import tracking
 from vitx.training.config import TrainConfig, identity
 
 PROG = "python -m experiments.variance"
-SOURCES = ("seed_init", "seed_order", "seed_augment")
-NAMES = {"seed_init": "initial weights", "seed_order": "order", "seed_augment": "augmentation"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Settings(Making):
 
 
 def main(args: list[str]) -> None:
-    """Read a recipe's or question's name; print the plan, or measure."""
+    """Read a recipe's or question's name; print the preview, or measure."""
     if not args or args[0] in ("-h", "--help"):
         print(
             f"usage: {PROG} RECIPE [--run]\n\nrecipes: {', '.join(RECIPES)}, or a question's name"
@@ -64,11 +59,11 @@ def main(args: list[str]) -> None:
         return
     settings.make([*crossed, *held_out], "experiments.variance", words)
     if not settings.only_runs:
-        found = row(name, base, crossed, held_out, runs.ended(settings.out))
+        ended = runs.ended(settings.out)
         with tracking.Run(
-            settings.out, f"variance-{name}", "row", found["config"], mode=settings.wandb or None
+            settings.out, f"variance-{name}", "result", runs.lasting(base), mode=settings.wandb
         ) as run:
-            shown = table([Rows(run.folder).add("variance", **found)])
+            shown = variance_table([add(Results(run.folder), name, base, crossed, held_out, ended)])
             run.table("variance", shown.header, shown.body)
         print(f"{shown.markdown()}\nvariance: {run.folder}")
 
@@ -89,68 +84,41 @@ def jobs(name: str, base: TrainConfig, settings: Settings) -> tuple[list[Job], l
     return crossed, others
 
 
-def row(
+def add(
+    results: Results,
     name: str,
     base: TrainConfig,
     crossed: Sequence[Job],
     held_out: Sequence[Job],
-    found: Mapping[str, runs.Ended],
-) -> dict[str, Any]:
-    """The fields of the row: each metric's mean, deviation, shares, and held-out values."""
-    failed = [found[job.key].error for job in (*crossed, *held_out) if found[job.key].error]
-    if failed:
+    ended: Mapping[str, runs.Ended],
+) -> Variance:
+    """Append what the runs give: each metric's variance components and held-out values."""
+    made, held = ([ended[job.key] for job in jobs] for jobs in (crossed, held_out))
+    if failed := [run.error for run in (*made, *held) if run.error]:
         raise ValueError(f"{len(failed)} runs failed: {failed[0]}")
-    levels = round(len(crossed) ** (1 / len(SOURCES)))
-    metrics = {}
+    spreads = {}
     for metric in (tracking.VAL_LOSS, tracking.VAL_ACCURACY):
-        values = np.array([found[job.key].values[metric] for job in crossed])
-        split = stats.components(values.reshape((levels,) * len(SOURCES)))
-        held = [found[job.key].values[metric] for job in held_out]
-        metrics[metric] = {
-            "mean": split.mean, "std": split.std, "std_low": split.std_low,
-            "std_high": split.std_high, "low": split.low, "high": split.high,
-            "shares": dict(zip((*SOURCES, "rest"), split.shares, strict=True)),
-            "held_out": held, "values": values.tolist(),
-        }  # fmt: skip
-    made = [found[job.key] for job in (*crossed, *held_out)]
-    return {
-        "what": "variance",
-        "name": name,
-        "base": identity(base),
-        "config": runs.lasting(base),
-        "levels": levels,
-        "runs": len(crossed),
-        "metrics": metrics,
-        "device": runs.devices(run.device for run in made),
-        "before": runs.sources([run.environment for run in made]),
-    }
-
-
-def table(found: Sequence[Row]) -> Table:
-    """The spread over seeds of each recipe, and where it comes from."""
-    header = ("recipe", "metric", "runs", "mean", "standard deviation (95 %)", *NAMES.values(),
-              "together", "held-out seeds within", "machine")  # fmt: skip
-    body = []
-    for one in found:
-        for metric, s in one["metrics"].items():
-            inside = [s["low"] <= value <= s["high"] for value in s["held_out"]]
-            body.append(
-                (one["name"], metric, str(one["runs"]), f"{s['mean']:.4f}",
-                 f"{s['std']:.4f} ({s['std_low']:.4f} to {s['std_high']:.4f})",
-                 *(f"{share:.0%}" for share in s["shares"].values()),
-                 f"{sum(inside)} of {len(inside)}", machine(one))
-            )  # fmt: skip
-    return Table(header, body)
+        values, others = (tuple(run.values[metric] for run in part) for part in (made, held))
+        spreads[metric] = kinds.Spread(components=split(values), values=values, held_out=others)
+    return results.add(
+        Variance,
+        name=name,
+        base=identity(base),
+        config=runs.lasting(base),
+        levels=round(len(crossed) ** (1 / len(SOURCES))),
+        runs=len(crossed),
+        metrics=spreads,
+        device=runs.devices(run.device for run in (*made, *held)),
+        before=runs.sources([run.environment for run in (*made, *held)]),
+    )
 
 
 def _base(name: str, data_root: str) -> TrainConfig:
-    if name in RECIPES:
-        base = RECIPES[name]
-    elif name.replace("-", "_") in question.names():
+    """The configuration of a recipe, or of a question's baseline."""
+    if name.replace("-", "_") in question.names():
         base = question.read(name).arms[0].config
     else:
-        choices = (*RECIPES, *question.names())
-        raise ValueError(f"recipe = {name!r} is not known; {nearest(name, choices)}")
+        base = RECIPES[choose("recipe", name, (*RECIPES, *question.names()))]
     if not base.data.has_val:
         raise ValueError(f"{name} holds no images out for validation, which this reads")
     return override(base, **{"data.root": data_root}) if data_root else base

@@ -11,6 +11,13 @@ Slot = str | Callable[..., Any]
 """A variant's name, its call-string such as "layernorm(eps=1e-5)", or a callable in Python."""
 
 
+class UserError(ValueError):
+    """A value, flag or file that a user gave; its text is one sentence, made to be shown to them.
+
+    Programs print it without a traceback.
+    """
+
+
 def _name(entry: Callable[..., Any]) -> str:
     """A function's name; of a module's class the name in lower case."""
     return entry.__name__.lower() if isinstance(entry, type) else entry.__name__

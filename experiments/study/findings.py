@@ -1,13 +1,12 @@
-"""What a sweep has found: its trials, the best settings, what mattered, and what fresh seeds say.
+"""The state of a sweep: its trials, the best settings, what mattered, and what fresh seeds say.
 
-`confirm` also writes it all as a row, from which experiments/README.md is rendered.
+`confirm` also writes it all as a result, from which experiments/README.md is rendered.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -15,12 +14,13 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
 from experiments import cli
-from experiments.render import UNCHANGED, sweep_table
 from experiments.study import runs
+from experiments.study.kinds import Confirmed, Plain, SweepResult, TrialResult, saving
 from experiments.study.pages import Table
-from experiments.study.rows import Rows
+from experiments.study.results import Results
 from experiments.study.runs import Job
 from experiments.study.sweepfile import Range
+from experiments.study.tables import UNCHANGED, sweep_table
 from experiments.study.trials import RUN, STEPS, Trials, error_of
 from vitx.files import read_json
 from vitx.settings import override
@@ -49,38 +49,59 @@ def table(trials: Trials) -> Table:
 
 
 def show(trials: Trials) -> None:
-    """Print the table, the best settings and what mattered; before the end, what is known."""
+    """Print the table, the best settings and what mattered; at any time."""
     print(table(trials).markdown())
-    best = ranking(trials)
-    if best:
+    if best := ranking(trials)[:5]:
         print(f"\nbest by {trials.sweep.metric}:")
-        for value, values, seeds in best[:5]:
-            several = f" (mean of {seeds} seeds)" if seeds > 1 else ""
-            print(f"  {value:.4g}{several}: {cli.said(values)}")
+    for one in best:
+        several = f" (mean of {one.seeds} seeds)" if one.seeds > 1 else ""
+        print(f"  {one.value:.4g}{several}: {cli.label(one.settings)}")
     if shares := importances(trials):
         words = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         print(f"importance, as shares of what the parameters explain together: {words}")
     if trials.stale:
         print(f"stale: {trials.stale} trials were run by another version")
-    print(saved(trials))
+    print(saving(trial_results(trials)))
 
 
-def ranking(trials: Trials) -> list[tuple[float, dict[str, Any], int]]:
-    """Final value, settings and number of seeds of what ran to its end, best first.
+def trial_results(trials: Trials) -> tuple[TrialResult, ...]:
+    """Every trial as a result holds it."""
+    return tuple(
+        TrialResult(
+            state=trial.state.name.lower(),  # type: ignore[arg-type]
+            settings=trial.params,
+            value=trial.value,
+            steps=trial.user_attrs.get(STEPS),
+            error=error_of(trial),
+        )
+        for trial in trials.all()
+    )
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Settings of a sweep, with the mean final value of the seeds that were tried."""
+
+    value: float
+    settings: dict[str, Plain]
+    seeds: int
+
+
+def ranking(trials: Trials) -> list[Ranked]:
+    """The settings of what ran to its end, best first.
 
     Settings are what differs between trials, but for the seed: trials that differ in it alone count
     as one, with the mean of their values. Of those that do not differ at all the last one counts.
     """
-    values: dict[str, dict[int | None, float]] = {}
-    settings: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[Plain, float]] = {}
+    settings: dict[str, dict[str, Plain]] = {}
+    common = ("seed", *trials.sweep.constants())
     for trial in trials.all(TrialState.COMPLETE):
-        common = ("seed", *trials.sweep.constants())
-        chosen = {name: value for name, value in trial.params.items() if name not in common}
-        key = repr(chosen)
-        settings[key] = chosen
-        values.setdefault(key, {})[trial.params.get("seed")] = trial.values[0]
-    found = [(mean(some.values()), settings[key], len(some)) for key, some in values.items()]
-    return sorted(found, key=lambda one: trials.sweep.badness(one[0]))
+        varied = {name: value for name, value in trial.params.items() if name not in common}
+        settings[repr(varied)] = varied
+        values.setdefault(repr(varied), {})[trial.params.get("seed")] = trial.values[0]
+    ranked = [Ranked(mean(v.values()), settings[key], len(v)) for key, v in values.items()]
+    return sorted(ranked, key=lambda one: trials.sweep.badness(one.value))
 
 
 def importances(trials: Trials) -> dict[str, float]:
@@ -112,34 +133,6 @@ def importances(trials: Trials) -> dict[str, float]:
     return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
 
 
-@dataclass(frozen=True)
-class Saving:
-    """What stopping early has saved."""
-
-    ended: int
-    """Trials that ended, early or not."""
-    stopped: int
-    share: float
-    """Of the steps of all, counted to the last reading of those that were stopped."""
-
-    def __str__(self) -> str:
-        if not self.stopped:
-            return f"{self.ended} trials ended, none stopped early"
-        return (
-            f"{self.ended} trials ended, {self.stopped} of them early, which saved "
-            f"{self.share:.0%} of the steps"
-        )
-
-
-def saved(trials: Trials) -> Saving:
-    """How many trials were stopped early, and what that has saved."""
-    whole = [t.user_attrs.get(STEPS, 0) for t in trials.all(TrialState.COMPLETE)]
-    stopped = [t.user_attrs.get(STEPS, 0) for t in trials.all(TrialState.PRUNED)]
-    ended, full = len(whole) + len(stopped), max(whole, default=0)
-    share = sum(full - steps for steps in stopped) / (full * ended) if full else 0.0
-    return Saving(ended, len(stopped), share)
-
-
 MOST_WORDS = 10
 """Words of a parameter up to which its importance is computed."""
 FRESH = 10_000
@@ -150,7 +143,7 @@ FRESH = 10_000
 class Candidate:
     """Settings of a sweep that are run on fresh seeds."""
 
-    settings: dict[str, Any]
+    settings: dict[str, Plain]
     """Empty for the sweep's command with only what all trials set."""
     value: float | None
     """The mean of its trials."""
@@ -167,71 +160,76 @@ def candidates(trials: Trials, *, best: int, seeds: int) -> list[Candidate]:
     sweep = trials.sweep
     if not sweep.recipe:
         raise ValueError(f"{sweep.path}: --confirm reruns sweeps of experiments.train only")
-    chosen = ranking(trials)[:best]
-    if not chosen:
+    ranked = ranking(trials)[:best]
+    if not ranked:
         raise ValueError(f"{sweep.path}: no trial has run to its end yet")
     base, group = override(sweep.base(), **sweep.constants()), f"{sweep.name}-confirmed"
     used = {base.seed, *(trial.params.get("seed", 0) for trial in trials.all())}
     first = max(FRESH, max(used) + 1)
-    fresh = range(first, first + seeds)
 
-    def jobs(values: Mapping[str, Any]) -> list[Job]:
-        name = cli.said(values, most=80) or UNCHANGED
-        configs = {seed: override(base, **values, seed=seed) for seed in fresh}
-        return [Job(group, f"{name},seed={seed}", config) for seed, config in configs.items()]
+    def jobs(settings: Mapping[str, Plain]) -> list[Job]:
+        name = cli.label(settings, most=80) or UNCHANGED
+        fresh = range(first, first + seeds)
+        return [Job(group, f"{name},seed={k}", override(base, **settings, seed=k)) for k in fresh]
 
     unchanged = Candidate({}, None, 0, jobs({}))
-    return [unchanged, *(Candidate(values, value, n, jobs(values)) for value, values, n in chosen)]
+    others = [Candidate(one.settings, one.value, one.seeds, jobs(one.settings)) for one in ranked]
+    return [unchanged, *others]
 
 
 def confirm(trials: Trials, tried: Sequence[Candidate], how: runs.How) -> Path:
-    """Print the candidates beside each other, and keep that with the trials as a row.
+    """Print the candidates beside each other, and keep that with the trials as a result.
 
-    Their runs must have ended. Returns the folder of the row, which also holds the table as CSV.
+    Their runs must have ended. Returns the folder of the result, which also holds the table as CSV.
     """
-    row = fields(trials, tried, runs.ended(how.out))
-    with tracking.Run(
-        how.out, trials.sweep.name, "confirmed", row["config"], mode=how.wandb
-    ) as run:
-        shown = sweep_table([Rows(run.folder).add("sweep", **row)])
+    sweep = trials.sweep
+    config = runs.lasting(sweep.base())
+    with tracking.Run(how.out, sweep.name, "confirmed", config, mode=how.wandb) as run:
+        result = add(Results(run.folder), trials, tried, runs.ended(how.out))
+        shown = sweep_table([result])
         shown.write_csv(run.folder / "confirmed.csv")
         run.table("confirmed", shown.header, shown.body)
-    print(f"{saved(trials)}\n{shown.markdown()}\nconfirmed: {run.folder}")
+    print(f"{result.saved}\n{shown.markdown()}\nconfirmed: {run.folder}")
     return run.folder
 
 
-def fields(
-    trials: Trials, tried: Sequence[Candidate], found: Mapping[str, runs.Ended]
-) -> dict[str, Any]:
-    """The fields of a sweep's row."""
-    sweep = trials.sweep
-    made = [found[job.key] for one in tried for job in one.jobs]
+def add(
+    results: Results,
+    trials: Trials,
+    tried: Sequence[Candidate],
+    ended: Mapping[str, runs.Ended],
+) -> SweepResult:
+    """Append a sweep's trials, and its candidates with their runs, by identity."""
+    sweep, kept = trials.sweep, trial_results(trials)
+    made = [ended[job.key] for one in tried for job in one.jobs]
     folders = (trials.run_folder(t.user_attrs.get(RUN, "")) for t in trials.all())
     swept = [read_json(folder / "environment.json") for folder in folders if folder]
-    return {
-        "what": "sweep",
-        "sweep": sweep.name,
-        "method": sweep.method,
-        "metric": sweep.metric,
-        "goal": sweep.goal,
-        "config": runs.lasting(sweep.base()),
-        "trials": [
-            {"state": t.state.name.lower(), "settings": t.params, "value": t.value,
-             "steps": t.user_attrs.get(STEPS), "error": error_of(t)}
-            for t in trials.all()
-        ],
-        "stale": trials.stale,
-        "saved": vars(saved(trials)),
-        "importance": importances(trials),
-        "confirmed": [
-            {"settings": one.settings, "value": one.value, "seeds": one.seeds,
-             "values": {str(job.config.seed): found[job.key].values.get(sweep.metric)
-                        for job in one.jobs}}
+    return results.add(
+        SweepResult,
+        sweep=sweep.name,
+        method=sweep.method,
+        metric=sweep.metric,
+        goal=sweep.goal,
+        config=runs.lasting(sweep.base()),
+        trials=kept,
+        stale=trials.stale,
+        saved=saving(kept),
+        importance=importances(trials),
+        confirmed=tuple(
+            Confirmed(
+                settings=one.settings,
+                value=one.value,
+                seeds=one.seeds,
+                values={
+                    str(job.config.seed): ended[job.key].values.get(sweep.metric)
+                    for job in one.jobs
+                },
+            )
             for one in tried
-        ],
-        "device": runs.devices(run.device for run in made),
-        "before": runs.sources([*swept, *(run.environment for run in made)]),
-    }  # fmt: skip
+        ),
+        device=runs.devices(run.device for run in made),
+        before=runs.sources([*swept, *(run.environment for run in made)]),
+    )
 
 
 def _word(value: object) -> str:

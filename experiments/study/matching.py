@@ -19,7 +19,7 @@ def matched(config: TrainConfig, base: TrainConfig, by: str) -> tuple[TrainConfi
     multiples of it and of 4. What `config` itself changes in `base` stays; ValueError if that is
     both. Also returns what was changed and how near it comes, in words.
     """
-    wanted = _count(base.model, by)
+    target = _count(base.model, by)
     free = [name for name in ("width", "depth") if f"model.{name}" not in delta(config, base)]
     if not free:
         raise ValueError("width and depth are both set, so neither can be adjusted to the cost")
@@ -28,11 +28,11 @@ def matched(config: TrainConfig, base: TrainConfig, by: str) -> tuple[TrainConfi
     def nearest_of(name: str, values: range) -> TrainConfig:
         made = [override(config, **{f"model.{name}": value}) for value in values]
         # The cost grows with the value, so a few of them are counted.
-        place = bisect.bisect_left(made, wanted, key=lambda one: _count(one.model, by))
+        place = bisect.bisect_left(made, target, key=lambda one: _count(one.model, by))
         return min(made[max(place - 1, 0) : place + 1], key=off)
 
     def off(one: TrainConfig) -> float:
-        return abs(_count(one.model, by) / wanted - 1)
+        return abs(_count(one.model, by) / target - 1)
 
     if off(config) == 0:
         return config, ""
@@ -48,10 +48,10 @@ def matched(config: TrainConfig, base: TrainConfig, by: str) -> tuple[TrainConfi
         for name, value in delta(best, config).items()
     ]
     words = {"macs": "MACs", "params": "parameters"}[by]
-    share = _count(best.model, by) / wanted
+    share = _count(best.model, by) / target
     return best, f"{', '.join(changed) or 'nothing nearer'}; {share:.3f} of the {words}"
 
 
 def _count(model: ModelConfig, by: str) -> int:
-    found = cost(model)
-    return {"macs": found.macs, "params": found.parameters}[by]
+    costs = cost(model)
+    return {"macs": costs.macs, "params": costs.parameters}[by]

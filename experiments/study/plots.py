@@ -81,14 +81,14 @@ VERDICTS = {
 
 
 def effects(points: Sequence[Point], *, label: str, title: str) -> Figure:
-    """Changes of a share, in points, and ratios of speed beside them, a line an arm."""
+    """Changes of a share, in points, and ratios of speed beside them, one line per arm."""
     figure, (left, right) = canvas(7.2, 1.3 + 0.26 * len(points), columns=2)
     for row, point in zip(range(len(points))[::-1], points, strict=True):
         marker, colour = VERDICTS.get(point.verdict, ("o", GREY))
         parts = ((left, point.change, marker, colour), (right, point.ratio, "o", "black"))
-        for axes, found, mark, ink in parts:
-            span = [[found.value - found.low], [found.high - found.value]]
-            axes.errorbar(found.value, row, xerr=span, fmt=mark, ms=4, color=ink, lw=1.1)
+        for axes, interval, mark, ink in parts:
+            span = [[interval.value - interval.low], [interval.high - interval.value]]
+            axes.errorbar(interval.value, row, xerr=span, fmt=mark, ms=4, color=ink, lw=1.1)
     left.axvline(0, color=GREY, lw=0.8)
     right.axvline(1, color=GREY, lw=0.8)
     left.set_yticks(range(len(points))[::-1], [point.label for point in points])
@@ -99,8 +99,8 @@ def effects(points: Sequence[Point], *, label: str, title: str) -> Figure:
     left.set_xlabel(label)
     right.set_xlabel("images/s in training,\nover the baseline's")
     left.set_title(title, loc="left", fontsize=9)
-    said = dict.fromkeys(point.verdict for point in points)
-    marks = [VERDICTS.get(verdict, ("o", GREY)) for verdict in said]
+    verdicts = dict.fromkeys(point.verdict for point in points)
+    marks = [VERDICTS.get(verdict, ("o", GREY)) for verdict in verdicts]
     handles = [Line2D([], [], marker=m, color=c, ls="", ms=4) for m, c in marks]
-    figure.legend(handles, said, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
+    figure.legend(handles, verdicts, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     return figure

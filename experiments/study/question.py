@@ -1,7 +1,7 @@
-"""A question: one baseline, what is varied, and how the answer is judged. One file each.
+"""A question: one baseline, what is varied, and how the answer is judged.
 
-A file of this folder is a question if it sets `BASE`, a `TrainConfig`, and `AXES`. An axis is a
-dotted field with its values, or a name of its own whose values are named sets of fields:
+A file of experiments/questions is a question. It sets `BASE`, a `TrainConfig`, and `AXES`. An axis
+is a dotted field with its values, or a name of its own whose values are named sets of fields:
 
     AXES = {"model.registers": [1, 4]}
     AXES = {"pool": {"mean": {"model.pool": "mean", "model.class_token": False}}}
@@ -19,9 +19,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from experiments import cli
+from experiments.study.kinds import paired
 from experiments.study.matching import matched
 from experiments.study.pages import ROOT
 from experiments.study.runs import Ended, Job
@@ -41,6 +42,7 @@ METRICS = {
 }
 DESIGNS = ("one", "full")
 MATCHES = ("none", "macs", "params")
+DEFAULTS = {"METRIC": tracking.VAL_LOSS, "EFFECT": 0.01, "DESIGN": "one", "MATCH": "none"}
 WORDS = ("BASE", "AXES", "SEEDS", "METRIC", "EFFECT", "DESIGN", "MATCH")
 SHARED = {
     "seed": "the seeds of all arms are set by SEEDS",
@@ -108,38 +110,30 @@ class Question:
         name = f"{arm.name[:80]},seed={seed}"  # short enough for a folder
         return Job(self.name, name, override(arm.config, seed=seed))
 
-    def ended(self, arm: Arm, found: Mapping[str, Ended]) -> list[Ended]:
-        """The arm's runs that have ended."""
-        return [found[key] for c in self.seeded(arm) if (key := identity(c)) in found]
+    def ended(self, arm: Arm, runs: Mapping[str, Ended]) -> list[Ended]:
+        """The arm's runs that have ended, of all runs by identity."""
+        return [runs[key] for config in self.seeded(arm) if (key := identity(config)) in runs]
 
-    def values(self, arm: Arm, metric: str, found: Mapping[str, Ended]) -> dict[int, float]:
-        """A final value by seed, of the runs that ended well."""
-        runs = {config.seed: found.get(identity(config)) for config in self.seeded(arm)}
-        well = {seed: run for seed, run in runs.items() if run and not run.error}
+    def values(self, arm: Arm, metric: str, runs: Mapping[str, Ended]) -> dict[int, float]:
+        """A final value per seed, of the runs that ended well."""
+        by_seed = {config.seed: runs.get(identity(config)) for config in self.seeded(arm)}
+        well = {seed: run for seed, run in by_seed.items() if run and not run.error}
         for run in well.values():
             if metric not in run.values:
                 raise ValueError(f"{run.folder} has no {metric}: no images were held out for it")
         return {seed: run.values[metric] for seed, run in well.items()}
 
-    def differences(self, arm: Arm, metric: str, found: Mapping[str, Ended]) -> dict[int, float]:
-        """Arm minus baseline by seed, of the pairs that ended well."""
-        before, after = (self.values(one, metric, found) for one in (self.arms[0], arm))
+    def differences(self, arm: Arm, metric: str, runs: Mapping[str, Ended]) -> dict[int, float]:
+        """Arm minus baseline per seed, of the pairs that ended well."""
+        before, after = (self.values(one, metric, runs) for one in (self.arms[0], arm))
         return paired(before, after)
 
     def arm(self, name: str) -> Arm:
         """The arm of that name. Raises ValueError."""
-        found = {arm.name: arm for arm in self.arms}
-        if name not in found:
-            raise ValueError(f"arm = {name!r} is none of {self.name}; {nearest(name, found)}")
-        return found[name]
-
-
-Seed = TypeVar("Seed", int, str)
-
-
-def paired(before: Mapping[Seed, float], after: Mapping[Seed, float]) -> dict[Seed, float]:
-    """After minus before by seed, where both have it."""
-    return {seed: after[seed] - before[seed] for seed in after if seed in before}
+        by_name = {arm.name: arm for arm in self.arms}
+        if name not in by_name:
+            raise ValueError(f"arm = {name!r} is none of {self.name}; {nearest(name, by_name)}")
+        return by_name[name]
 
 
 def names() -> list[str]:
@@ -160,32 +154,32 @@ def read(name: str, *, data_root: str = "") -> Question:
     if not word.isidentifier() or importlib.util.find_spec(f"experiments.questions.{word}") is None:
         raise ValueError(f"question = {name!r} is not known; {nearest(word, names())}")
     module = cli.module(f"experiments.questions.{word}", f"experiments/questions/{word}.py")
-    return question(module, data_root=data_root)
+    return from_module(module, data_root=data_root)
 
 
-def question(module: ModuleType, *, data_root: str = "") -> Question:
+def from_module(module: ModuleType, *, data_root: str = "") -> Question:
     """The question that a module states. Raises ValueError naming its file and the key."""
     name = module.__name__.rpartition(".")[2]
     file = f"experiments/questions/{name}.py"
-    said = {word: getattr(module, word) for word in WORDS if hasattr(module, word)}
     for word in ("BASE", "AXES"):
-        if word not in said:
+        if not hasattr(module, word):
             raise ValueError(f"{file} is no question: it sets no {word}")
-    base, axes = said["BASE"], said["AXES"]
+    stated = DEFAULTS | {word: getattr(module, word) for word in WORDS if hasattr(module, word)}
+    base, axes, effect = stated["BASE"], stated["AXES"], stated["EFFECT"]
     if not isinstance(base, TrainConfig):
         raise ValueError(f"{file}: BASE = {base!r} must be a TrainConfig")
     if data_root:
         base = override(base, **{"data.root": data_root})
-    metric = choose(f"{file}: METRIC", said.get("METRIC", tracking.VAL_LOSS), METRICS)
-    design = choose(f"{file}: DESIGN", said.get("DESIGN", "one"), DESIGNS)
-    match = choose(f"{file}: MATCH", said.get("MATCH", "none"), MATCHES)
-    effect = said.get("EFFECT", 0.01)
+    metric, design, match = (
+        choose(f"{file}: {word}", stated[word], choices)
+        for word, choices in (("METRIC", METRICS), ("DESIGN", DESIGNS), ("MATCH", MATCHES))
+    )
     if not isinstance(effect, int | float) or not 0 < effect < math.inf:
         raise ValueError(f"{file}: EFFECT = {effect!r} must be a positive number")
     if metric != tracking.IMAGES_PER_S and not base.data.has_val:
         raise ValueError(f"{file}: METRIC = {metric!r} is read on validation images; set data.val")
     arms = _arms(file, base, axes, design, match)
-    seeds = said.get("SEEDS", range(stats.fewest_seeds(len(arms) - 1)))
+    seeds = stated.get("SEEDS", range(stats.fewest_seeds(len(arms) - 1)))
     return Question(name, _text(file, module), arms, _seeds(file, seeds), metric, effect)
 
 
@@ -197,26 +191,16 @@ def _arms(file: str, base: TrainConfig, axes: object, design: str, match: str) -
     """The baseline and every arm that differs from it."""
     levels = _levels(file, axes)
     if design == "one":
-        chosen = [[level] for values in levels for level in values]
+        combinations = [[level] for values in levels for level in values]
     else:
-        chosen = [list(c) for c in itertools.product(*([("", {}), *values] for values in levels))]
+        unvaried: Level = ("", {})
+        combinations = itertools.product(*([unvaried, *values] for values in levels))
     _plain(file, "BASE", base)
     # Combinations that set the same come once, under their first name.
     arms = {identity(base): Arm(BASELINE, base)}
-    for some in chosen:
-        name = ",".join(label for label, _ in some if label)
-        changes = {field: value for _, fields in some for field, value in fields.items()}
-        for field in SHARED.keys() & changes:
-            raise ValueError(f"{file}: AXES, {name}: {field} can't be varied: {SHARED[field]}")
-        try:
-            config = override(base, **changes)
-            found = config, ""
-            if match != "none" and identity(config) != identity(base):
-                found = matched(config, base, match)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file}: AXES, {name}: {error}") from None
-        _plain(file, f"AXES, {name}", config)
-        arms.setdefault(identity(config), Arm(name, *found))
+    for combination in combinations:
+        key, arm = _arm(file, base, combination, match)
+        arms.setdefault(key, arm)
     if len(arms) - 1 > stats.MOST_COMPARISONS:
         raise ValueError(
             f"{file}: AXES: {len(arms) - 1} arms are too many to be judged together; at most "
@@ -224,14 +208,31 @@ def _arms(file: str, base: TrainConfig, axes: object, design: str, match: str) -
         )
     if len(arms) < 2:
         raise ValueError(f"{file}: AXES = {axes!r} changes nothing in BASE")
-    for word, each in (
-        ("are called", [arm.name for arm in arms.values()]),
-        ("are the same once their cost is matched:", [identity(a.config) for a in arms.values()]),
+    matched_arms = list(arms.values())
+    for words, keys in (
+        ("are called", [arm.name for arm in matched_arms]),
+        ("are the same once their cost is matched:", [identity(a.config) for a in matched_arms]),
     ):
-        named = zip(arms.values(), each, strict=True)
-        if twice := [arm.name for arm, one in named if each.count(one) > 1]:
-            raise ValueError(f"{file}: AXES: two arms {word} {' and '.join(dict.fromkeys(twice))}")
-    return tuple(arms.values())
+        pairs = zip(matched_arms, keys, strict=True)
+        if twice := [arm.name for arm, key in pairs if keys.count(key) > 1]:
+            raise ValueError(f"{file}: AXES: two arms {words} {' and '.join(dict.fromkeys(twice))}")
+    return tuple(matched_arms)
+
+
+def _arm(file: str, base: TrainConfig, combination: Sequence[Level], match: str) -> tuple[str, Arm]:
+    """The arm of a combination of levels, its cost matched; and the identity of what was set."""
+    name = ",".join(label for label, _ in combination if label)
+    changes = {field: value for _, fields in combination for field, value in fields.items()}
+    for field in SHARED.keys() & changes:
+        raise ValueError(f"{file}: AXES, {name}: {field} can't be varied: {SHARED[field]}")
+    try:
+        config = override(base, **changes)
+        same = match == "none" or identity(config) == identity(base)
+        arm = Arm(name, config) if same else Arm(name, *matched(config, base, match))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: AXES, {name}: {error}") from None
+    _plain(file, f"AXES, {name}", config)
+    return identity(config), arm
 
 
 def _plain(file: str, what: str, config: TrainConfig) -> None:
@@ -239,38 +240,42 @@ def _plain(file: str, what: str, config: TrainConfig) -> None:
     for part in (config, config.model, config.data, config.optim):
         for name, value in vars(part).items():
             if callable(value):
-                raise ValueError(f"{file}: {what}: {name} = {value!r} must be a name in its table")
+                raise ValueError(
+                    f"{file}: {what}: {name} = {value!r} must be a name in its registry"
+                )
 
 
 def _levels(file: str, axes: object) -> list[list[Level]]:
     """Each axis's levels."""
     if not isinstance(axes, Mapping) or not axes:
         raise ValueError(f"{file}: AXES = {axes!r} must name at least one axis with its values")
-    levels: list[list[Level]] = []
-    for axis, values in axes.items():
-        if isinstance(values, Mapping) and all(isinstance(v, Mapping) for v in values.values()):
-            found = [(str(name), dict(fields)) for name, fields in values.items()]
-        elif isinstance(values, Sequence) and not isinstance(values, str):
-            found = [(f"{axis}={value}", {axis: value}) for value in values]
-        else:
-            found = []
-        if not found:
-            raise ValueError(
-                f"{file}: AXES[{axis!r}] = {values!r} must be a list of values, or names with the "
-                "fields that each sets"
-            )
-        levels.append(found)
+    return [_axis(file, str(axis), values) for axis, values in axes.items()]
+
+
+def _axis(file: str, axis: str, values: object) -> list[Level]:
+    """The levels of one axis: a field's values, or named sets of fields."""
+    if isinstance(values, Mapping) and all(isinstance(v, Mapping) for v in values.values()):
+        levels = [(str(name), dict(fields)) for name, fields in values.items()]
+    elif isinstance(values, Sequence) and not isinstance(values, str):
+        levels = [(f"{axis}={value}", {axis: value}) for value in values]
+    else:
+        levels = []
+    if not levels:
+        raise ValueError(
+            f"{file}: AXES[{axis!r}] = {values!r} must be a list of values, or names with the "
+            "fields that each sets"
+        )
     return levels
 
 
 def _seeds(file: str, seeds: object) -> tuple[int, ...]:
-    found = tuple(seeds) if isinstance(seeds, Sequence) else ()
-    plain = all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in found)
-    if len(found) < 2 or not plain or len(set(found)) < len(found):
+    plain = tuple(seeds) if isinstance(seeds, Sequence) else ()
+    whole = all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in plain)
+    if len(plain) < 2 or not whole or len(set(plain)) < len(plain):
         raise ValueError(
             f"{file}: SEEDS = {seeds!r} must be two or more different whole numbers below 2**31"
         )
-    return found
+    return plain
 
 
 def _text(file: str, module: ModuleType) -> str:

@@ -1,4 +1,4 @@
-"""The trials of a sweep in an Optuna storage: taken, told, and taken over from the dead.
+"""The trials of a sweep in an Optuna storage: taken, ended, and taken over from the dead.
 
 All trials are put into the storage when the study is made: the points of a grid, and for the other
 methods as many empty ones as `run_cap` says, whose values are drawn when they are taken. So each is
@@ -16,10 +16,9 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
@@ -29,6 +28,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
+from experiments.study.kinds import Plain
 from experiments.study.sweepfile import Choice, Range, Sweep
 from vitx.files import Busy, Lock
 from vitx.training import provenance
@@ -37,7 +37,7 @@ DEFINITION, READY = "definition", "ready"
 """Attributes of a study: a hash of what it searches, and that all its trials are there."""
 SLOT, OWNER, ERROR, STEPS, RUN, VERSION = "slot", "owner", "error", "steps", "run", "version"
 """Attributes of a trial: the point, or the lost trial, that it stands for; who runs it; why it
-failed; the step of its last reading; the run's id; the version that ran it."""
+failed; the step of its last evaluation; the run's id; the version that ran it."""
 LOSSES = "losses"
 """Attribute of a trial: how many that stood for the same were lost before it."""
 MOST_LOSSES = 10
@@ -53,7 +53,7 @@ class Claim:
     """A trial that this worker runs."""
 
     trial: Trial
-    values: Mapping[str, Any]
+    values: Mapping[str, Plain]
     folder: Path
     lock: Lock
 
@@ -141,7 +141,7 @@ class Trials:
         self._tell(claim, TrialState.COMPLETE, value)
 
     def prune(self, claim: Claim) -> None:
-        """End a trial that its readings have ruled out."""
+        """End a trial that its values so far have ruled out."""
         self._tell(claim, TrialState.PRUNED, None)
 
     def fail(self, claim: Claim, error: str) -> None:
@@ -166,8 +166,8 @@ class Trials:
     @property
     def ended(self) -> bool:
         """Whether none waits or runs, and none was lost."""
-        found = self._standing()
-        return not _unreplaced(found) and all(trial.state.is_finished() for trial in found)
+        trials = self._standing()
+        return not _unreplaced(trials) and all(trial.state.is_finished() for trial in trials)
 
     def _standing(self) -> list[FrozenTrial]:
         """The trials that stand for something: the first for every slot, none without one.
@@ -183,9 +183,9 @@ class Trials:
 
     def _tell(self, claim: Claim, state: TrialState, value: float | None) -> None:
         """Raises UpdateFinishedTrialError if the trial was taken over."""
-        told = self.study.tell(claim.trial, value, state=state, skip_if_finished=True)
+        ended = self.study.tell(claim.trial, value, state=state, skip_if_finished=True)
         claim.lock.close()
-        if told.state != state:
+        if ended.state != state:
             raise UpdateFinishedTrialError(f"trial {claim.trial.number} was taken over")
 
     def _put_back(self) -> None:
@@ -213,11 +213,10 @@ class Trials:
                 self._signs[trial.number] = (owner, "seen"), time.monotonic()
                 return False
             return time.monotonic() - since > LOST_S
-        try:
-            Lock(self._folder(trial.number)).close()
-        except Busy:
-            return False
-        return True
+        lock = _locked(self._folder(trial.number))
+        if lock:
+            lock.close()
+        return lock is not None
 
     def _folder(self, number: int) -> Path:
         return self.folder / f"{number:04d}"
@@ -232,26 +231,20 @@ class Trials:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep the workers that share this folder apart, for the moments of a claim."""
-        while True:
-            try:
-                lock = Lock(self.folder)
-                break
-            except Busy:
-                time.sleep(0.02)
-        try:
+        while (lock := _locked(self.folder)) is None:
+            time.sleep(0.02)
+        with closing(lock):
             yield
-        finally:
-            lock.close()
 
     def _fill(self, where: str) -> None:
         """Put in all trials, once; refuse a study that searches something else."""
         # Trials first: a definition is there before any of them, also where another machine is
         # just putting both in.
         empty = not self.study.get_trials(deepcopy=False)
-        wanted, attributes = definition(self.sweep), self.study.user_attrs
+        searched, attributes = definition(self.sweep), self.study.user_attrs
         if DEFINITION not in attributes and empty:
-            self.study.set_user_attr(DEFINITION, wanted)
-        elif attributes.get(DEFINITION) != wanted:
+            self.study.set_user_attr(DEFINITION, searched)
+        elif attributes.get(DEFINITION) != searched:
             raise ValueError(
                 f"storage = {where!r} holds another sweep named {self.sweep.name!r}: its method, "
                 "metric, goal, parameters, command or early_terminate differ; choose another name "
@@ -271,8 +264,8 @@ def definition(sweep: Sweep) -> str:
     """A hash of what a sweep searches, and how; run_cap may grow."""
     parameters = {name: vars(each) for name, each in sweep.parameters.items()}
     hyperband = vars(sweep.hyperband) if sweep.hyperband else None
-    said = [sweep.method, sweep.metric, sweep.goal, parameters, list(sweep.template), hyperband]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    parts = [sweep.method, sweep.metric, sweep.goal, parameters, list(sweep.template), hyperband]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def error_of(trial: FrozenTrial) -> str:
@@ -289,10 +282,18 @@ def _lost(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and ERROR not in attributes and few
 
 
-def _unreplaced(found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def _unreplaced(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Lost trials for which no other stands."""
-    slots = {trial.user_attrs[SLOT] for trial in found}
-    return [trial for trial in found if _lost(trial) and f"again {trial.number}" not in slots]
+    slots = {trial.user_attrs[SLOT] for trial in trials}
+    return [trial for trial in trials if _lost(trial) and f"again {trial.number}" not in slots]
+
+
+def _locked(folder: Path) -> Lock | None:
+    """The lock of a folder; None if another process holds it."""
+    try:
+        return Lock(folder)
+    except Busy:
+        return None
 
 
 def _without_password(where: str) -> str:
@@ -335,7 +336,7 @@ def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=number)
 
 
-def _draw(trial: Trial, name: str, parameter: Choice | Range) -> Any:
+def _draw(trial: Trial, name: str, parameter: Choice | Range) -> Plain:
     """The parameter's value in this trial: the one that was put there, or a drawn one."""
     if isinstance(parameter, Choice):
         return trial.suggest_categorical(name, parameter.values)

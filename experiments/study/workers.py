@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from experiments import cli
 from experiments.study.runs import How, Job, check_lanes, ended, missing, work
@@ -30,8 +31,8 @@ class Making:
     """Folder of run folders, shared by all programs; by default VITX_OUT, or runs."""
     data_root: str = ""
     """Folder of the data, if it is not that of the configuration."""
-    wandb: str = ""
-    """W&B mode of the runs: online, offline or disabled; empty for WANDB_MODE, else offline."""
+    wandb: Literal["online", "offline", "disabled"] | None = None
+    """W&B mode of the runs; if not given WANDB_MODE, else offline."""
     device: str = ""
     """Device; empty for the accelerator of this machine, else the CPU."""
 
@@ -40,8 +41,10 @@ class Making:
 
     def how(self) -> How:
         """How runs are made with these settings. Raises ValueError for an absent device."""
-        device, wandb = parallel.device(self.device), self.wandb or None
-        return How(out=self.out, device=device, wandb=wandb, lanes=self.vectorize, fresh=self.fresh)
+        device = parallel.device(self.device)
+        return How(
+            out=self.out, device=device, wandb=self.wandb, lanes=self.vectorize, fresh=self.fresh
+        )
 
     @property
     def passed_on(self) -> list[str]:
@@ -73,23 +76,20 @@ class Making:
 def spread(module: str, flags: Sequence[str], *, workers: int, folder: Path) -> None:
     """Run a program in several processes, which share the work and this machine's cores.
 
-    What they say is in `folder/worker-HOST-N.log`. Raises ValueError with the last words of one
+    Their output is in `folder/worker-HOST-N.log`. Raises ValueError with the last words of one
     that failed. They end, after saving, when this process does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"worker-{socket.gethostname()}-{number}.log" for number in range(workers)]
-    here = os.environ | share(workers)
-    command = [sys.executable, "-m", module, *flags]
     started = []
     for log in logs:
         with log.open("w") as file:
             program = subprocess.Popen(
-                command, env=here, stdout=file, stderr=file, preexec_fn=machine.end_with_parent
-            )
+                [sys.executable, "-m", module, *flags], env=os.environ | share(workers),
+                stdout=file, stderr=file, preexec_fn=machine.end_with_parent,
+            )  # fmt: skip
         started.append(program)
-    print(
-        f"{workers} workers at work; what they say is in {logs[0].parent}/worker-*.log", flush=True
-    )
+    print(f"{workers} workers at work; their output is in {folder}/worker-*.log", flush=True)
     try:
         ends = [process.wait() for process in started]
     except BaseException:
@@ -109,16 +109,7 @@ def share(workers: int) -> dict[str, str]:
 
 
 def last_words(log: Path) -> str:
-    """The last error in a program's log, as `last_error` finds it."""
-    return last_error(log.read_text(errors="replace"))
-
-
-def last_error(text: str) -> str:
-    """The last error that a program wrote, else its last line; what a box says, if it wrote one."""
-    _, box, inside = text.rpartition("╭")
-    lines = [line.strip("│╮╰╯─ ") for line in (inside if box else text).splitlines()]
-    lines = [line for line in lines if line]
-    if box and len(lines) > 1:
-        return lines[1][:300]  # after the box's title
+    """The last error that a program wrote to its log, else its last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["it said nothing"])[-1][:300]
+    return (errors or [line for line in lines if line] or ["it wrote nothing"])[-1][:300]

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -18,15 +19,19 @@ import scipy.stats
 import torch
 import yaml
 
-import experiments
-from experiments import ablate, variance
+from experiments import ablate, questions, variance
 from experiments.recipes import DIGITS
-from experiments.study import answer, preview, question, rows, runs
+from experiments.study import answer, preview, question, runs
+from experiments.study.kinds import SOURCES, Answer, ArmResult, Variance
 from experiments.study.pages import RESULTS, ROOT, machine
+from experiments.study.results import FILE, Results, of_kind, read, read_all
+from experiments.study.tables import variance_table
 from vitx.data.config import DataConfig
 from vitx.data.dataset import load
 from vitx.files import read_json
 from vitx.measure import stats, timing
+from vitx.measure.comparison import Comparison, Process, Side
+from vitx.measure.stats import Interval
 from vitx.model.cost import cost
 from vitx.settings import override
 from vitx.training import provenance, tracking, trainer
@@ -43,13 +48,13 @@ DOC = "Does it help?\n\nQuestion: q\nExpect: e\nCost: c\nRun: r"
 
 
 def module(**words):
-    made = types.ModuleType("experiments.invented", DOC)
+    made = types.ModuleType("experiments.questions.invented", DOC)
     vars(made).update({"BASE": TINY, "AXES": {"model.registers": [1]}} | words)
     return made
 
 
 def ask(**words):
-    return question.question(module(**words))
+    return question.from_module(module(**words))
 
 
 def how(folder, **changes):
@@ -59,7 +64,7 @@ def how(folder, **changes):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"BASE": 3}, r"experiments/invented\.py: BASE = 3 must be a TrainConfig"),
+        ({"BASE": 3}, r"experiments/questions/invented\.py: BASE = 3 must be a TrainConfig"),
         ({"AXES": {}}, r"AXES = \{\} must name at least one axis"),
         ({"AXES": {"model.poool": ["mean"]}}, r"AXES, model\.poool=mean: ModelConfig has no field"),
         ({"AXES": {"model.heads": [3]}}, r"AXES, model\.heads=3: model\.heads = 3 does not divide"),
@@ -81,7 +86,7 @@ def how(folder, **changes):
             {"AXES": {"optim.lr": [k / 1e4 for k in range(1, 200)]}},
             r"AXES: 198 arms are too many to be judged together; at most 102",
         ),
-        ({"AXES": {"model.mlp": [len]}}, r"mlp = <built-in .* must be a name in its table"),
+        ({"AXES": {"model.mlp": [len]}}, r"mlp = <built-in .* must be a name in its registry"),
         (
             {"AXES": {"a": {"on": {"model.registers": 1}}, "b": {"on": {"model.registers": 2}}}},
             r"AXES: two arms are called on",
@@ -105,10 +110,10 @@ def test_a_question_says_what_a_reader_needs():
     made = module()
     made.__doc__ = "Question: q\nExpect: e\nRun: r"
     with pytest.raises(ValueError, match=r"invented\.py: the docstring must say Cost"):
-        question.question(made)
+        question.from_module(made)
     del made.AXES
     with pytest.raises(ValueError, match=r"invented\.py is no question: it sets no AXES"):
-        question.question(made)
+        question.from_module(made)
 
 
 def test_one_factor_at_a_time_and_all_combinations():
@@ -187,7 +192,7 @@ def test_runs_are_made_once_and_found_by_what_they_are(answered, monkeypatch):
     other = replace(ask(SEEDS=[3, 4], AXES={"model.registers": [1]}), name="another")
     runs.work(other.jobs(), how(folder))  # the same runs under another name
     assert made == []
-    monkeypatch.setattr(tracking, "version", lambda: "other")
+    monkeypatch.setattr(provenance, "version", lambda: "other")
     assert all(run.stale for run in runs.ended(folder).values())
     stale = runs.ended(folder)
     assert runs.missing(asked.jobs(), stale) == []
@@ -203,100 +208,127 @@ def test_the_answer_pairs_by_seed_and_refuses_a_verdict_to_few_seeds(answered, m
         for seed in (3, 4)
     }
     differences = [values["model.registers=1", seed] - values["baseline", seed] for seed in (3, 4)]
-    times = {"ratio": 0.9, "ratio_low": 0.8, "ratio_high": 1.0, "verdict": "slower",
-             "peak_mib": {"reference": 10.0, "candidate": 13.0}, "device": "cpu",
-             "environment": provenance.environment()}  # fmt: skip
-    monkeypatch.setattr(answer, "time_arm", lambda *_: times)
+    here = provenance.environment()
+    monkeypatch.setattr(answer, "time_arm", lambda *_: answer.ArmTiming(SLOWER, here))
     out = answer.write(asked, how(folder))
-    (row,) = rows.read(out / "rows.jsonl")
-    table = answer.table(row)
+    (kept,) = read(out / FILE)
+    table = answer.table(kept)
     (line,) = table.records()
     assert line["arm"] == "model.registers=1"
     assert line["verdict"] == "too few seeds"
-    assert line["Δ images/s"] == "-10.0% (-20.0 to +0.0)"
+    assert line["Δ images/s"] == "-10.0% (-18.2 to -1.0)"
     assert line["Δ peak MiB"] == "+3"
     assert line["pairs"] == "2"
-    wanted = stats.mean_interval(differences)  # which pairs that are mixed up make wider
-    half = (wanted.high - wanted.low) / 2
-    assert line["Δ val/loss"] == f"{wanted.value:+.4f} ± {half:.4f}"
-    del row["arms"][0]["values"]["val/loss"]["3"]
-    assert answer.pairs(row, row["arms"][1]) == 1
-    assert answer.effects(row, "val/loss") == {"model.registers=1": None}
+    mean = stats.mean_interval(differences)  # which pairs that are mixed up make wider
+    half = (mean.high - mean.low) / 2
+    assert line["Δ val/loss"] == f"{mean.value:+.4f} ± {half:.4f}"
+    del kept.arms[0].values["val/loss"]["3"]
+    assert kept.pairs(kept.arms[1]) == 1
+    assert kept.effects("val/loss") == {"model.registers=1": None}
     with (out / "answer.csv").open() as file:
         assert next(csv.reader(file)) == list(table.header)
     assert (out / "answer.md").read_text().count("\n| ") == 3
     assert (out / "figures" / "answer.png").stat().st_size > 5_000
 
 
-def answer_row(base, arm, **changes):
-    """The row of an answer with these values of ten seeds, and fields of the arm."""
-    common = {"changes": {"model.registers": 1}, "adjusted": "", "parameters": 1, "macs": 1,
-              "failed": [], "images": ["a"], "stale": 0, "speed": None}  # fmt: skip
-    times = {"ratio": 0.9, "ratio_low": 0.8, "ratio_high": 1.0, "verdict": "slower", "peak_mib": {}}
-    arms = [
-        {"name": "baseline", "values": {"val/accuracy": base}} | common,
-        {"name": "arm", "values": {"val/accuracy": arm}} | common | {"speed": times} | changes,
-    ]
-    return {"question": "q", "metric": "val/accuracy", "effect": 0.01, "arms": arms,
-            "device": "cpu"}  # fmt: skip
+LOGS = [math.log(0.9) - 0.0075, math.log(0.9) + 0.0075]  # per process
+FLOORS = [-0.0001, 0.0001]
+SLOWER = Comparison(
+    config=answer.TIMING,
+    verdict="slower",
+    ratio=stats.paired_ratio(LOGS),
+    floor=stats.noise_floor(FLOORS),
+    reference=Side(peak_mib=10.0),
+    candidate=Side(peak_mib=13.0),
+    device="cpu",
+    processes=tuple(map(Process, LOGS, FLOORS)),
+)
+
+
+def answer_of(base, arm, **changes):
+    """An answer with these values of ten seeds, and fields of the arm."""
+    common = {"parameters": 1, "macs": 1, "images": ("a",)}
+    varied = common | {"changes": {"model.registers": 1}, "speed": SLOWER} | changes
+    return Answer(
+        id="x-0", environment=provenance.environment(), question="q", text="", config={},
+        metric="val/accuracy", effect=0.01, seconds=1.0,
+        arms=(
+            ArmResult(name="baseline", changes={}, values={"val/accuracy": base}, **common),
+            ArmResult(name="arm", values={"val/accuracy": arm}, **varied),
+        ),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "verdict"),
     [
         ({}, "better"),
-        ({"failed": ["the loss is not finite"]}, "1 failed: the loss is not finite"),
-        ({"images": ["b"]}, "runs on different images"),
-        ({"images": ["a", "b"]}, "runs on different images"),
-        ({"images": ["b"], "changes": {"data.train": 9}}, "better"),
-        ({"images": ["a", "b"], "changes": {"data.train": 9}}, "runs on different images"),
+        ({"failed": ("the loss is not finite",)}, "1 failed: the loss is not finite"),
+        ({"images": ("b",)}, "runs on different images"),
+        ({"images": ("a", "b")}, "runs on different images"),
+        ({"images": ("b",), "changes": {"data.train": 9}}, "better"),
+        ({"images": ("a", "b"), "changes": {"data.train": 9}}, "runs on different images"),
         ({"stale": 3}, "better (stale: 3 runs of another version)"),
     ],
 )
-def test_no_verdict_is_given_on_what_is_no_pair_in_table_or_figure(changes, said):
+def test_no_verdict_is_given_on_what_is_no_pair_in_table_or_figure(changes, verdict):
     base = {str(seed): 0.5 + seed / 100 for seed in range(10)}
-    row = answer_row(base, {seed: value + 0.1 for seed, value in base.items()}, **changes)
-    assert answer.table(row).records()[0]["verdict"] == said
-    (point,) = answer.points(row)
-    assert point.verdict == said.partition(":")[0]
+    kept = answer_of(base, {seed: value + 0.1 for seed, value in base.items()}, **changes)
+    assert answer.table(kept).records()[0]["verdict"] == verdict
+    (point,) = answer.points(kept)
+    assert point.verdict == verdict.partition(":")[0]
 
 
 def test_an_arm_whose_timing_failed_says_why():
-    failed = {"ratio": None, "ratio_low": None, "ratio_high": None, "verdict": "failed",
-              "reason": "out of memory", "peak_mib": {}}  # fmt: skip
-    row = answer_row({"0": 0.1, "1": 0.2}, {"0": 0.1, "1": 0.3}, speed=failed)
-    (line,) = answer.table(row).records()
+    failed = Comparison(config=answer.TIMING, verdict="failed", reason="out of memory")
+    kept = answer_of({"0": 0.1, "1": 0.2}, {"0": 0.1, "1": 0.3}, speed=failed)
+    (line,) = answer.table(kept).records()
     assert (line["Δ images/s"], line["speed"]) == ("–", "failed: out of memory")
 
 
-def test_an_answers_machine_is_that_of_its_runs_and_of_its_times(answered):
-    asked, folder = answered
-    times = {"model.registers=1": {"device": "cuda:0", "environment": provenance.environment()}}
-    row = answer.row(asked, runs.ended(folder), times)
-    assert row["device"] == "cpu and cuda"
-    environment = {"cpu": "A", "cores": 2, "gpu": "B"}
-    assert machine(row | {"environment": environment}) == "CPU (A, 2 cores) and B"
-    assert all(len(arm["images"]) == 1 for arm in row["arms"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "the log ratios give another ratio or floor"),
+        ({"ratio": Interval(0.9, 0.8, 0.9)}, "the log ratios give another ratio or floor"),
+        ({"verdict": "faster"}, "faster does not follow from ratio and floor"),
+    ],
+)
+def test_a_speed_that_its_processes_do_not_give_is_refused(changes, message):
+    answer_of({"0": 0.1}, {"0": 0.1}).check()
+    wrong = replace(SLOWER, **(changes or {"floor": 0.02}))
+    with pytest.raises(ValueError, match=message):
+        answer_of({"0": 0.1}, {"0": 0.1}, speed=wrong).check()
 
 
-def test_what_other_code_made_is_shown_as_stale(answered, monkeypatch):
+def test_an_answers_machine_is_that_of_its_runs_and_of_its_times(answered, tmp_path):
     asked, folder = answered
-    monkeypatch.setattr(tracking, "version", lambda: "other")
-    row = answer.row(asked, runs.ended(folder), {})
-    arm = row["arms"][1]
-    effect = answer.effects(row, "val/loss")[arm["name"]]
-    assert answer.verdict(row, arm, effect) == "too few seeds (stale: 4 runs of another version)"
+    here = provenance.environment()
+    on_gpu = answer.ArmTiming(replace(SLOWER, device="cuda:0"), here)
+    kept = answer.add(Results(tmp_path), asked, runs.ended(folder), {"model.registers=1": on_gpu})
+    assert kept.device == "cpu and cuda"
+    environment = replace(here, cpu="A", cpu_id="", cores=2, gpu="B", threads=None)
+    assert machine(replace(kept, environment=environment)) == "CPU (A, 2 cores) and B"
+    assert all(len(arm.images) == 1 for arm in kept.arms)
+
+
+def test_what_other_code_made_is_shown_as_stale(answered, monkeypatch, tmp_path):
+    asked, folder = answered
+    monkeypatch.setattr(provenance, "version", lambda: "other")
+    kept = answer.add(Results(tmp_path), asked, runs.ended(folder), {})
+    arm = kept.arms[1]
+    effect = kept.effects("val/loss")[arm.name]
+    assert kept.verdict(arm, effect) == "too few seeds (stale: 4 runs of another version)"
 
 
 def test_a_run_that_diverges_has_ended_with_its_error(tmp_path):
     asked = ask(SEEDS=[0, 1], AXES={"optim.lr": [1e30]})
     runs.work(asked.jobs(), how(tmp_path))
-    found = runs.ended(tmp_path)
-    assert len(found) == 4
-    assert len(asked.values(asked.arms[1], "val/loss", found)) == 0
-    row = answer.row(asked, found, {})
-    words = answer.verdict(row, row["arms"][1], None)
-    assert words.startswith("2 failed: the ")
+    ended = runs.ended(tmp_path)
+    assert len(ended) == 4
+    assert len(asked.values(asked.arms[1], "val/loss", ended)) == 0
+    kept = answer.add(Results(tmp_path), asked, ended, {})
+    assert kept.verdict(kept.arms[1], None).startswith("2 failed: the ")
 
 
 def test_runs_that_do_not_fit_into_memory_are_named_when_the_others_are_made(tmp_path, monkeypatch):
@@ -349,7 +381,7 @@ def test_lanes_give_the_runs_that_seed_by_seed_gives(answered, tmp_path):
         assert (run.folder / "model.safetensors").exists()
 
 
-def test_a_plan_says_costs_and_what_the_seeds_can_show(answered, capsys):
+def test_a_preview_says_costs_and_what_the_seeds_can_show(answered, capsys):
     asked, folder = answered
     preview.show(replace(asked, seeds=(3, 4, 5)), how(folder))
     text = capsys.readouterr().out
@@ -361,7 +393,7 @@ def test_a_plan_says_costs_and_what_the_seeds_can_show(answered, capsys):
     assert "smallest effect: not known" in capsys.readouterr().out
 
 
-def test_a_plan_knows_the_smallest_effect_from_pairs():
+def test_a_preview_knows_the_smallest_effect_from_pairs():
     words = preview.sensitivity(ask(EFFECT=0.02), preview.Deviation(0.01, "a pilot"))
     assert words[0] == "8 seeds, 1 comparison judged together"
     assert "with 80% power: 0.0116; power for the effect of interest, 0.02: 100%" in words[1]
@@ -472,11 +504,11 @@ def test_a_newcomer_adds_an_attention_and_asks_whether_it_helps(tmp_path):
     readme = (ROOT / "README.md").read_text()
     (block,) = re.findall(r"```python\n(def cosine.*?)```", readme, flags=re.DOTALL)
     function, table = block.split("\n\n\n")
-    path = tmp_path / "vitx" / "functional" / "attention.py"
+    path = tmp_path / "vitx" / "model" / "functional" / "attention.py"
     text = path.read_text()
-    (before,) = re.findall(r"^ATTENTION = table.*$", text, flags=re.MULTILINE)
+    (before,) = re.findall(r"^ATTENTION = Registry.*$", text, flags=re.MULTILINE)
     path.write_text(text.replace(before, f"{function}\n\n\n{table.strip()}"))
-    (tmp_path / "experiments" / "mine.py").write_text(MINE)
+    (tmp_path / "experiments" / "questions" / "mine.py").write_text(MINE)
     assert len(function.splitlines()) + 1 <= 20
     assert len(MINE.splitlines()) <= 10
 
@@ -520,13 +552,13 @@ def test_a_worker_that_fails_is_named_by_its_log(tmp_path):
 def test_a_levels_name_may_hold_what_a_folders_may_not(tmp_path, monkeypatch):
     (tmp_path / "sizes.py").write_text(SIZES)
     monkeypatch.setattr(question, "FOLDER", tmp_path)
-    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
+    monkeypatch.setattr(questions, "__path__", [*questions.__path__, str(tmp_path)])
     asked = question.read("sizes")
     runs.work(asked.jobs(), how(tmp_path))
     assert sorted(path.parent.name[:7] for path in tmp_path.glob("sizes/*/summary.json")) == [
         "S-1,see", "S-1,see", "baselin", "baselin",
     ]  # fmt: skip
-    sys.modules.pop("experiments.sizes")
+    sys.modules.pop("experiments.questions.sizes")
 
 
 def test_a_file_that_cant_be_read_is_named_and_does_not_hide_the_others(
@@ -536,12 +568,17 @@ def test_a_file_that_cant_be_read_is_named_and_does_not_hide_the_others(
     (tmp_path / "misspelt.py").write_text("BASE = {}['cifar10_small']\nAXES = 1\n")
     (tmp_path / "leaves.py").write_text("raise SystemExit(0)\nAXES = 1\n")
     monkeypatch.setattr(question, "FOLDER", tmp_path)
-    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
+    monkeypatch.setattr(questions, "__path__", [*questions.__path__, str(tmp_path)])
     ablate.main([])
     said = capsys.readouterr().out
-    assert "broken: error: experiments/broken.py can't be read: ModuleNotFoundError" in said
-    assert "misspelt: error: experiments/misspelt.py can't be read: KeyError" in said
-    assert "leaves: error: experiments/leaves.py ends the program when it is imported" in said
+    assert (
+        "broken: error: experiments/questions/broken.py can't be read: ModuleNotFoundError" in said
+    )
+    assert "misspelt: error: experiments/questions/misspelt.py can't be read: KeyError" in said
+    assert (
+        "leaves: error: experiments/questions/leaves.py ends the program when it is imported"
+        in said
+    )
 
 
 def test_lanes_that_cant_be_are_refused_before_anything_is_made(tmp_path):
@@ -559,17 +596,17 @@ def test_an_arms_own_optimizer_and_batch_are_timed(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(answer, "TIMING", quick)
     asked = ask(BASE=override(TINY, batch=8), AXES={"batch": [64]})
-    found = answer.time_arm(asked, asked.arms[1], how(tmp_path))
-    assert found["ratio"] > 2  # 64 images take far less than eight times what 8 do
-    assert found["peak_mib"]["candidate"] > 0
+    timed = answer.time_arm(asked, asked.arms[1], how(tmp_path))
+    assert timed.comparison.ratio.value > 2  # 64 images take far less than eight times what 8 do
+    assert timed.comparison.candidate.peak_mib > 0
     kept = [path.name for path in (tmp_path / answer.TIMES).iterdir()]
-    if found["verdict"] != stats.INCONCLUSIVE:
-        assert answer.time_arm(asked, asked.arms[1], how(tmp_path)) == found
+    if timed.comparison.verdict != stats.INCONCLUSIVE:
+        assert answer.time_arm(asked, asked.arms[1], how(tmp_path)) == timed
     assert kept == [path.name for path in (tmp_path / answer.TIMES).iterdir()]
     monkeypatch.setattr(answer, "TIMING", replace(quick, processes=3))
-    answer.time_arm(asked, asked.arms[1], how(tmp_path))  # another plan's times are others
-    here = provenance.environment() | {"cpu_id": "0/0/0"}
-    monkeypatch.setattr(tracking, "environment", lambda: here)
+    answer.time_arm(asked, asked.arms[1], how(tmp_path))  # another configuration's are others
+    here = replace(provenance.environment(), cpu_id="0/0/0")
+    monkeypatch.setattr(provenance, "environment", lambda: here)
     answer.time_arm(asked, asked.arms[1], how(tmp_path))  # so are another processor's
     assert len(list((tmp_path / answer.TIMES).iterdir())) == len(kept) + 2
 
@@ -580,30 +617,34 @@ def test_the_variance_of_a_recipe_is_split_among_its_sources(tmp_path, monkeypat
     crossed, held_out = variance.jobs("tiny", TINY, settings)
     assert len({job.key for job in (*crossed, *held_out)}) == 2**3 + 3
     runs.work([*crossed, *held_out], how(tmp_path, lanes=11))
-    found = runs.ended(tmp_path)
-    row = variance.row("tiny", TINY, crossed, held_out, found)
-    found_loss = row["metrics"]["val/loss"]
-    assert sum(found_loss["shares"].values()) == pytest.approx(1)
-    assert found_loss["std_low"] < found_loss["std"] < found_loss["std_high"]
-    assert found_loss["values"][0] == found[crossed[0].key].values["val/loss"]
-    table = variance.table([row | {"environment": provenance.environment()}])
-    assert table.records()[0]["runs"] == "8"
+    ended = runs.ended(tmp_path)
+    kept = variance.add(Results(tmp_path), "tiny", TINY, crossed, held_out, ended)
+    loss = kept.metrics["val/loss"]
+    of = loss.components
+    assert sum(of.shares) == pytest.approx(1)
+    assert len(of.shares) == len(SOURCES) + 1
+    assert of.std_low < of.std < of.std_high
+    assert loss.values[0] == ended[crossed[0].key].values["val/loss"]
+    assert variance_table([kept]).records()[0]["runs"] == "8"
+    kept.check()
+    wrong = replace(loss, components=replace(of, std=2 * of.std))
+    with pytest.raises(ValueError, match=r"val/loss: std = .* does not follow from the values"):
+        replace(kept, metrics={"val/loss": wrong}).check()
 
 
-STORED = [row for row in rows.read_all(RESULTS) if row["kind"] == "variance"]
+STORED = of_kind(read_all(RESULTS), Variance)
 
 
-@pytest.mark.parametrize("row", STORED, ids=lambda row: row["name"])
-def test_seeds_that_were_held_out_lie_where_the_stored_variance_predicts(row):
+@pytest.mark.parametrize("stored", STORED, ids=lambda stored: stored.name)
+def test_seeds_that_were_held_out_lie_where_the_stored_variance_predicts(stored):
     """95 of 100 are to; fewer than chance allows once in a hundred times are too few."""
-    side = row["levels"]
-    for metric, stored in row["metrics"].items():
-        found = stats.components(np.reshape(stored["values"], (side, side, side)))
-        assert (found.low, found.high) == pytest.approx((stored["low"], stored["high"])), metric
-        held = stored["held_out"]
-        assert len(held) >= 8
-        inside = sum(found.low <= value <= found.high for value in held)
-        assert scipy.stats.binom.cdf(inside, len(held), 0.95) > 0.01, metric
+    side = stored.levels
+    for metric, spread in stored.metrics.items():
+        again, of = stats.components(np.reshape(spread.values, (side,) * 3)), spread.components
+        assert (again.low, again.high) == pytest.approx((of.low, of.high)), metric
+        assert len(spread.held_out) >= 8
+        inside = sum(again.low <= value <= again.high for value in spread.held_out)
+        assert scipy.stats.binom.cdf(inside, len(spread.held_out), 0.95) > 0.01, metric
 
 
 def test_each_source_of_noise_has_a_seed_of_its_own(unchecked):

@@ -11,20 +11,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import optuna
 import pytest
 import yaml
-from experiments.study.rows import read
 from optuna.trial import TrialState
 from standin import StandIn
 
 from experiments import sweep
-from experiments.render import stopping_table, sweep_table
 from experiments.study import findings, sweepfile
+from experiments.study.kinds import Confirmed, Saving, SweepResult, TrialResult, saving
 from experiments.study.pages import RESULTS, ROOT
+from experiments.study.results import FILE, read
+from experiments.study.tables import stopping_table, sweep_table
 from experiments.study.trials import (
     LOSSES,
     MOST_LOSSES,
@@ -72,7 +74,7 @@ def quick(folder, parameters, method="grid", wait=0.0, **keys):
         ({"method": "gird"}, "method = 'gird' is not known; did you mean 'grid'"),
         ({"method": "random"}, "run_cap is missing: a random sweep has no end of its own"),
         ({"run_cap": 0}, "run_cap = 0 must be a whole number, at least 1"),
-        ({"metric": {"goal": "minimize"}}, "metric must have a name"),
+        ({"metric": {"goal": "minimize"}}, "metric.name is missing"),
         ({"metric": {"name": "a", "gaol": "b"}}, "metric.gaol is not known; did you mean 'goal'"),
         ({"parameters": {}}, "parameters must name at least one"),
         ({"parameters": {"model.dept": {"values": [1]}}},
@@ -108,7 +110,7 @@ def quick(folder, parameters, method="grid", wait=0.0, **keys):
         ({"command": [*GOOD["command"][:-1], "--data.val=0", "--curve=test", "${args}"]},
          "metric.name: val/loss needs --data.val in the command"),
         ({"command": [*GOOD["command"][:-1], "--data.rooot=x", "${args}"]},
-         "command: .*--data.rooot=x"),
+         "command: --data.rooot=x is not known; did you mean '--data.root'"),
         ({"command": "python -m experiments.train digits ${args}"}, "must be a list of words"),
         ({"parameters": {"data.val": {"values": [100, 180]}}},
          "parameters.data.val can't be varied: all arms are read on the same images"),
@@ -242,7 +244,7 @@ def test_every_point_of_a_grid_is_run_once_and_shown(tmp_path, capsys):
     sweep.work(trials, tmp_path)
     sweep.work(trials, tmp_path)
     assert Counter(Path(tmp_path, "finished").read_text().split()) == {"0.5": 1, "2.0": 1, "1.0": 1}
-    assert [values["x"] for _, values, _ in findings.ranking(trials)] == [0.5, 1.0, 2.0]
+    assert [one.settings["x"] for one in findings.ranking(trials)] == [0.5, 1.0, 2.0]
     findings.show(trials)
     text = capsys.readouterr().out
     assert "  0.25: x=0.5" in text
@@ -348,7 +350,8 @@ def test_hyperband_stops_what_is_behind_and_says_what_it_saved(tmp_path, capsys)
     assert {trial.params["x"] for trial in stopped} == {1, 2, 3}
     assert all(trial.user_attrs[STEPS] < 8 for trial in stopped)
     assert re.search(
-        r"3 of them early, which saved (\d+)% of the steps", str(findings.saved(trials))
+        r"3 of them early, which saved (\d+)% of the steps",
+        str(saving(findings.trial_results(trials))),
     )
     # Without stopping, the same points run to their ends.
     sweep.main([str(path), "--whole", "--workers", "2", "--out", str(tmp_path)])
@@ -606,8 +609,10 @@ def test_the_best_settings_are_confirmed_on_fresh_seeds(tmp_path, capsys, monkey
     for claim in [trials.take() for _ in range(4)]:
         claim.trial.set_user_attr(VERSION, provenance.version())
         trials.complete(claim, claim.values["optim.lr"] * claim.values["seed"])
-    mean, values, seeds = findings.ranking(trials)[0]
-    assert (mean, values["optim.lr"], seeds) == (pytest.approx(0.0075), 0.001, 2)
+    first = findings.ranking(trials)[0]
+    assert (first.value, first.settings, first.seeds) == (
+        pytest.approx(0.0075), {"optim.lr": 0.001}, 2,
+    )  # fmt: skip
     unchanged, best = findings.candidates(trials, best=1, seeds=2)
     assert [job.config.seed for job in unchanged.jobs] == [10_000, 10_001]
     assert [job.config.seed for job in best.jobs] == [10_000, 10_001]
@@ -627,18 +632,32 @@ def test_the_best_settings_are_confirmed_on_fresh_seeds(tmp_path, capsys, monkey
     assert re.search(
         rf"\| unchanged \| val/loss \| – \| {number} \| – \| – \| – \| 2 of 2 \|", said
     )
-    (row,) = read(next((tmp_path / "small").glob("confirmed-*")) / "rows.jsonl")
-    assert [one["state"] for one in row["trials"]] == ["complete"] * 4
-    assert row["saved"] == {"ended": 4, "stopped": 0, "share": 0.0}
-    assert row["stale"] == 0
+    (kept,) = read(next((tmp_path / "small").glob("confirmed-*")) / FILE)
+    assert [one.state for one in kept.trials] == ["complete"] * 4
+    assert kept.saved == Saving(ended=4, stopped=0, share=0.0)
+    assert kept.stale == 0
     findings.show(trials)
     assert "stale" not in capsys.readouterr().out
-    monkeypatch.setattr(tracking, "version", lambda: "other")
+    monkeypatch.setattr(provenance, "version", lambda: "other")
     findings.show(trials)
     assert "stale: 4 trials were run by another version" in capsys.readouterr().out
-    lost = row["confirmed"][0] | {"values": {"10000": 1.0, "10001": None}}
-    line = sweep_table([row | {"confirmed": [lost, row["confirmed"][1]]}]).body[1]
+    lost = replace(kept.confirmed[0], values={"10000": 1.0, "10001": None})
+    line = sweep_table([replace(kept, confirmed=(lost, kept.confirmed[1]))]).body[1]
     assert line[-5:-1] == ("–", "–", "–", "2 of 2")  # of one pair nothing is said
+    with pytest.raises(ValueError, match="the trials give 4 trials ended"):
+        replace(kept, saved=Saving(ended=4, stopped=1, share=0.1)).check()
+    with pytest.raises(ValueError, match="the unchanged command must be the first"):
+        replace(kept, confirmed=kept.confirmed[1:]).check()
+
+
+def result(name, confirmed, **fields):
+    """The result of a sweep."""
+    common = {
+        "id": "x-0", "environment": provenance.environment(), "method": "grid", "config": {},
+        "metric": "val/loss", "goal": "minimize", "trials": (), "importance": {},
+        "saved": Saving(0, 0, 0.0),
+    }  # fmt: skip
+    return SweepResult(sweep=name, confirmed=tuple(confirmed), **common | fields)
 
 
 def test_settings_that_are_confirmed_are_judged_together():
@@ -648,15 +667,12 @@ def test_settings_that_are_confirmed_are_judged_together():
 
     def tried(shift, **settings):
         values = {seed: int(seed) + shift + draws.gauss(0, 0.1) for seed in seeds}
-        return {"settings": settings, "value": 1.0, "seeds": 1, "values": values}
+        return Confirmed(settings=settings, value=1.0, seeds=1, values=values)
 
-    row = {
-        "what": "sweep", "sweep": "s", "metric": "val/accuracy", "goal": "maximize", "stale": 2,
-        "trials": [{"state": "complete"}, {"state": "running"}], "device": "cpu",
-        "saved": {"stopped": 0, "share": 0.0}, "environment": {"cpu": "A", "cores": 2, "gpu": None},
-        "confirmed": [tried(0), tried(1, a=1), tried(0, a=2), tried(-1, a=3)],
-    }  # fmt: skip
-    lines = sweep_table([row]).records()
+    trials = tuple(TrialResult(state=state, settings={}) for state in ("complete", "running"))
+    confirmed = [tried(0), tried(1, a=1), tried(0, a=2), tried(-1, a=3)]
+    kept = result("s", confirmed, trials=trials, stale=2, goal="maximize", metric="val/accuracy")
+    lines = sweep_table([kept]).records()
     assert [line["verdict"] for line in lines] == ["–", "better", "no difference seen", "worse"]
     assert lines[1]["p"] == f"{3 * 2 / 2**8:.3f}"
     assert {line["trials"] for line in lines} == {"1 of 2 (stale: 2)"}
@@ -664,14 +680,13 @@ def test_settings_that_are_confirmed_are_judged_together():
 
 
 def test_what_stopping_early_cost_is_read_on_the_same_seeds():
-    def row(name, values):
-        best = {"settings": {"a": 1}, "value": 1.0, "seeds": 1, "values": values}
-        return {"what": "sweep", "sweep": name, "metric": "val/loss", "saved": {"share": 0.4},
-                "confirmed": [best | {"values": {}}, best], "device": "cpu",
-                "environment": {"cpu": "A", "cores": 2, "gpu": None}}  # fmt: skip
+    def kept(name, values):
+        unchanged = Confirmed(settings={}, value=None, seeds=0, values={})
+        best = Confirmed(settings={"a": 1}, value=1.0, seeds=1, values=values)
+        return result(name, [unchanged, best], saved=Saving(2, 1, 0.4))
 
-    early = row("s", {"1": 1.5, "2": 2.5, "3": None})
-    (line,) = stopping_table([early, row("s-whole", {"1": 1.0, "2": 1.9, "3": 9.0})]).records()
+    early = kept("s", {"1": 1.5, "2": 2.5, "3": None})
+    (line,) = stopping_table([early, kept("s-whole", {"1": 1.0, "2": 1.9, "3": 9.0})]).records()
     assert line["steps saved"] == "40%"
     assert line["Δ in pairs (95 %)"].startswith("+0.5500 (")
     assert line["seeds"] == "2"

@@ -170,7 +170,7 @@ def test_a_picture_is_prepared_for_prediction_as_for_evaluation(finished, tmp_pa
     ("words", "message"),
     [
         ([program, "nowhere"], "nowhere is no folder of a finished run"),
-        ([program, "RUN", "--split=train"], "split = 'train' must be val or test"),
+        ([program, "RUN", "--split=train"], "split = 'train' is not known; choices: val, test"),
         ([predict, "RUN", "nothing.png"], "nothing.png can't be decoded"),
         ([predict, "RUN", "EMPTY"], "holds no picture"),
         ([predict, "FOREIGN", "x.png"], "does not tell the number of attention heads"),
