@@ -9,19 +9,20 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from vitx.files import plain, write_whole
-from vitx.interop import names
+from vitx.interop import huggingface, names
 from vitx.interop.names import Format
 from vitx.model.config import SLOTS, ModelConfig
 from vitx.model.functional.init import INIT, keyed_generator
-from vitx.model.preprocessing import CENTRE, Preprocessing
+from vitx.model.preprocessing import Preprocessing
 from vitx.model.vit import Vit, build
 from vitx.registry import Registry, Slot, nearest, resolve
 from vitx.settings import flat, from_flat, override
@@ -43,6 +44,15 @@ class Description:
     preprocessing: Preprocessing | None = None
 
 
+@dataclass(frozen=True)
+class _Metadata:
+    """A description as plain values."""
+
+    config: dict[str, Any]
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing | None
+
+
 def save(vit: nn.Module, path: Path, about: Description) -> None:
     """Write weights, configuration, class names and preprocessing as one safetensors file.
 
@@ -50,13 +60,9 @@ def save(vit: nn.Module, path: Path, about: Description) -> None:
     """
     from safetensors.torch import save as to_bytes
 
-    described = {
-        "config": flat(about.config),
-        "classes": about.classes,
-        "preprocessing": None if about.preprocessing is None else vars(about.preprocessing),
-    }
+    described = _Metadata(flat(about.config), about.classes, about.preprocessing)
     state = {name: value.contiguous().cpu() for name, value in vit.state_dict().items()}
-    write_whole(path, to_bytes(state, metadata={METADATA: json.dumps(described)}))
+    write_whole(path, to_bytes(state, metadata={METADATA: json.dumps(asdict(described))}))
 
 
 def load(path: str | Path, *, heads: int = 0, classes: int = 0, seed: int = 0) -> Vit:
@@ -103,16 +109,12 @@ def _same(name: str, ours: Any, theirs: Any) -> bool:
     return ours == theirs
 
 
-def _meaning(call: Slot, table: Registry) -> tuple[Any, dict[str, Any]]:
+def _meaning(call: Slot, registry: Registry) -> tuple[object, dict[str, object]]:
     """A slot's function, and all its knobs with their values."""
-    found = resolve(call, table)
-    inner = getattr(found, "func", found)
-    knobs = {
-        name: parameter.default
-        for name, parameter in inspect.signature(inner).parameters.items()
-        if parameter.default is not parameter.empty
-    }
-    return inner, knobs | getattr(found, "keywords", {})
+    variant = resolve(call, registry)
+    parameters = inspect.signature(variant).parameters.values()  # those of a partial as it is
+    knobs = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return getattr(variant, "func", variant), knobs
 
 
 def _filled(
@@ -138,14 +140,14 @@ def _filled(
     return vit
 
 
-def _check_fit(vit: Vit, state: Mapping[str, Tensor], path: str | Path) -> None:
+def _check_fit(vit: Vit, state: dict[str, Tensor], path: str | Path) -> None:
     """ValueError naming the first tensor that the model lacks, the file lacks, or of other size."""
-    wanted = vit.state_dict()
-    for name in [*wanted, *(name for name in state if name not in wanted)]:
-        sizes = [list(s[name].shape) if name in s else "none" for s in (wanted, state)]
-        if sizes[0] != sizes[1]:
+    parameters = vit.state_dict()
+    for name in parameters | state:
+        here, there = (list(s[name].shape) if name in s else "none" for s in (parameters, state))
+        if here != there:
             raise ValueError(
-                f"{path} does not fit the model: {name} is {sizes[1]} there and {sizes[0]} here"
+                f"{path} does not fit the model: {name} is {there} there and {here} here"
             )
 
 
@@ -162,13 +164,12 @@ def read(path: str | Path, *, heads: int = 0) -> tuple[dict[str, Tensor], Descri
     file = _file(path) if path.is_dir() else path
     state, metadata = _tensors(file)
     if METADATA in metadata:
-        about = _described(json.loads(metadata[METADATA]))
+        about = _described(metadata[METADATA], file)
         _check_heads(heads, about.config.heads, file)
         return state, about
-    settings = _hugging_face_settings(file.parent) if file.name in FILES else {}
     for form in _formats(state):
         if form.mark in state:
-            return _foreign(state, form, settings, heads, file)
+            return _foreign(state, form, heads, file)
     raise ValueError(
         f"{file} is of no known format: its tensors are named {', '.join(sorted(state)[:3])}, …"
     )
@@ -224,30 +225,27 @@ def _formats(state: Mapping[str, Tensor]) -> list[Format]:
 
 
 def _foreign(
-    state: dict[str, Tensor], form: Format, settings: dict[str, Any], heads: int, file: Path
+    state: dict[str, Tensor], form: Format, heads: int, file: Path
 ) -> tuple[dict[str, Tensor], Description]:
     """A state of another project under our names, with a configuration read off its shapes."""
-    blocks = [re.search(r"(?:layers?|blocks)\.(\d+)", name) for name in state]
-    depth = 1 + max((int(found[1]) for found in blocks if found), default=-1)
-    if not depth:
+    architecture, preprocessing = huggingface.Architecture(), None
+    if file.name in FILES:
+        architecture, preprocessing = huggingface.settings(file.parent)
+    numbers = re.findall(r"(?:layers?|blocks)\.(\d+)", "\n".join(state))
+    if not numbers:
         raise ValueError(f"{file} holds no block of {form.name}")
-    kernel = state[
-        next(row for row in form.rows if row.ours == "patch_embed.proj.weight").theirs[0]
-    ]
-    channels = settings.get("num_channels", 3)
-    if kernel.ndim == 2:
-        side = math.isqrt(kernel.shape[1] // channels)
-        sizes = {"c": channels, "p": side, "q": side}
-    else:
-        sizes = {"c": kernel.shape[1], "p": kernel.shape[2], "q": kernel.shape[3]}
-    ours = names.to_ours(state, form, depth, sizes)
+    depth = 1 + max(map(int, numbers))
+    embedding = next(r for r in form.renames if r.ours == "patch_embed.proj.weight")
+    kernel = state[embedding.theirs[0]]
+    c, p, q = _patch_sizes(kernel, architecture.num_channels)
+    ours = names.to_ours(state, form, depth, {"c": c, "p": p, "q": q})
     patches = ours["pos_embed"].shape[1] - 1
     grid = math.isqrt(patches)
     if grid**2 != patches:
         raise ValueError(
             f"{file}: {patches} positions beside the class token's are no square of patches"
         )
-    width, known = kernel.shape[0], settings.get("num_attention_heads", form.heads)
+    width, known = kernel.shape[0], architecture.num_attention_heads or form.heads
     if not (heads or known):
         raise ValueError(
             f"{file} does not tell the number of attention heads: give it, load(path, heads=…); "
@@ -255,84 +253,32 @@ def _foreign(
         )
     _check_heads(heads, known, file)
     config = ModelConfig(
-        image=(grid * sizes["p"], grid * sizes["q"]),
-        patch=(sizes["p"], sizes["q"]),
-        channels=sizes["c"],
+        image=(grid * p, grid * q),
+        patch=(p, q),
+        channels=c,
         classes=len(ours.get("head.bias", ())),
         width=width,
         depth=depth,
         heads=heads or known,
         mlp_ratio=ModelConfig.ratio(ours["blocks.0.mlp.fc1.weight"].shape[0], width),
         qkv_bias="qkv" if "blocks.0.attn.qkv.bias" in ours else "none",
-        **{**form.model, **(_model_settings(settings) if form.told else {})},
+        **{**form.model, **(architecture.fields() if form.settings_beside else {})},
     )
-    labels = settings.get("id2label", {})
-    classes = tuple(labels[key] for key in sorted(labels, key=int))
-    return ours, Description(config, classes, settings.get("preprocessing"))
+    return ours, Description(config, architecture.classes, preprocessing)
 
 
-def _check_heads(asked: int, known: int, file: Path) -> None:
+def _patch_sizes(kernel: Tensor, channels: int) -> tuple[int, int, int]:
+    """Channels, height and width of a patch; a flat kernel (d, c·p·q) is of square patches."""
+    if kernel.ndim == 2:
+        side = math.isqrt(kernel.shape[1] // channels)
+        return channels, side, side
+    return kernel.shape[1], kernel.shape[2], kernel.shape[3]
+
+
+def _check_heads(given: int, known: int, file: Path) -> None:
     """ValueError where both are known, and differ."""
-    if asked and known and asked != known:
-        raise ValueError(f"{file}: the model has {known} attention heads, not {asked}")
-
-
-def _model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What Hugging Face's config.json says that shapes don't."""
-    acts = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-    act = settings.get("hidden_act", "gelu")
-    if act not in acts:
-        raise ValueError(
-            f"config.json: hidden_act = {act!r} can't be expressed; {nearest(act, acts)}"
-        )
-    return {
-        "mlp": acts[act],
-        "norm": f"layernorm(eps={settings.get('layer_norm_eps', 1e-12)!r})",
-    }
-
-
-def _hugging_face_settings(path: Path) -> dict[str, Any]:
-    """config.json and preprocessor_config.json of a folder, where it has them."""
-    found: dict[str, Any] = {}
-    if not (path / "config.json").exists() or (path / "run.json").exists():
-        return found
-    found |= _json(path / "config.json")
-    processor = path / "preprocessor_config.json"
-    if processor.exists():
-        try:
-            found["preprocessing"] = _preprocessing(_json(processor))
-        except (AttributeError, TypeError) as error:  # values of other kinds
-            raise ValueError(f"{processor} can't be read: {error}") from None
-    return found
-
-
-def _preprocessing(said: Mapping[str, Any]) -> Preprocessing | None:
-    """What Hugging Face's preprocessor_config.json says, if it can be said here."""
-    factor = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1
-    if not math.isclose(factor, 1 / 255, rel_tol=1e-6) or not said.get("do_resize", True):
-        return None
-    if not said.get("do_normalize", True):
-        mean, std = (0.0,), (1.0,)
-    elif "image_mean" in said and "image_std" in said:
-        mean, std = tuple(said["image_mean"]), tuple(said["image_std"])
-    else:
-        return None
-    edge, crop = (said.get(name) for name in ("size", "crop_size"))
-    # A number alone is both edges to ViT's processor, and the shortest one to some others.
-    edge = edge.get("shortest_edge") if isinstance(edge, dict) else None
-    if not said.get("do_center_crop", False):
-        return None if edge else Preprocessing("squash", mean, std)
-    side = crop.get("height") if isinstance(crop, dict) else crop
-    if edge and side and round(side / CENTRE) == edge:
-        return Preprocessing("crop", mean, std)
-    return None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} can't be read: {error}") from None
+    if given and known and given != known:
+        raise ValueError(f"{file}: the model has {known} attention heads, not {given}")
 
 
 def _file(folder: Path) -> Path:
@@ -354,20 +300,22 @@ def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 return tensors, opened.metadata() or {}
         except SafetensorError as error:
             raise ValueError(f"{file} is no safetensors file: {error}") from None
-    found = plain(file, file)
+    state = plain(file, file)
     for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not (isinstance(found, dict) and all(isinstance(v, Tensor) for v in found.values())):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
         raise ValueError(f"{file} holds no state dict")
-    return found, {}
+    return state, {}
 
 
-def _described(said: Mapping[str, Any]) -> Description:
-    way = said["preprocessing"]
-    if way is not None:
-        way = Preprocessing(way["resize"], tuple(way["mean"]), tuple(way["std"]))
-    return Description(from_flat(ModelConfig, said["config"]), tuple(said["classes"]), way)
+def _described(text: str, file: Path) -> Description:
+    """The description in a safetensors file of this project."""
+    try:
+        about = msgspec.json.decode(text, type=_Metadata)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{file}: its description can't be read: {error}") from None
+    return Description(from_flat(ModelConfig, about.config), about.classes, about.preprocessing)
 
 
 def _new_head(config: ModelConfig, seed: int) -> dict[str, Tensor]:

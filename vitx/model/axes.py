@@ -11,6 +11,8 @@
 | s       | seeds                          | three, two   | stacked projections                  |
 """
 
+from collections.abc import Callable
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -27,3 +29,6 @@ Mask = Bool[Tensor, "b j"]
 Logits = Float[Tensor, "b classes"]
 Target = Int[Tensor, " b"]
 Probabilities = Float[Tensor, "b classes"]
+
+Function = Callable[..., Tensor]
+"""A variant that a slot takes: tensors first, knobs by keyword."""

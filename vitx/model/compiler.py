@@ -9,8 +9,8 @@ def cpp_compiler() -> str | None:
     """The C++ compiler that torch.compile finds on this machine for the CPU, or None."""
     from torch._inductor import config
 
-    choices = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else [config.cpp.cxx]
-    return next(filter(None, (shutil.which(name) for name in choices if name)), None)
+    paths = (shutil.which(name) for name in config.cpp.cxx if name)
+    return next(filter(None, paths), None)
 
 
 def needs_compiler(device: torch.device | str) -> None:

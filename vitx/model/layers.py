@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitx.model.axes import Image, Mask, Read, Tokens, Weights
+from vitx.model.axes import Function, Image, Mask, Read, Tokens, Weights
 from vitx.model.functional.attention import WEIGHTS
 from vitx.model.functional.drop import drop_path
 from vitx.model.functional.patches import conv, unfold
@@ -20,8 +21,14 @@ from vitx.registry import Registry
 class Linear(nn.Linear):
     """PyTorch's, left unfilled: the model draws every parameter by its own init."""
 
+    bias: nn.Parameter | None  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def reset_parameters(self) -> None:
         pass
+
+
+HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
+"""Kinds of functions that PyTorch calls beside a module's own `forward`."""
 
 
 class Conv2d(nn.Conv2d):
@@ -34,8 +41,8 @@ class Conv2d(nn.Conv2d):
 class PatchKernel(Conv2d):
     """A convolution's weights, whose patches do not overlap; `patchify` applies them."""
 
-    def __init__(self, channels: int, width: int, patch: tuple[int, int], *, patchify: Callable):
-        super().__init__(channels, width, kernel_size=patch, stride=patch)
+    def __init__(self, channels: int, width: int, patch: tuple[int, int], *, patchify: Function):
+        super().__init__(channels, width, kernel_size=patch, stride=patch)  # pyright: ignore[reportUnknownMemberType]
         self.patchify = patchify
 
     def forward(self, image: Image) -> Tokens:  # type: ignore[override]
@@ -44,19 +51,14 @@ class PatchKernel(Conv2d):
 
 def _plain(linear: nn.Module) -> bool:
     """Whether calling it does nothing but its product: our class, no hook, its own `forward`."""
-    hooks = (
-        linear._forward_hooks,
-        linear._forward_pre_hooks,
-        linear._backward_hooks,
-        linear._backward_pre_hooks,
-    )
-    return type(linear) is Linear and not any(hooks) and "forward" not in vars(linear)
+    hooked = any(getattr(linear, f"_{kind}_hooks") for kind in HOOKS)
+    return type(linear) is Linear and not hooked and "forward" not in vars(linear)
 
 
 class PatchEmbed(nn.Module):
     """Image to patch tokens: one linear map a patch, evaluated by `patchify`."""
 
-    def __init__(self, channels: int, width: int, patch: tuple[int, int], *, patchify: Callable):
+    def __init__(self, channels: int, width: int, patch: tuple[int, int], *, patchify: Function):
         super().__init__()
         self.proj = PatchKernel(channels, width, patch, patchify=patchify)
 
@@ -102,7 +104,7 @@ PATCHIFY = Registry("model.patchify", conv, unfold, Stem)
 
 
 def patch_embedding(
-    patchify: Callable, channels: int, width: int, patch: tuple[int, int]
+    patchify: Callable[..., Any], channels: int, width: int, patch: tuple[int, int]
 ) -> nn.Module:
     """The module of a variant: its own, or `PatchEmbed` around a function."""
     if isinstance(patchify, type):
@@ -113,7 +115,7 @@ def patch_embedding(
 class Norm(nn.Module):
     """A gain and a bias over the width, applied by `norm`."""
 
-    def __init__(self, width: int, *, norm: Callable):
+    def __init__(self, width: int, *, norm: Function):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
@@ -131,9 +133,9 @@ class Attention(nn.Module):
         width: int,
         heads: int,
         *,
-        core: Callable,
+        core: Function,
         bias: bool,
-        qk_norm: Callable | None,
+        qk_norm: Function | None,
         drop: float,
         core_drop: float,
     ):
@@ -187,7 +189,7 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two linear maps with `act` between them."""
 
-    def __init__(self, width: int, hidden: int, *, act: Callable, drop: float):
+    def __init__(self, width: int, hidden: int, *, act: Function, drop: float):
         super().__init__()
         self.fc1 = Linear(width, hidden)
         self.fc2 = Linear(hidden, width)

@@ -10,7 +10,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitx.model.axes import Image, Mask, Pooled, Read, Tokens, Weights
+from vitx.model.axes import Function, Image, Mask, Pooled, Read, Tokens, Weights
 from vitx.model.config import ModelConfig
 from vitx.model.functional.attention import ATTENTION
 from vitx.model.functional.drop import drop_patches
@@ -42,10 +42,10 @@ class Block(nn.Module):
         heads: int,
         hidden: int,
         *,
-        norm: Callable,
-        core: Callable,
-        act: Callable,
-        placement: Callable,
+        norm: Function,
+        core: Function,
+        act: Function,
+        placement: Function,
         qkv_bias: bool,
         qk_norm: bool,
         layer_scale: float,
@@ -88,7 +88,7 @@ class Block(nn.Module):
 
     def attention_map(self, tokens: Tokens, *, mask: Mask | None = None) -> Weights:
         """How much each query reads of each key, of what attention gets under this placement."""
-        maps = []
+        maps: list[Tensor] = []
 
         def look(x: Tokens) -> Tokens:
             maps.append(self.attn.weights(x, mask=mask))
@@ -200,7 +200,8 @@ class Vit(nn.Module):
         self, image: Image, *, mask: Mask | None = None
     ) -> Float[Tensor, "depth b heads i j"]:
         """Attention weights of every block, from the queries and keys of the fused path."""
-        maps, x = [], self.embed(image)
+        maps: list[Tensor] = []
+        x = self.embed(image)
         for block in self.blocks:
             assert isinstance(block, Block)
             maps.append(block.attention_map(x, mask=mask))

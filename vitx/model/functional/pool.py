@@ -1,6 +1,6 @@
 """From the encoder's tokens to one vector an image."""
 
-from einops import rearrange, reduce
+from einops import rearrange, reduce  # pyright: ignore[reportUnknownVariableType]
 
 from vitx.model.axes import Mask, Pooled, Tokens
 from vitx.registry import Registry
