@@ -208,7 +208,7 @@ def attention(of: Predictions) -> Iterator[tuple[str, Figure]]:
     c, names = of.vit.config, of.dataset.classes
     grid, class_token = {"grid": c.grid, "prefix": c.prefix, "size": c.size}, c.class_token
 
-    def read(layers: list[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    def read(layers: torch.Tensor) -> torch.Tensor:
         return pictures.class_attention(layers, **grid, class_token=class_token)
 
     shown, truth = of.dataset.pixels(image), [names[k] for k in label.tolist()]

@@ -39,8 +39,8 @@ def trained(run: Path) -> kinds.Trained:
     if recipe not in RECIPES:
         raise ValueError(f"{run} is no run of a recipe; keep the folder of its answer instead")
     environment = msgspec.convert(read_json(run / "environment.json"), Environment)
-    keys = ("step", f"{config.curve}/accuracy", f"{config.curve}/loss")
-    events = [event for event in tracking.read_events(run) if keys[1] in event]
+    accuracy, loss = f"{config.curve}/accuracy", f"{config.curve}/loss"
+    events = [event for event in tracking.read_events(run) if accuracy in event]
     costs, summary = cost(config.model), read_json(run / "summary.json")
     shared = ("seconds", "cpu_seconds", "data", "fingerprint", "skipped")
     return kinds.Trained(
@@ -55,7 +55,7 @@ def trained(run: Path) -> kinds.Trained:
         macs=costs.macs,
         training_flops=2 * training_macs(config.model) * images_seen(config),
         curve_of="val" if config.curve == "val" else "test",
-        curve=tuple(tuple(event[key] for key in keys) for event in events),
+        curve=tuple((int(event[tracking.STEP]), event[accuracy], event[loss]) for event in events),
         config=lasting(config),
         test=score(summary, "test"),
         val=score(summary, "val") if "val/accuracy" in summary else None,

@@ -213,7 +213,9 @@ def _logged(trials: Trials, name: str) -> list[tuple[int, float]]:
     folder, metric = trials.run_folder(name), trials.sweep.metric
     events = tracking.read_events(folder) if folder else []
     return [
-        (event.get(STEP, 0), event[metric]) for event in events if _is_number(event.get(metric))
+        (int(event.get(STEP, 0)), event[metric])
+        for event in events
+        if _is_number(event.get(metric))
     ]
 
 

@@ -48,15 +48,17 @@ def _seeded():
 
 @pytest.fixture(scope="session")
 def record():
-    """Adds a row of counts to the campaign's rows."""
+    """Adds a result of counts to those of the campaign."""
+    from experiments.study.kinds import Fault
     from experiments.study.pages import ROOT
-    from experiments.study.rows import Rows
+    from experiments.study.results import Results
 
-    rows = None
+    results = None
 
     def add(fault: str, **counts: int) -> None:
-        nonlocal rows
-        rows = rows or Rows(ROOT / "runs" / "campaign" / time.strftime("%Y%m%d-%H%M%S-campaign"))
-        rows.add("fault", fault=fault, device="cpu", **counts)
+        nonlocal results
+        folder = ROOT / "runs" / "campaign" / time.strftime("%Y%m%d-%H%M%S-campaign")
+        results = results or Results(folder)
+        results.add(Fault, fault=fault, **counts)
 
     return add

@@ -125,10 +125,10 @@ def time_arm(question: Question, arm: Arm, how: How) -> ArmTiming:
         earlier = msgspec.convert(kept, ArmTiming)
         if earlier.comparison.verdict != stats.INCONCLUSIVE:
             return earlier
-    steps = [Training(config) for config in (base, arm.config)]
+    before, after = Training(base), Training(arm.config)
     compiled = base.compile or arm.config.compile
     comparison = speed(
-        *steps, steps[0].example(device),
+        before, after, before.example(device),
         config=replace(TIMING, compile="default" if compiled else "none"),
         say=lambda line: print(f"{arm.name}: {line}"),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 
 from experiments import cli
 from experiments.study import runs
-from experiments.study.kinds import Confirmed, Plain, SweepResult, TrialResult, saving
+from experiments.study.kinds import Confirmed, Scalar, SweepResult, TrialResult, saving
 from experiments.study.pages import Table
 from experiments.study.results import Results
 from experiments.study.runs import Job
@@ -83,7 +83,7 @@ class Ranked:
     """Settings of a sweep, with the mean final value of the seeds that were tried."""
 
     value: float
-    settings: dict[str, Plain]
+    settings: dict[str, Scalar]
     seeds: int
 
 
@@ -93,8 +93,8 @@ def ranking(trials: Trials) -> list[Ranked]:
     Settings are what differs between trials, but for the seed: trials that differ in it alone count
     as one, with the mean of their values. Of those that do not differ at all the last one counts.
     """
-    values: dict[str, dict[Plain, float]] = {}
-    settings: dict[str, dict[str, Plain]] = {}
+    values: dict[str, dict[Scalar, float]] = {}
+    settings: dict[str, dict[str, Scalar]] = {}
     common = ("seed", *trials.sweep.constants())
     for trial in trials.all(TrialState.COMPLETE):
         varied = {name: value for name, value in trial.params.items() if name not in common}
@@ -143,7 +143,7 @@ FRESH = 10_000
 class Candidate:
     """Settings of a sweep that are run on fresh seeds."""
 
-    settings: dict[str, Plain]
+    settings: dict[str, Scalar]
     """Empty for the sweep's command with only what all trials set."""
     value: float | None
     """The mean of its trials."""
@@ -167,7 +167,7 @@ def candidates(trials: Trials, *, best: int, seeds: int) -> list[Candidate]:
     used = {base.seed, *(trial.params.get("seed", 0) for trial in trials.all())}
     first = max(FRESH, max(used) + 1)
 
-    def jobs(settings: Mapping[str, Plain]) -> list[Job]:
+    def jobs(settings: Mapping[str, Scalar]) -> list[Job]:
         name = cli.label(settings, most=80) or UNCHANGED
         fresh = range(first, first + seeds)
         return [Job(group, f"{name},seed={k}", override(base, **settings, seed=k)) for k in fresh]

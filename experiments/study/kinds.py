@@ -17,7 +17,8 @@ from vitx.measure.stats import Components, Effect
 from vitx.training import tracking
 from vitx.training.evaluate import Score
 
-Plain = bool | int | float | str | list[Any] | None
+Scalar = bool | int | float | str | None
+Plain = Scalar | list[Any]
 """A setting as JSON holds it."""
 SOURCES = ("seed_init", "seed_order", "seed_augment")
 """Sources of the variance over seeds, as fields of a configuration."""
@@ -171,7 +172,7 @@ class TrialResult:
     """One trial of a sweep."""
 
     state: Literal["complete", "pruned", "fail", "running", "waiting"]
-    settings: dict[str, Plain]
+    settings: dict[str, Scalar]
     value: float | None = None
     """Final value of the metric."""
     steps: int | None = None
@@ -211,7 +212,7 @@ def saving(trials: Sequence[TrialResult]) -> Saving:
 class Confirmed:
     """Settings of a sweep that were run on fresh seeds."""
 
-    settings: dict[str, Plain]
+    settings: dict[str, Scalar]
     """Empty for the sweep's command with only what all trials set."""
     value: float | None
     """Mean of its trials in the sweep."""

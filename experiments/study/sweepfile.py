@@ -10,19 +10,19 @@ import math
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, get_type_hints
+from typing import Annotated, Literal, TypeVar, get_type_hints
 
 import yaml
 
 from experiments import train
 from experiments.recipes import RECIPES
-from experiments.study.kinds import Plain
+from experiments.study.kinds import Scalar
 from experiments.study.question import METRICS, SHARED
 from vitx.registry import UserError, choose, nearest
-from vitx.settings import Whole, check, check_int, flat, override
+from vitx.settings import Whole, at_least, check, flat, override
 from vitx.training import tracking
 from vitx.training.config import TrainConfig
 
@@ -46,10 +46,10 @@ Part = TypeVar("Part")
 class Choice:
     """A parameter that takes one of several values."""
 
-    values: tuple[Plain, ...]
+    values: tuple[Scalar, ...]
 
     @property
-    def ends(self) -> tuple[Plain, ...]:
+    def ends(self) -> tuple[Scalar, ...]:
         """The values that are tried before anything is run."""
         return self.values
 
@@ -101,7 +101,7 @@ class Sweep:
     trials: int
     """How many there are: run_cap, or all points of a grid."""
 
-    def points(self) -> list[dict[str, Plain]]:
+    def points(self) -> list[dict[str, Scalar]]:
         """The points of a grid; for other methods empty ones, to be drawn."""
         if self.method != "grid":
             return [{} for _ in range(self.trials)]
@@ -109,7 +109,7 @@ class Sweep:
         points = (dict(zip(self.parameters, point, strict=True)) for point in product)
         return list(itertools.islice(points, self.trials))
 
-    def words(self, values: Mapping[str, Plain]) -> list[str]:
+    def words(self, values: Mapping[str, Scalar]) -> list[str]:
         """The command line of a trial, as a W&B agent makes it."""
         args = [f"--{name}={value}" for name, value in values.items()]
         filled = {"${env}": ["/usr/bin/env"], "${args}": args}
@@ -133,7 +133,7 @@ class Sweep:
         except ValueError as error:
             raise ValueError(f"command: {error}") from None
 
-    def constants(self) -> dict[str, Plain]:
+    def constants(self) -> dict[str, Scalar]:
         """The parameters that every trial sets to the same value, but for the seed."""
         return {
             name: each.values[0]
@@ -153,7 +153,7 @@ class _File:
     """The keys of a file. W&B alone reads description, project and entity."""
 
     method: Method
-    metric: dict[str, Plain]
+    metric: dict[str, Scalar]
     parameters: dict[str, object]
     name: str | None = None
     description: str = ""
@@ -161,7 +161,7 @@ class _File:
     entity: str = ""
     program: str = ""
     command: Sequence[str] = COMMAND
-    early_terminate: dict[str, Plain] | None = None
+    early_terminate: dict[str, Scalar] | None = None
     run_cap: Whole = 0
 
 
@@ -173,12 +173,12 @@ class _Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class _Parameter:
-    value: Plain = None
-    values: list[Plain] | None = None
+    value: Scalar = None
+    values: list[Scalar] | None = None
     distribution: str = ""
-    min: Plain = None
-    max: Plain = None
-    q: Plain = None
+    min: Scalar = None
+    max: Scalar = None
+    q: Scalar = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +223,9 @@ def read(path: Path) -> Sweep:
 class _Loader(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error; otherwise the last one would count."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Hashable, object]:
         written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         keys = [self.construct_object(key, deep=True) for key in written]
         for key in keys:
@@ -316,7 +318,7 @@ def _range(key: str, part: _Parameter) -> Range:
     return Range(low, high, kind == "log_uniform_values", step)
 
 
-def _number(key: str, value: Plain) -> int | float:
+def _number(key: str, value: Scalar) -> int | float:
     _no_number_in_words(key, value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{key} = {value!r} must be a number")
@@ -368,12 +370,12 @@ def _from_environment(word: str) -> str:
     return re.sub(r"\$\{envvar:(\w+)\}", value, word)
 
 
-def _hyperband(keys: dict[str, Plain] | None) -> Hyperband | None:
+def _hyperband(keys: dict[str, Scalar] | None) -> Hyperband | None:
     """The rungs that W&B's rule has."""
     if keys is None:
         return None
     rule = _part(_EarlyTerminate, keys, "early_terminate.")
-    check_int("early_terminate.eta", rule.eta, 2)
+    check("early_terminate.eta", rule.eta, Annotated[int, at_least(2)])
     if rule.min_iter:
         for key in ("max_iter", "s"):
             if key in keys:
@@ -425,22 +427,24 @@ def _problems(base: TrainConfig, parameters: Parameters) -> dict[str, str]:
 
     A value is right if one point that holds it is valid; of many points TRIED are tried.
     """
-    valid: set[tuple[str, Plain]] = set()
+    valid: set[tuple[str, Scalar]] = set()
     problems: dict[str, str] = {}
     for key, parameter in parameters.items():
         for value in parameter.ends:
             if (key, value) in valid:
                 continue
+            problem = ""
             for point in _holding(parameters, key, value):
-                if not (problem := _problem(base, point)):
+                problem = _problem(base, point)
+                if not problem:
                     valid |= point.items()
                     break
-            else:
+            if problem:
                 problems.setdefault(key, problem)
     return problems
 
 
-def _problem(base: TrainConfig, point: Mapping[str, Plain]) -> str:
+def _problem(base: TrainConfig, point: Mapping[str, Scalar]) -> str:
     """Why a configuration can't have these values; empty if it can."""
     try:
         override(base, **point)
@@ -449,10 +453,10 @@ def _problem(base: TrainConfig, point: Mapping[str, Plain]) -> str:
     return ""
 
 
-def _holding(parameters: Parameters, key: str, value: Plain) -> Iterator[dict[str, Plain]]:
+def _holding(parameters: Parameters, key: str, value: Scalar) -> Iterator[dict[str, Scalar]]:
     """Points that hold a value: all of them, or of many those that chance gives."""
     ends = {name: each.ends for name, each in parameters.items()} | {key: (value,)}
-    points: Iterable[Sequence[Plain]] = itertools.product(*ends.values())
+    points: Iterable[Sequence[Scalar]] = itertools.product(*ends.values())
     if math.prod(map(len, ends.values())) > TRIED:
         draws = random.Random(0)
         points = ([draws.choice(values) for values in ends.values()] for _ in range(TRIED))

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-from experiments.study.kinds import Plain
+from experiments.study.kinds import Scalar
 from experiments.study.sweepfile import Choice, Range, Sweep
 from vitx.files import Busy, Lock
 from vitx.training import provenance
@@ -53,7 +53,7 @@ class Claim:
     """A trial that this worker runs."""
 
     trial: Trial
-    values: Mapping[str, Plain]
+    values: Mapping[str, Scalar]
     folder: Path
     lock: Lock
 
@@ -336,7 +336,7 @@ def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=number)
 
 
-def _draw(trial: Trial, name: str, parameter: Choice | Range) -> Plain:
+def _draw(trial: Trial, name: str, parameter: Choice | Range) -> Scalar:
     """The parameter's value in this trial: the one that was put there, or a drawn one."""
     if isinstance(parameter, Choice):
         return trial.suggest_categorical(name, parameter.values)
