@@ -191,22 +191,6 @@ def pair(name: str, value: Any) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def check_int(name: str, value: Any, least: int) -> None:
-    check(name, value, Annotated[int, at_least(least)])
-
-
-def check_rate(name: str, value: Any) -> None:
-    check(name, value, Rate)
-
-
-def check_positive(name: str, value: Any, *, zero: bool = False) -> None:
-    check(name, value, NotNegative if zero else Positive)
-
-
-def check_number(name: str, value: object) -> None:
-    check(name, value, float)
-
-
 def nearest_divisors(number: int, near: int) -> str:
     divisors = sorted(k for k in range(1, number + 1) if number % k == 0)
     below = [k for k in divisors if k < near][-1:]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from picture_files import folders, picture
 from PIL import Image
 
 import vitx
@@ -20,26 +21,6 @@ from vitx.data.config import DataConfig
 from vitx.model.config import ModelConfig
 from vitx.settings import override
 from vitx.training import tracking
-
-
-def picture(size=(40, 30), seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def folders(
-    root, *, splits=("train", "test"), classes=("ant", "bee", "cat"), each=6, size=(40, 30)
-):
-    number = 0
-    for split in splits:
-        for name in classes:
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for _ in range(each):
-                picture(size, number).save(folder / f"{number:04}.png")
-                number += 1
-    return root
-
 
 FILES = DataConfig(name="imagefolder", val=6, crop=0.5, flip=0.5, normalise="half")
 

@@ -87,7 +87,7 @@ def weights(state):
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, changes):
     config = override(CONFIG, **changes)
     if config.data.name == "imagefolder":
-        from test_data import folders
+        from picture_files import folders
 
         folders(tmp_path / "pictures", splits=("train",), each=16)
         config = override(config, **{"data.root": str(tmp_path / "pictures")})
