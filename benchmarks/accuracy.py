@@ -13,13 +13,16 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.recipes import CIFAR10_SMALL
 from experiments.study.runs import configuration
@@ -32,6 +35,7 @@ from vitx.measure.worker import run_limited
 from vitx.model.config import ModelConfig
 from vitx.model.vit import build
 from vitx.settings import flat, override
+from vitx.training import tracking
 from vitx.training.config import TrainConfig
 from vitx.training.evaluate import confusion
 from vitx.training.prepare import prepare
@@ -95,104 +99,127 @@ def trajectory(config: TrainConfig, steps: int) -> float:
     return largest(abs(a - b) / abs(a) for a, b in zip(losses["timm"], losses["vitx"], strict=True))
 
 
-def train_side(side: str, seed: int, config: TrainConfig, device: torch.device | str) -> dict:
-    """Train vitx or timm from its own draws; the values that a row needs."""
+@dataclass(frozen=True, kw_only=True)
+class SeedRun:
+    """One training of a side from its own draws, read on both splits after the last step."""
+
+    side: str
+    seed: int
+    accuracy: float
+    """On the test split."""
+    loss: float
+    val_accuracy: float
+    seconds: float
+    curve: tuple[tuple[int, float], ...]
+    """Steps, with the validation accuracy after each."""
+    confusion: tuple[tuple[int, ...], ...]
+    """Counts of the test split: a line per class, a column per prediction."""
+
+
+class Failed(Exception):
+    """A training that ended without a result; its last words."""
+
+
+def train_side(
+    side: str, seed: int, config: TrainConfig, device: torch.device | str
+) -> tuple[SeedRun, dict[str, Tensor]]:
+    """Train vitx or timm from its own draws; the run and the trained weights."""
     config = override(config, seed=seed)
     model = timm_model(config.model, seed) if side == "timm" else build(config.model, seed=seed)
     training = prepare(config, model=model, device=device)
     result = train(training)
-    found = {
-        "side": side,
-        "seed": seed,
-        "accuracy": result.test.accuracy,
-        "loss": result.test.loss,
-        "val_accuracy": result.val.accuracy,
-        "seconds": result.seconds,
-        "curve": result.curve,
-        "confusion": confusion(
-            result.test_logits, result.test_target, config.model.classes
-        ).tolist(),
-    }
-    return found | {"weights": training.state.model.cpu().state_dict()}
+    counts = confusion(result.test_logits, result.test_target, config.model.classes)
+    run = SeedRun(
+        side=side,
+        seed=seed,
+        accuracy=result.test.accuracy,
+        loss=result.test.loss,
+        val_accuracy=result.val.accuracy,
+        seconds=result.seconds,
+        curve=tuple(
+            (int(event[tracking.STEP]), event[tracking.VAL_ACCURACY])
+            for event in result.curve if tracking.VAL_ACCURACY in event
+        ),
+        confusion=tuple(tuple(line) for line in counts.tolist()),
+    )  # fmt: skip
+    return run, training.state.model.cpu().state_dict()
 
 
 def train_all(
-    seeds: list[int],
+    seeds: Sequence[int],
     folder: Path,
     config: TrainConfig,
     *,
     device: torch.device,
     say: Callable[[str], None],
     split: str = "test",
-) -> list[dict]:
+) -> list[SeedRun]:
     """Both sides for every seed, two at a time on one thread each, a fresh process each.
 
-    What is said is the accuracy on `split`, test or validation. A training that fails gives
-    {"failure": its last words}.
+    The accuracy that is printed is that on `split`, test or validation. Raises Failed after the
+    last training if one of them failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(json.dumps(flat(config)), encoding="utf8")
     jobs = [(side, seed + start) for seed in seeds for side, start in SIDES.items()]
-    results = []
+    runs, failures = [], []
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for found in pool.map(lambda job: _train_process(*job, folder, device), jobs):
-            results.append(found)
-            if "failure" in found:
+        for run in pool.map(lambda job: _train_process(*job, folder, device), jobs):
+            if isinstance(run, Failed):
+                failures.append(run)
                 continue
-            value = found["accuracy" if split == "test" else "val_accuracy"]
-            say(
-                f"{found['side']} seed {found['seed']}: {split} accuracy {value:.2%}, "
-                f"{found['seconds']:.0f} s"
-            )
-    return results
+            runs.append(run)
+            accuracy = run.accuracy if split == "test" else run.val_accuracy
+            say(f"{run.side} seed {run.seed}: {split} accuracy {accuracy:.2%}, {run.seconds:.0f} s")
+    if failures:
+        raise failures[0]
+    return runs
 
 
-def row_fields(results: list[dict], margin: float = MARGIN) -> dict:
-    """The accuracy fields of a row: values a seed, the tests, and what they say."""
-    values = {
-        side: [found["accuracy"] for found in results if found["side"] == side] for side in SIDES
-    }
+def of_side(runs: Sequence[SeedRun], side: str) -> list[SeedRun]:
+    """The runs of vitx or of timm."""
+    return [run for run in runs if run.side == side]
+
+
+def equivalence_fields(runs: Sequence[SeedRun], margin: float = MARGIN) -> dict[str, Any]:
+    """The fields of an `Accuracy` that follow from the runs: values, the tests, the verdict."""
+    timm, vitx = of_side(runs, "timm"), of_side(runs, "vitx")
+    values = [tuple(run.accuracy for run in side) for side in (timm, vitx)]
     try:
-        test = stats.equivalence(values["timm"], values["vitx"], margin=margin)
+        test = stats.equivalence(*values, margin=margin)
         verdict = "equivalent" if test.equivalent else "equivalence not shown"
     except stats.Uninformative as error:
-        difference = statistics.mean(values["vitx"]) - statistics.mean(values["timm"])
+        difference = statistics.mean(values[1]) - statistics.mean(values[0])
         test = stats.Equivalence(difference, math.nan, math.nan, margin, 1.0)
         verdict = f"uninformative: {error}"
-    return {
-        "seeds": len(values["vitx"]),
-        "reference_values": values["timm"],
-        "candidate_values": values["vitx"],
-        "margin": margin,
-        "difference": test.difference,
-        "low": test.low,
-        "high": test.high,
-        "p_equivalence": test.p_equivalence,
+    return vars(test) | {
+        "seeds": len(vitx),
+        "reference_values": values[0],
+        "candidate_values": values[1],
         "verdict": verdict,
-        **{
-            f"{name}_seconds": statistics.mean(r["seconds"] for r in results if r["side"] == side)
-            for name, side in (("reference", "timm"), ("candidate", "vitx"))
-        },
+        "reference_seconds": statistics.mean(run.seconds for run in timm),
+        "candidate_seconds": statistics.mean(run.seconds for run in vitx),
     }
 
 
-def pilot_fields(results: list[dict], images: int, margin: float = MARGIN) -> dict:
-    """Standard deviations of validation accuracy, and the seeds a side for 90 % power.
+def pilot_fields(
+    runs: Sequence[SeedRun], images: int, margin: float = MARGIN
+) -> dict[str, int | float]:
+    """Standard deviations of validation accuracy, and the seeds per side for 90 % power.
 
     The standard deviation counts as at least one of the split's `images`, its resolution.
     """
-    stds = {
-        side: statistics.stdev(found["val_accuracy"] for found in results if found["side"] == side)
-        for side in SIDES
-    }
-    pooled = math.sqrt(statistics.mean(std**2 for std in stds.values()))
-    pooled = max(pooled, 1 / images)
+    timm, vitx = (
+        statistics.stdev(run.val_accuracy for run in of_side(runs, side))
+        for side in ("timm", "vitx")
+    )
+    pooled = max(math.sqrt(statistics.mean((timm**2, vitx**2))), 1 / images)
     return {
-        "seeds": len(results) // 2,
-        "reference_std": stds["timm"],
-        "candidate_std": stds["vitx"],
+        "seeds": len(runs) // 2,
+        "reference_std": timm,
+        "candidate_std": vitx,
         "margin": margin,
-        "seeds_needed": stats.seeds_for(margin=margin, std=pooled, wanted=0.9),
+        "seeds_needed": stats.seeds_for(margin=margin, std=pooled),
     }
 
 
@@ -201,24 +228,24 @@ def _double_step(state: State, batch: tuple, config: TrainConfig) -> float:
     return step(state, (image.double(), target), config)["loss"].item()
 
 
-def _train_process(side: str, seed: int, folder: Path, device: torch.device) -> dict:
+def _train_process(side: str, seed: int, folder: Path, device: torch.device) -> SeedRun | Failed:
     path = folder / f"{side}-{seed}.json"
     words = [side, str(seed), str(path), str(device)]
     command = [sys.executable, "-m", "benchmarks.accuracy", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    status, said = run_limited(command, environment, limit_s=LIMIT_S, limit_gib=0.0)
+    status, last_words = run_limited(command, environment, limit_s=LIMIT_S, limit_gib=0.0)
     if status:
-        return {"failure": f"training {side} with seed {seed}: {said}"}
-    return json.loads(path.read_text())
+        return Failed(f"training {side} with seed {seed}: {last_words}")
+    return msgspec.json.decode(path.read_bytes(), type=SeedRun)
 
 
 def _main(side: str, seed: str, path: str, device: str) -> None:
     end_with_parent()
     torch.set_num_threads(1)
     config = configuration(json.loads(Path(path).with_name(RECIPE).read_text(encoding="utf8")))
-    found = train_side(side, int(seed), config, device)
-    torch.save(found.pop("weights"), Path(path).with_suffix(".pt"))
-    Path(path).write_text(json.dumps(found))
+    run, weights = train_side(side, int(seed), config, device)
+    torch.save(weights, Path(path).with_suffix(".pt"))
+    Path(path).write_bytes(msgspec.json.encode(run))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ CPU, and a short training beside one that was made on a CPU and is kept with the
 import json
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.kinds import Check
 from benchmarks.speed import usual
 from experiments import cli
 from experiments.recipes import DIGITS
@@ -39,7 +40,7 @@ MODEL, BATCH = "Ti/16", 8
 """Of the logits."""
 
 
-def facts(device: torch.device) -> dict[str, Any]:
+def facts(device: torch.device) -> dict[str, str | float | None]:
     """What there is to know of the device."""
     if device.type != "cuda":
         return {"device": str(device), "threads": torch.get_num_threads()}
@@ -79,9 +80,9 @@ def logits_error(device: torch.device, dtype: torch.dtype) -> float:
     image = torch.randn(BATCH, 3, *exact.config.size, dtype=torch.float64)
     there = deepcopy(exact).to(device=device, dtype=dtype)
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        wanted = exact(image)
-        found = there(image.to(device=device, dtype=dtype)).cpu().double()
-    return ((found - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+        expected = exact(image)
+        logits = there(image.to(device=device, dtype=dtype)).cpu().double()
+    return ((logits - expected).square().mean() / expected.square().mean()).sqrt().item()
 
 
 def trajectory(device: torch.device) -> list[float]:
@@ -98,33 +99,28 @@ def trajectory(device: torch.device) -> list[float]:
     return [loss.item() for loss in losses]
 
 
-def apart(found: Sequence[float], wanted: Sequence[float]) -> float:
+def apart(losses: Sequence[float], expected: Sequence[float]) -> float:
     """Largest relative difference of two trajectories."""
-    return largest(abs(a - b) / b for a, b in zip(found, wanted, strict=True))
+    return largest(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
 
 
 def run(device: torch.device) -> dict[str, Any]:
-    """The fields of a row: every finding, and which of them lie within their bands."""
+    """The fields of a `Check`: every deviation and its band."""
     dtypes = [torch.float32]
     if device.type != "cpu":
         dtypes += [torch.float16]
         if facts(device).get("bfloat16", True):
             dtypes += [torch.bfloat16]
-    errors = {_name(dtype): logits_error(device, dtype) for dtype in dtypes}
     losses = trajectory(device)
-    wanted = json.loads(TRAJECTORY.read_text(encoding="utf8"))["losses"]
-    within = {f"logits {name}": error <= LOGITS[name] for name, error in errors.items()}
-    within[f"{STEPS} steps"] = apart(losses, wanted) <= BAND
+    on_cpu = json.loads(TRAJECTORY.read_text(encoding="utf8"))["losses"]
     return {
         "facts": facts(device),
         "kernels": {_name(dtype): kernel(device, dtype) for dtype in dtypes},
-        "logits_error": errors,
+        "logits_error": {_name(dtype): logits_error(device, dtype) for dtype in dtypes},
         "bands": LOGITS | {"trajectory": BAND},
-        "trajectory_apart": apart(losses, wanted),
-        "losses": losses,
-        "within": within,
+        "trajectory_apart": apart(losses, on_cpu),
+        "losses": tuple(losses),
         "device": str(device),
-        "verdict": "within all bands" if all(within.values()) else "outside a band",
     }
 
 
@@ -145,7 +141,7 @@ def main(args: list[str]) -> None:
             "by python -m benchmarks --check"
         )
     losses = trajectory(torch.device("cpu"))
-    kept = {"steps": STEPS, "losses": losses, "environment": environment()}
+    kept = {"steps": STEPS, "losses": losses, "environment": asdict(environment())}
     TRAJECTORY.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf8")
     print(TRAJECTORY)
 
@@ -154,29 +150,12 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def text(row: dict[str, Any]) -> str:
-    """A row for people; a row has numbers that are not finite as words."""
-    lines = [f"{name}: {value}" for name, value in row["facts"].items()]
-    lines += [f"attention in {name}: {kernel}" for name, kernel in row["kernels"].items()]
-    lines += [f"{what}: {apart}, band {band}" for what, apart, band, _ in findings(row)]
-    return "\n".join([*lines, row["verdict"]])
-
-
-def findings(row: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """What was compared, how far it is apart, its band, and whether it lies within."""
-    bands, within = row["bands"], row["within"]
-    found = [
-        (f"logits in {name}, float64 on the CPU", error, bands[name], within[f"logits {name}"])
-        for name, error in row["logits_error"].items()
-    ]
-    steps = f"{STEPS} steps"
-    found.append(
-        (f"losses of {steps}", row["trajectory_apart"], bands["trajectory"], within[steps])
-    )
-    return [
-        (what, f"{float(apart):.1e}", f"{band:.0e}", "yes" if inside else "no")
-        for what, apart, band, inside in found
-    ]
+def text(result: Check) -> str:
+    """A result for people."""
+    lines = [f"{name}: {value}" for name, value in result.facts.items()]
+    lines += [f"attention in {name}: {kernel}" for name, kernel in result.kernels.items()]
+    lines += [f"{name}: {apart}, band {band}" for name, apart, band, _ in result.deviations()]
+    return "\n".join([*lines, result.verdict])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from typing import Annotated
 import torch
 import tyro
 
-from benchmarks import mutants, render, speed
+from benchmarks import mutants, speed
+from benchmarks.report.tables import mutant_table
 from experiments import cli
 
 
@@ -23,19 +24,19 @@ class Settings:
 
 
 def main(args: list[str]) -> None:
-    """One line a model; exit 1 if one is not equal."""
+    """One line per model; exit 1 if one is not equal."""
     settings = cli.parse(Settings, args, prog="python -m benchmarks.equality")
     options = {"img_size": settings.image} if settings.image else {}
     passed = True
     for name in settings.models:
         pair = speed.make_pair(name, batch=1, device=torch.device("cpu"), **options)
-        result, _ = speed.check(pair)
+        result = speed.check(pair)
         passed &= result.passed
         print(f"{name}: {result}", flush=True)
     if settings.mutants:
         scores = mutants.score()
         passed &= all(score.caught for score in scores)
-        print(render.mutant_table(scores).markdown())
+        print(mutant_table(scores).markdown())
     raise SystemExit(0 if passed else 1)
 
 

@@ -1,9 +1,9 @@
 """Whether this commit is slower than another: `python -m benchmarks.gate --against REV`.
 
-Both are checked out into folders of their own. Every round asks three processes for a block each,
-in random order: the other commit, the other commit again, this one. Exit status 1 says that this
-one is slower by more than the threshold and the noise floor, with its whole interval, or that its
-outputs or gradients are others, in which case nothing is timed.
+Both are checked out into folders of their own. A round takes a block of each of three processes:
+the other commit, the other commit again, this one. Exit status 1 says that this commit is slower by
+more than the threshold and the noise floor, with its whole interval, or that its outputs or
+gradients differ, in which case nothing is timed.
 """
 
 import json
@@ -16,25 +16,28 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.kinds import Gate
+from benchmarks.speed import warm_up_s
 from experiments import cli
 from experiments.study.pages import ROOT
-from experiments.study.rows import Rows
-from vitx.measure import stats
+from experiments.study.results import Results
+from vitx.measure.compare import summarise
+from vitx.measure.comparison import Comparison
 from vitx.measure.equality import SMALLEST, TOLERANCE, largest
 from vitx.measure.machine import KEEP_MEMORY
-from vitx.measure.timing import ARMS, MODES, iterations_of, log_ratios, orders
+from vitx.measure.timing import ARMS, Arm, Mode, PairTimes, TimingConfig, time_rounds
 from vitx.model.config import size
-from vitx.registry import choose
 from vitx.training import parallel, provenance, tracking
 
 PROG = "python -m benchmarks.gate"
-WHAT = "gate"
 SIDE = ROOT / "benchmarks" / "gate_side.py"
 
 
@@ -47,7 +50,7 @@ class Settings:
     threshold: float = 0.03
     """Slowdown that is let pass."""
     model: str = "Ti/16"
-    mode: tuple[str, ...] = ("inference", "training")
+    mode: tuple[Mode, ...] = ("inference", "training")
     batch: int = 2
     processes: int = 10
     seconds: float = 6.0
@@ -61,24 +64,60 @@ class Settings:
     """Device; empty for the accelerator of this machine, else the CPU."""
 
 
+@dataclass(frozen=True)
+class Timing:
+    """A configuration of the gate, and where both commits are checked out."""
+
+    model: str
+    batch: int
+    device: torch.device
+    weights: Path
+    """File of the weights that both sides have."""
+    trees: Mapping[str, Path]
+    config: TimingConfig
+
+    @property
+    def request(self) -> dict[str, object]:
+        """What a side is to build."""
+        return {
+            "model": self.model,
+            "batch": self.batch,
+            "mode": self.config.mode,
+            "device": str(self.device),
+            "weights": str(self.weights),
+        }
+
+
 def main(args: list[str]) -> None:
-    """Time every mode; print a line each, keep rows, and say by the exit status how it went."""
+    """Time every mode; print a line each, keep results, and say by the exit status how it went."""
     settings = cli.parse(Settings, args, prog=PROG)
     commits = check(settings)
-    if provenance.environment()["dirty"]:
+    device = parallel.device(settings.device)
+    results = Results(settings.out / "gate" / time.strftime("%Y%m%d-%H%M%S-gate"))
+    if results.environment.dirty:
         print("what is not committed is left out: HEAD is timed")
     failed = False
-    rows = Rows(settings.out / "gate" / time.strftime("%Y%m%d-%H%M%S-gate"))
     with tempfile.TemporaryDirectory(prefix="vitx-gate-") as folder, ExitStack() as stack:
         trees = {
             side: stack.enter_context(worktree(commit, Path(folder, side)))
             for side, commit in commits.items()
         }
         for mode in dict.fromkeys(settings.mode):
-            row = rows.add("speed", **compare(settings, mode, commits, trees, Path(folder)))
-            failed |= row["failed"]
-            print(line(row), flush=True)
-    print(rows.path)
+            config = TimingConfig(
+                mode=mode, dtype="float32", processes=settings.processes, pair_s=settings.seconds,
+                block_s=settings.block_s, warm_up_s=warm_up_s(device), limit_s=settings.limit_s,
+            )  # fmt: skip
+            weights = Path(folder, f"{mode}.pt")
+            timing = Timing(settings.model, settings.batch, device, weights, trees, config)
+            apart, comparison = compare(timing)
+            result = results.add(
+                Gate, **commits, model=settings.model, threshold=settings.threshold,
+                outputs_apart=apart, failed=fails(comparison, settings.threshold),
+                comparison=comparison, image=size(settings.model).size, device=str(device),
+            )  # fmt: skip
+            failed |= result.failed
+            print(line(result), flush=True)
+    print(results.path)
     if failed:
         raise SystemExit(1)
 
@@ -91,8 +130,6 @@ def check(settings: Settings) -> dict[str, str]:
             raise ValueError(f"{name} = {getattr(settings, name)} must be positive and finite")
     if not settings.mode:
         raise ValueError("mode names nothing to time")
-    for mode in settings.mode:
-        choose("mode", mode, MODES)
     size(settings.model)
     commits = {}
     for side, revision in (("reference", settings.against), ("candidate", "HEAD")):
@@ -114,76 +151,43 @@ def worktree(commit: str, folder: Path) -> Iterator[Path]:
         provenance.git("worktree", "remove", "--force", str(folder))
 
 
-def compare(
-    settings: Settings, mode: str, commits: dict[str, str], trees: dict[str, Path], folder: Path
-) -> dict[str, Any]:
-    """The fields of a row: ratio, floor, verdict, and whether the gate fails."""
-    device = str(parallel.device(settings.device))
-    asked = {
-        "model": settings.model, "batch": settings.batch, "mode": mode, "device": device,
-        "weights": str(folder / f"{mode}.pt"),
-    }  # fmt: skip
-    records: list[dict[str, Any]] = []
-    apart = 0.0
-    while len(records) < settings.processes and apart <= TOLERANCE:
-        records.append(process(asked, trees, settings, len(records)))
-        apart = largest((apart, records[-1]["apart"]))
-    labels = {
-        "what": WHAT, **commits,
-        "model": settings.model, "mode": mode, "compile": "none", "dtype": "float32",
-        "batch": settings.batch, "device": device, "threshold": settings.threshold,
-        "outputs_apart": apart, "processes": len(records), "seconds": settings.seconds,
-        "block_s": settings.block_s,
-    }  # fmt: skip
-    if not apart <= TOLERANCE:
-        reason = f"outputs or gradients differ by {apart:.1e}"
-        return labels | {"verdict": "not equal", "reason": reason, "failed": True, "ratio": None,
-                         "noise_floor": None}  # fmt: skip
-    ratio = stats.paired_ratio([record["log_ratio"] for record in records])
-    floor = stats.noise_floor([record["log_ratio_again"] for record in records])
-    return labels | {
-        "ratio": ratio.value,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
-        "noise_floor": floor,
-        "verdict": stats.speed_verdict(ratio, floor),
-        "log_ratios": [record["log_ratio"] for record in records],
-        "log_ratios_again": [record["log_ratio_again"] for record in records],
-        "failed": ratio.high < 1 / (1 + max(settings.threshold, floor)),
-        "raw": [record["rounds"] for record in records],
-    }
+def compare(timing: Timing) -> tuple[float, Comparison]:
+    """The largest difference of outputs and gradients, and what was timed if they are equal."""
+    base = Comparison(
+        config=timing.config, verdict="not timed", batch=timing.batch, dtype="float32",
+        device=str(timing.device),
+    )  # fmt: skip
+    apart, pairs = 0.0, []
+    for number in range(timing.config.processes):
+        difference, pair = time_pair(timing, number)
+        apart = largest((apart, difference))
+        if pair is None:
+            reason = f"outputs or gradients differ by {apart:.1e}"
+            return apart, replace(base, verdict="not equal", reason=reason)
+        pairs.append(pair)
+    return apart, summarise(base, pairs)
 
 
-def process(
-    asked: dict[str, Any], trees: dict[str, Path], settings: Settings, number: int
-) -> dict[str, Any]:
-    """Three fresh processes, and rounds of a block each; none if the commits are not equal."""
-    rng = random.Random(number)
-    made = rng.sample(ARMS, len(ARMS))
+def fails(comparison: Comparison, threshold: float) -> bool:
+    """Whether the gate fails: the whole interval is slower than the threshold and the floor."""
+    if comparison.ratio is None or comparison.floor is None:
+        return True
+    return comparison.ratio.high < 1 / (1 + max(threshold, comparison.floor))
+
+
+def time_pair(timing: Timing, number: int) -> tuple[float, PairTimes | None]:
+    """The difference of both commits, and rounds of three fresh processes if they are equal."""
     with ExitStack() as stack:
-        sides = {
-            arm: stack.enter_context(Side(asked, trees[tree], settings.limit_s))
-            for arm in made
-            for tree in ["candidate" if arm == "candidate" else "reference"]
-        }
-        before, after = (sides[arm].hello["values"] for arm in ("reference", "candidate"))
-        apart = largest_error(before, after)
+        sides: dict[str, Side] = {}
+        for arm in random.Random(number).sample(ARMS, len(ARMS)):
+            tree = timing.trees["candidate" if arm == "candidate" else "reference"]
+            side = Side(timing.request, tree, timing.config.limit_s)
+            sides[arm] = stack.enter_context(side)
+        apart = largest_error(sides["reference"].values, sides["candidate"].values)
         if not apart <= TOLERANCE:
-            return {"apart": apart}
-        for side in sides.values():  # warm-up
-            side.block(1)
-        once = {arm: side.block(3) for arm, side in sides.items()}
-        iterations = iterations_of(once, settings.block_s)
-        round_s = sum(count * once[arm] for arm, count in iterations.items())
-        wanted = max(6, round(settings.seconds / round_s))
-        rounds = []
-        for order in orders(rng, ARMS):
-            if len(rounds) >= wanted and len(rounds) % 6 == 0:
-                break
-            rounds.append({arm: sides[arm].block(iterations[arm]) for arm in order})
-    times = {arm: [each[arm] for each in rounds] for arm in ARMS}
-    found = log_ratios(times, dict.fromkeys(ARMS, asked["batch"]))
-    return {"apart": apart, "rounds": rounds, **found}
+            return apart, None
+        arms = {name: Arm(side.block, timing.batch) for name, side in sides.items()}
+        return apart, time_rounds(arms, timing.config, number, timing.device, tree=True)
 
 
 def largest_error(before: Sequence[float], after: Sequence[float]) -> float:
@@ -196,72 +200,75 @@ def largest_error(before: Sequence[float], after: Sequence[float]) -> float:
     )
 
 
+@dataclass
 class Side:
     """A process that times blocks of one checkout's model.
 
     Raises ValueError where it ends, or takes longer than `limit_s` to answer.
     """
 
-    def __init__(self, asked: dict[str, Any], tree: Path, limit_s: float):
-        self.limit_s = limit_s
-        self.errors = tempfile.TemporaryFile("w+", encoding="utf8")  # noqa: SIM115 (`__exit__`)
-        environment = {**os.environ, **KEEP_MEMORY, "PYTHONPATH": str(tree)}
-        self.program = subprocess.Popen(
-            [sys.executable, str(SIDE)], env=environment, cwd=tree, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-        )  # fmt: skip
-        self.hello = self.ask(asked)
-        if not Path(self.hello["file"]).is_relative_to(tree.resolve()):
-            raise ValueError(f"{tree}: another vitx was imported, {self.hello['file']}")
+    request: Mapping[str, object]
+    tree: Path
+    limit_s: float
+    values: list[float] = field(init=False)
+    """Outputs and norms of gradients in float64."""
 
-    def ask(self, value: dict[str, Any]) -> dict[str, Any]:
-        assert self.program.stdin is not None
-        assert self.program.stdout is not None
-        limit = threading.Timer(self.limit_s, self.program.kill)
+    def __post_init__(self):
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf8")  # noqa: SIM115 (`__exit__`)
+        environment = {**os.environ, **KEEP_MEMORY, "PYTHONPATH": str(self.tree)}
+        self._program = subprocess.Popen(
+            [sys.executable, str(SIDE)], env=environment, cwd=self.tree, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+        )  # fmt: skip
+        built = self._ask(self.request)
+        self.values = built["values"]
+        if not Path(built["file"]).is_relative_to(self.tree.resolve()):
+            raise ValueError(f"{self.tree}: another vitx was imported, {built['file']}")
+
+    def _ask(self, request: Mapping[str, object]) -> dict[str, Any]:
+        assert self._program.stdin is not None
+        assert self._program.stdout is not None
+        limit = threading.Timer(self.limit_s, self._program.kill)
         limit.start()
         try:
-            self.program.stdin.write(json.dumps(value) + "\n")
-            self.program.stdin.flush()
-            return json.loads(self.program.stdout.readline())
+            self._program.stdin.write(json.dumps(request) + "\n")
+            self._program.stdin.flush()
+            return json.loads(self._program.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
             raise ValueError(f"a side of the gate ended: {self._last_words()}") from None
         finally:
             limit.cancel()
 
     def _last_words(self) -> str:
-        if self.program.wait() == -signal.SIGKILL:
+        if self._program.wait() == -signal.SIGKILL:
             return f"killed, at the latest after {self.limit_s:g} s without an answer"
-        self.errors.seek(0)
-        return (self.errors.read().strip().splitlines() or ["no word"])[-1]
+        self._errors.seek(0)
+        return (self._errors.read().strip().splitlines() or ["no word"])[-1]
 
     def block(self, iterations: int) -> float:
-        return self.ask({"block": iterations})["seconds"]
+        """Seconds of so many iterations."""
+        return self._ask({"block": iterations})["seconds"]
 
     def __enter__(self) -> "Side":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.program.kill()
-        self.program.communicate()
-        self.errors.close()
+        self._program.kill()
+        self._program.communicate()
+        self._errors.close()
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row for people."""
-    if row["ratio"] is None:
-        return f"{row['mode']}: {row['reason']}: {result(row)}"
+def line(result: Gate) -> str:
+    """A result for people."""
+    comparison = result.comparison
+    mode, ratio, floor = comparison.config.mode, comparison.ratio, comparison.floor
+    if ratio is None or floor is None:
+        return f"{mode}: {comparison.reason}: {result.outcome}"
     return (
-        f"{row['mode']}: {row['ratio']:.3f} of the other's images/s ({row['ratio_low']:.3f} to "
-        f"{row['ratio_high']:.3f}), floor ±{row['noise_floor']:.1%}, {row['verdict']}; threshold "
-        f"{row['threshold']:.0%}: {result(row)}"
+        f"{mode}: {ratio.value:.3f} of the other's images per second ({ratio.low:.3f} to "
+        f"{ratio.high:.3f}), floor ±{floor:.1%}, {comparison.verdict}; threshold "
+        f"{result.threshold:.0%}: {result.outcome}"
     )
-
-
-def result(row: dict[str, Any]) -> str:
-    """Whether the gate fails by a row, for people."""
-    if row["failed"]:
-        return "FAILED"
-    return "passed: not shown to be slower" if row["verdict"] == stats.INCONCLUSIVE else "passed"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""One side of a gate: times the model of the vitx that it imports, a block whenever it is asked.
+"""One side of a gate: times the model of the vitx that it imports, block by block.
 
-It is started by `benchmarks.gate` with the path of one checkout or another, and takes nothing else
-from either. It reads a JSON line a request: first what to build, then `{"block": iterations}`.
+`benchmarks.gate` starts it with the path of one checkout or another, and it takes nothing else from
+either. Each line that it reads is a request in JSON: first what to build, then
+`{"block": iterations}`.
 """
 
 import json
@@ -12,11 +13,18 @@ from pathlib import Path
 import torch
 
 import vitx
-from vitx.data.config import DataConfig
-from vitx.model.config import size
-from vitx.model.vit import build
-from vitx.training.config import OptimConfig, TrainConfig
-from vitx.training.state import init, step
+
+try:
+    from vitx.data.config import DataConfig
+    from vitx.model.config import size
+    from vitx.model.vit import build
+    from vitx.training.config import OptimConfig, TrainConfig
+    from vitx.training.state import init, step
+except ModuleNotFoundError:  # commits up to 04a8099 have one flat package
+    from vitx.config import DataConfig, OptimConfig, TrainConfig, size  # type: ignore[import]
+    from vitx.train import init, step  # type: ignore[import]
+
+    from vitx.model import build  # type: ignore[attr-defined]
 
 
 def answer(value: dict) -> None:
@@ -24,19 +32,19 @@ def answer(value: dict) -> None:
 
 
 def main() -> None:
-    asked = json.loads(sys.stdin.readline())
+    request = json.loads(sys.stdin.readline())
     torch.manual_seed(0)
-    model = build(size(asked["model"]), device=asked["device"])
+    model = build(size(request["model"]), device=request["device"])
     # Of draws of its own: another commit may draw more or less for its weights.
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(asked["batch"], 3, *model.config.size, generator=generator)
-    weights = Path(asked["weights"])
+    image = torch.randn(request["batch"], 3, *model.config.size, generator=generator)
+    weights = Path(request["weights"])
     if not weights.exists():
         torch.save({name: randomised(name, p) for name, p in model.named_parameters()}, weights)
     model.load_state_dict(torch.load(weights, weights_only=True))
-    image = image.to(asked["device"])
+    image = image.to(request["device"])
     answer({"file": vitx.__file__, "values": values(model, image[:2])})
-    act = training(model, image) if asked["mode"] == "training" else inference(model, image)
+    act = training(model, image) if request["mode"] == "training" else inference(model, image)
     for line in sys.stdin:
         iterations = json.loads(line)["block"]
         wait(image)
@@ -44,7 +52,7 @@ def main() -> None:
         for _ in range(iterations):
             act()
         wait(image)
-        answer({"seconds": (time.perf_counter() - start) / iterations})
+        answer({"seconds": time.perf_counter() - start})
 
 
 def inference(model, image):

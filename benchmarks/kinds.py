@@ -12,8 +12,7 @@ from msgspec import Meta
 
 from experiments.study.results import Result
 from vitx.measure import stats
-from vitx.measure.compare import ALONE, ONE_PROCESS
-from vitx.measure.comparison import Comparison, Side
+from vitx.measure.comparison import ALONE, ONE_PROCESS, Comparison, Side
 from vitx.measure.equality import TOLERANCE, Equality, largest
 from vitx.measure.stats import Interval
 
@@ -145,6 +144,14 @@ class Gate(Timed, kind="gate"):
     outputs_apart: float
     failed: bool
 
+    @property
+    def outcome(self) -> str:
+        """Whether the gate fails, for people."""
+        if self.failed:
+            return "FAILED"
+        inconclusive = self.comparison.verdict == stats.INCONCLUSIVE
+        return "passed: not shown to be slower" if inconclusive else "passed"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Timed, kind="step"):
@@ -238,6 +245,10 @@ class Accurate:
     top5: Share
     seconds: Positive
 
+    def top1_text(self, images: int) -> str:
+        """Top-1 with its binomial standard error."""
+        return f"{self.top1:.2%} ± {(self.top1 * (1 - self.top1) / images) ** 0.5:.2%}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained(Pair, kind="pretrained"):
@@ -275,6 +286,21 @@ class Check(Result, kind="check"):
     @property
     def verdict(self) -> str:
         return "within all bands" if all(self.within.values()) else "outside a band"
+
+    def deviations(self) -> list[tuple[str, str, str, str]]:
+        """What was compared, how far it is apart, its band, and whether it lies within."""
+        names = {dtype: f"logits in {dtype}, float64 on the CPU" for dtype in self.logits_error}
+        names["trajectory"] = f"losses of {len(self.losses)} steps"
+        apart = self.logits_error | {"trajectory": self.trajectory_apart}
+        return [
+            (
+                name,
+                f"{apart[key]:.1e}",
+                f"{self.bands[key]:.0e}",
+                "yes" if self.within[key] else "no",
+            )
+            for key, name in names.items()
+        ]
 
     def check(self) -> None:
         missing = {*self.logits_error, "trajectory"} - self.bands.keys()

@@ -1,4 +1,4 @@
-"""Speed of vitx against timm: which pairs are timed, and the rows that come of it."""
+"""Speed of vitx against timm: which pairs are timed, and the results that come of it."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vitx.interop.timm import from_timm, live_model
-from vitx.measure.compare import Comparison, compare
+from vitx.measure.compare import compare
+from vitx.measure.comparison import Comparison
 from vitx.measure.equality import Equality, equality
 from vitx.measure.timing import TimingConfig
 from vitx.model.cost import forward_macs
@@ -44,13 +45,12 @@ class Pair:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """The fields of a row that say what was compared."""
+        """The fields of a result that say what was compared."""
         return {
             "reference": f"timm:{self.name}",
             "candidate": f"vitx:from_timm({self.name})",
             "device": str(self.example.device),
-            "image": list(self.example.shape[-2:]),
-            "batch": len(self.example),
+            "image": tuple(self.example.shape[-2:]),
         }
 
 
@@ -64,49 +64,33 @@ def make_pair(name: str, *, batch: int, device: torch.device, **options: Any) ->
     return Pair(name, reference, candidate, example)
 
 
-def check(pair: Pair) -> tuple[Equality, dict[str, Any]]:
-    """Equality in float64 on two images, strict loading both ways, and the fields of its row."""
+def check(pair: Pair) -> Equality:
+    """Equality in float64 on two images, and strict loading both ways."""
     pair.candidate.load_state_dict(pair.reference.state_dict(), strict=True)
     pair.reference.load_state_dict(pair.candidate.state_dict(), strict=True)
-    result = equality(pair.reference, pair.candidate, pair.example[:2])
-    verdict = "equal" if result.passed else "not equal"
-    return result, pair.labels | {"equality": vars(result), "verdict": verdict}
+    return equality(pair.reference, pair.candidate, pair.example[:2])
 
 
-def time_pair(pair: Pair, plan: TimingConfig, **how: Any) -> tuple[str, dict[str, Any]]:
-    """One configuration: the row's kind and its fields, raw times among them.
-
-    `how` are further arguments of `compare`, here and in the controls below.
-    """
-    return _timed("speed", pair, pair.candidate, plan, how)
+def time_pair(pair: Pair, config: TimingConfig, **how: Any) -> Comparison:
+    """One configuration. `how` are further arguments of `compare`, here and below."""
+    return compare(pair.reference, pair.candidate, pair.example, config=config, **how)
 
 
-def plant(
-    pair: Pair, plan: TimingConfig, *, share: float = PLANTED, **how: Any
-) -> tuple[str, dict[str, Any]]:
-    """The same timing of timm against timm with `share` more work, which it must find slower."""
-    slowed, keys = slow_down(pair.reference, pair.example[:1], share)
-    kind, fields = _timed("plant", pair, slowed, plan, how | {"keys": keys})
-    macs = fields["macs"]
-    return kind, fields | {
-        "candidate": f"timm:{pair.name} with {share:.0%} more MACs",
-        "planted": share,
-        "planted_counted": macs["candidate"] / macs["reference"] - 1,
-    }
-
-
-def null(pair: Pair, plan: TimingConfig, **how: Any) -> tuple[str, dict[str, Any]]:
-    """The same timing of timm against timm as the candidate, which it must not tell apart."""
-    kind, fields = _timed("noise", pair, deepcopy(pair.reference), plan, how)
-    return kind, fields | {"candidate": f"timm:{pair.name} again", "planted_counted": 0.0}
-
-
-def _timed(
-    kind: str, pair: Pair, candidate: nn.Module, plan: TimingConfig, how: Mapping[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    found = compare(pair.reference, candidate, pair.example, plan=plan, **how)
-    kind = "failure" if found.verdict == "failed" else kind
-    return kind, pair.labels | found.fields() | {"raw": _raw(found)}
+def control(pair: Pair, config: TimingConfig, share: float, **how: Any) -> dict[str, Any]:
+    """The fields of a `Control`: the same timing of timm against timm with `share` more work, which
+    it must find slower; with none it must not tell them apart."""
+    if not share:
+        twin = deepcopy(pair.reference)
+        comparison = compare(pair.reference, twin, pair.example, config=config, **how)
+        name, counted = f"timm:{pair.name} again", 0.0
+    else:
+        slowed, keys = slow_down(pair.reference, pair.example[:1], share)
+        comparison = compare(pair.reference, slowed, pair.example, config=config, keys=keys, **how)
+        name = f"timm:{pair.name} with {share:.0%} more MACs"
+        macs = [forward_macs(model, pair.example[:1]) for model in (slowed, pair.reference)]
+        counted = macs[0] / macs[1] - 1
+    labels = pair.labels | {"candidate": name}
+    return labels | {"comparison": comparison, "planted": share, "planted_counted": counted}
 
 
 class Burden(nn.Module):
@@ -143,10 +127,3 @@ def slow_down(model: nn.Module, image: Tensor, share: float) -> tuple[nn.Module,
 def _burdened(name: str) -> str:
     blocks, number, rest = name.split(".", 2)
     return f"{blocks}.{number}.block.{rest}"
-
-
-def _raw(found: Comparison) -> list[dict]:
-    return [
-        {key: record[key] for key in ("rounds", "warm_up", "iterations")}
-        for record in found.processes
-    ]
