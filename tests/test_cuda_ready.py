@@ -14,7 +14,7 @@ from vitx.data.dataset import Dataset
 from vitx.data.loader import Split, batches, epoch_draws
 from vitx.model.config import SIZES
 from vitx.settings import override
-from vitx.training import optim
+from vitx.training import metrics, optim
 from vitx.training import state as training
 from vitx.training.config import OptimConfig
 from vitx.training.loss import cross_entropy
@@ -35,7 +35,18 @@ PRESETS = {
 } | {name: recipe.model for name, recipe in RECIPES.items()}
 
 
-@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def often(name):
+    """Whether a preset runs in every test: each size with one patch, one size with each patch."""
+    return name in RECIPES or name.endswith("/16") or name.startswith("Ti/")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=() if often(name) else pytest.mark.slow)
+        for name, config in PRESETS.items()
+    ],
+)
 def test_every_preset_runs_on_cuda(config, fake):
     vit = vitx.build(config, device="cuda")
     image = torch.empty(2, config.channels, *config.size, device="cuda")
@@ -80,6 +91,16 @@ def test_what_follows_the_backward_pass_waits_for_nothing(fake, monkeypatch, pre
     metrics = training.change(state, loss, accuracy, 4.0, config)
     assert all(value.device.type == "cuda" for value in metrics.values())
     assert state.steps_done == 1
+
+
+def test_a_reported_value_waits_for_nothing_until_it_is_logged(fake):
+    sums = {}
+    with metrics.recording(sums):
+        for _ in range(2):
+            metrics.report("train/entropy", torch.empty(3, device="cuda"))
+    assert sums["train/entropy"][0].device.type == "cuda"
+    with pytest.raises(RuntimeError, match="local_scalar"):
+        metrics.numbers(sums)
 
 
 def test_a_cpu_tensor_mixed_in_is_refused(fake):

@@ -338,6 +338,7 @@ def test_compiling_without_a_compiler_is_refused_before_the_data_are_read(monkey
         trained(override(CONFIG, compile=True))
 
 
+@pytest.mark.slow
 def test_training_under_bfloat16_and_compile_lowers_the_loss(compiled):
     config = override(CONFIG, precision="bfloat16", compile=True, steps=30, **{"data.mixup": 0.0})
     _, result = trained(config)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,33 +45,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def predict(
     model: nn.Module, dataset: Dataset, split: Images, *, batch: int = 512, part: Part = ALONE
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (images, classes) of a split, its class numbers and its rows, on the model's device.
+    """Logits (images, classes) of a split, its class numbers and indices, on the model's device.
 
     Of several processes each computes its share once; all get the whole, in the split's order.
     Pictures that are skipped as bad are left out.
     """
-    some = next(model.parameters())
-    if not len(split):
-        none = torch.zeros(0, dtype=torch.long, device=some.device)
-        return torch.zeros(0, len(dataset.classes), device=some.device), none, none
-    found = []
+    first = next(model.parameters())
+    # A share without images: the split has none, or fewer than there are processes.
+    logits = [torch.zeros(0, len(dataset.classes), dtype=first.dtype, device=first.device)]
+    target = [torch.zeros(0, dtype=torch.long, device=first.device)]
     with evaluating(model):
-        stream = readings(
-            dataset, split, batch=batch, device=some.device, part=(part.rank, part.ranks)
-        )
-        for image, target in stream:
-            found.append((model(image.to(some.dtype)), target))
-    if not found:  # fewer images than processes
-        none = torch.zeros(0, dtype=torch.long, device=some.device)
-        found = [(torch.zeros(0, len(dataset.classes), device=some.device), none)]
-    logits, target = (torch.cat(values) for values in zip(*found, strict=True))
+        share = (part.rank, part.ranks)
+        for image, label in readings(dataset, split, batch=batch, device=first.device, part=share):
+            logits.append(model(image.to(first.dtype)))
+            target.append(label)
+    whole, labels = torch.cat(logits), torch.cat(target)
     if not part.alone:
-        shares = gathered((logits.cpu(), target.cpu()), part)
-        logits, target = (
-            _interleaved(list(values)).to(some.device) for values in zip(*shares, strict=True)
-        )
-    rows = (target >= 0).nonzero().flatten()
-    return logits[rows], target[rows], rows
+        shares = gathered((whole.cpu(), labels.cpu()), part)
+        whole, labels = (_interleaved(each).to(first.device) for each in zip(*shares, strict=True))
+    kept = (labels >= 0).nonzero().flatten()
+    return whole[kept], labels[kept], kept
 
 
 def score(logits: Tensor, target: Tensor) -> Score:
@@ -121,30 +113,27 @@ def by_class(logits: Tensor, target: Tensor, classes: Sequence[str]) -> dict[str
     """Precision, recall, F1 and number of images of each class."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    guess, labels = logits.argmax(dim=1).cpu().numpy(), list(range(len(classes)))
-    found: Any = precision_recall_fscore_support(
-        target.cpu().numpy(),
-        guess,
-        labels=labels,
-        zero_division=0,  # type: ignore[arg-type]
+    guess, labels = logits.argmax(dim=1).cpu().numpy(), range(len(classes))
+    scores = np.stack(
+        precision_recall_fscore_support(target.cpu().numpy(), guess, labels=labels, zero_division=0)  # type: ignore[arg-type]
     )
     names = ("precision", "recall", "f1", "images")
     return {
-        word: {name: float(values[k]) for name, values in zip(names, found, strict=True)}
-        for k, word in enumerate(classes)
+        word: dict(zip(names, of_class.tolist(), strict=True))
+        for word, of_class in zip(classes, scores.T, strict=True)
     }
 
 
 @torch.inference_mode()
 def features(vit: Vit, dataset: Dataset, split: Images) -> tuple[np.ndarray, np.ndarray]:
     """Frozen features (images, d) of a split, and its class numbers."""
-    some = next(vit.parameters())
+    first = next(vit.parameters())
     with evaluating(vit):
-        found = [
-            (vit.features(image.to(some.dtype)).float().cpu(), target.cpu())
-            for image, target in readings(dataset, split, device=some.device)
+        batches = [
+            (vit.features(image.to(first.dtype)).float().cpu(), target.cpu())
+            for image, target in readings(dataset, split, device=first.device)
         ]
-    values, labels = (torch.cat(part).numpy() for part in zip(*found, strict=True))
+    values, labels = (torch.cat(parts).numpy() for parts in zip(*batches, strict=True))
     return values[labels >= 0], labels[labels >= 0]
 
 
@@ -180,31 +169,28 @@ def confusion(logits: Tensor, target: Tensor, classes: int) -> np.ndarray:
 def svm_accuracy(dataset: Dataset) -> float:
     """Test accuracy of a support vector machine with an RBF kernel on raw pixels.
 
-    A reading that needs no network, beside the models: fitted on the training split, its two knobs
+    A reference without a network, beside the models: fitted on the training split, its two knobs
     chosen on validation.
     """
     from sklearn.svm import SVC
 
-    def rows(split: Images) -> np.ndarray:
+    def pixels(split: Images) -> np.ndarray:
         assert isinstance(split, Split)
         return split.image.flatten(1).cpu().numpy().astype(np.float64)
 
-    labels = {
-        name: getattr(dataset, name).target.cpu().numpy() for name in ("train", "val", "test")
-    }
-    pixels = {name: rows(getattr(dataset, name)) for name in labels}
+    train, val, test = (
+        (pixels(split), split.target.cpu().numpy())
+        for split in (dataset.train, dataset.val, dataset.test)
+    )
     machines = [
-        SVC(gamma=gamma, C=c).fit(pixels["train"], labels["train"])  # type: ignore[arg-type]
+        SVC(gamma=gamma, C=c).fit(*train)  # type: ignore[arg-type]
         for gamma in (0.0003, 0.001, 0.003)
         for c in (1.0, 10.0, 100.0)
     ]
-    best = max(machines, key=lambda machine: machine.score(pixels["val"], labels["val"]))
-    return float(best.score(pixels["test"], labels["test"]))
+    return float(max(machines, key=lambda machine: machine.score(*val)).score(*test))
 
 
-def _interleaved(shares: list[Tensor]) -> Tensor:
+def _interleaved(shares: Sequence[Tensor]) -> Tensor:
     """Every process's k-th in turn: the order before they were dealt out."""
-    longest = max(len(share) for share in shares)
-    return torch.stack(
-        [row for k in range(longest) for share in shares for row in share[k : k + 1]]
-    )
+    places = torch.cat([torch.arange(len(share)) for share in shares])
+    return torch.cat(list(shares))[places.argsort(stable=True)]

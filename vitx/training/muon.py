@@ -85,10 +85,10 @@ class Muon(torch.optim.Optimizer):
         for p, momentum, latest, direction in zip(parameters, momenta, new, change, strict=True):
             after = p * (1 - group["lr"] * group["weight_decay"])
             after -= group["lr"] * size * direction.view_as(p)  # a kernel again
-            for value, wanted in ((p, after), (momentum, latest)):
+            for value, new_value in ((p, after), (momentum, latest)):
                 if self.found_inf is not None:
-                    wanted = torch.where(self.found_inf.bool(), value, wanted)
-                value.copy_(wanted)
+                    new_value = torch.where(self.found_inf.bool(), value, new_value)
+                value.copy_(new_value)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

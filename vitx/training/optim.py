@@ -18,51 +18,47 @@ from vitx.training.config import OptimConfig
 from vitx.training.muon import Muon
 from vitx.training.schedule import SCHEDULE
 
+Group = dict[str, Any]
+"""Parameters of an optimizer with what it needs for them: `params`, `weight_decay`, `share`."""
 UNDECAYED = ("cls_token", "reg_token", "pos_embed")
 """Last words of the names of parameters that never decay, whatever their shape."""
 FUSED = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-"""PyTorch's optimizers that are one kernel a step, and take a flag that makes it do nothing."""
+"""PyTorch's optimizers that are one kernel per step, and take a flag that makes it do nothing."""
 
 
-def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Switch off the gradients of parameters whose names match; their names.
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Switch off the gradients of parameters whose names match.
 
-    Raises ValueError for a pattern that matches none.
+    Raises ValueError for a pattern that matches none, or if none is left to train.
     """
-    names = dict(model.named_parameters())
-    frozen = []
+    parameters = dict(model.named_parameters())
     for pattern in patterns:
-        found = fnmatch.filter(names, pattern)
-        if not found:
+        names = fnmatch.filter(parameters, pattern)
+        if not names:
             raise ValueError(
-                f"optim.freeze = {pattern!r} matches no parameter; {nearest(pattern, names)}"
+                f"optim.freeze = {pattern!r} matches no parameter; {nearest(pattern, parameters)}"
             )
-        frozen += found
-    for name in frozen:
-        names[name].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in names.values()):
+        for name in names:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ValueError(f"optim.freeze = {list(patterns)} leaves no parameter to train")
-    return frozen
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[Group]:
     """Parameters by weight decay and layer: matrices and kernels decay; biases, gains, tokens and
     positions do not. `share` is the group's part of the learning rate."""
-    wanted = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     depth = 1 + max(_layer(name, 0) for name, _ in model.named_parameters())
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, parameter in wanted:
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in UNDECAYED
         decays = matrix or config.decay == "all"
         share = config.layer_decay ** (depth - _layer(name, depth))
         groups.setdefault((decays, share), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "weight_decay": config.weight_decay if decays else 0.0,
-            "share": share,
-        }
-        for (decays, share), parameters in sorted(groups.items(), reverse=True, key=lambda g: g[0])
+        {"params": each, "weight_decay": config.weight_decay if decays else 0.0, "share": share}
+        for (decays, share), each in sorted(groups.items(), reverse=True, key=lambda g: g[0])
     ]
 
 
@@ -74,9 +70,8 @@ def optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimi
     groups = parameter_groups(model, config)
     if config.name == "muon":
         return _muon(model, groups, config)
-    if config.name in FUSED:
-        return [_fused(config.name, groups, config)]
-    return [_timm(groups, config)]
+    make = _fused if config.name in FUSED else _timm
+    return [make(config.name, groups, config)]
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -124,7 +119,7 @@ def update(made: Sequence[torch.optim.Optimizer], bad: Tensor) -> None:
             optimizer.step()
 
 
-def _fused(name: str, groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+def _fused(name: str, groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
     betas = {"momentum": config.beta1} if name == "sgd" else {"betas": (config.beta1, config.beta2)}
     made = FUSED[name](groups, lr=config.lr, fused=True, **betas)
     if name == "sgd" and config.beta1:
@@ -135,27 +130,27 @@ def _fused(name: str, groups: list[dict[str, Any]], config: OptimConfig) -> torc
     return made
 
 
-def _timm(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+def _timm(name: str, groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
     """timm's, with our numbers as far as it has them; ValueError for one that it would ignore."""
     from timm.optim import create_optimizer_v2, get_optimizer_info  # type: ignore[attr-defined]
 
-    info, usual = get_optimizer_info(config.name), OptimConfig()
-    how: dict[str, Any] = {"momentum": config.beta1} if info.has_momentum else {}
+    info, usual = get_optimizer_info(name), OptimConfig()
+    how: Group = {"momentum": config.beta1} if info.has_momentum else {}
     if info.has_betas and info.num_betas == 2:
         how["betas"] = (config.beta1, config.beta2)
     taken = {"beta1": bool(how), "beta2": "betas" in how}
-    for name, is_taken in taken.items():
-        if not is_taken and getattr(config, name) != getattr(usual, name):
-            raise ValueError(f"optim.{name} is no number of optim.name = {config.name!r}")
+    for beta, is_taken in taken.items():
+        if not is_taken and getattr(config, beta) != getattr(usual, beta):
+            raise ValueError(f"optim.{beta} is no number of optim.name = {name!r}")
     try:
         # timm would add weight decay of its own making to parameters, so it gets the groups.
-        return create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=0.0, **how)  # type: ignore[arg-type]
+        return create_optimizer_v2(groups, opt=name, lr=config.lr, weight_decay=0.0, **how)  # type: ignore[arg-type]
     except (TypeError, AssertionError, ImportError, ValueError) as error:
-        raise ValueError(f"optim.name = {config.name!r} can't be made so: {error}") from error
+        raise ValueError(f"optim.name = {name!r} can't be made so: {error}") from error
 
 
 def _muon(
-    model: nn.Module, groups: list[dict[str, Any]], config: OptimConfig
+    model: nn.Module, groups: list[Group], config: OptimConfig
 ) -> list[torch.optim.Optimizer]:
     """Muon for matrices in the blocks, query, key and value each by itself; AdamW for the rest."""
     parts = {
@@ -163,15 +158,14 @@ def _muon(
         for name, p in model.named_parameters()
         if name.startswith("blocks.") and p.ndim == 2
     }
-    split = {
-        wanted: [
-            {**group, "params": found} | ({"parts": wanted} if wanted else {})
-            for group in groups
-            if (found := [p for p in group["params"] if parts.get(p, 0) == wanted])
-        ]
-        for wanted in (3, 1, 0)
-    }
-    matrices, rest = split[3] + split[1], split[0]
+
+    def of(number: int) -> list[Group]:
+        """The groups with their parameters that are so many matrices, 0 for the rest."""
+        own = [[p for p in group["params"] if parts.get(p, 0) == number] for group in groups]
+        return [group | {"params": each} for group, each in zip(groups, own, strict=True) if each]
+
+    matrices = [group | {"parts": number} for number in (3, 1) for group in of(number)]
+    rest = of(0)
     if not matrices:
         raise ValueError("optim.name = 'muon' is for matrices of blocks, but all are frozen")
     muon = Muon(matrices, config.lr, momentum=config.beta1)
@@ -180,7 +174,7 @@ def _muon(
 
 def _layer(name: str, head: int) -> int:
     """0 for what comes before the blocks, 1 for the first block, …, `head` for what follows."""
-    if found := re.search(r"(^|\.)blocks\.(\d+)\.", name):
-        return int(found[2]) + 1
+    if block := re.search(r"(^|\.)blocks\.(\d+)\.", name):
+        return int(block[2]) + 1
     words = name.split(".")
     return 0 if "patch_embed" in words or words[-1] in UNDECAYED else head

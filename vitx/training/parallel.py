@@ -4,13 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn  # here: imported later, it would keep the processes' group for ever
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,12 @@ def total(value: Tensor, part: Part) -> Tensor:
     return value
 
 
-def gathered(value: Any, part: Part) -> list[Any]:
+def gathered(value: Value, part: Part) -> list[Value]:
     """The values of all processes, in their order."""
-    if part.alone:
-        return [value]
-    found: list[Any] = [None] * part.ranks
-    dist.all_gather_object(found, value)
-    return found
+    values = [value] * part.ranks
+    if not part.alone:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def device(name: str = "") -> torch.device:
@@ -102,17 +103,14 @@ def device(name: str = "") -> torch.device:
     An accelerator has its number, and is made the current one, so that what asks no device means
     it. Raises ValueError for a device that this machine has not.
     """
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    here = ["cpu", *([found.type] if found else [])]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    here = ["cpu", *([accelerator.type] if accelerator else [])]
     kind, _, number = name.partition(":")
-    exists = (number or "0").isdecimal() and int(number or 0) < max(
-        torch.accelerator.device_count(), 1
-    )
-    if name and (kind not in here or not exists):
+    count = max(torch.accelerator.device_count(), 1)
+    if name and (kind not in here or not (number or "0").isdecimal() or int(number or 0) >= count):
         raise ValueError(f"device = {name!r} is not on this machine; choices: {', '.join(here)}")
-    if found is None or kind == "cpu":
+    if accelerator is None or kind == "cpu":
         return torch.device("cpu")
-    index = int(number) if number else torch.accelerator.current_device_index()
-    if index != torch.accelerator.current_device_index():
-        torch.accelerator.set_device_index(index)
-    return torch.device(found.type, index)
+    if number:
+        torch.accelerator.set_device_index(int(number))
+    return torch.device(accelerator.type, torch.accelerator.current_device_index())
