@@ -183,7 +183,7 @@ def _html(
         f'<p class="where">{html.escape(machine(results[-1]))} · {at.time} · '
         f"commit {str(at.commit)[:7]}{' with changes' if at.dirty else ''}</p>",
         f'<nav aria-label="Contents">{links}<a href="#environment">Environment</a></nav>',
-        f'<div class="cards">{"".join(map(_card, cards(results)))}</div>',
+        f'<div class="cards">{_cards(list(cards(results)))}</div>',
     ]
     for section in shown:
         body.append(f'<h2 id="{section.anchor}">{section.title}</h2>')
@@ -210,23 +210,25 @@ def _html(
     )
 
 
-def _card(card: Card) -> str:
-    scale = _scale(card.interval, card.floor) if card.interval else ""
-    return (
+def _cards(shown: Sequence[Card]) -> str:
+    """All cards; the scales of ratios have the same ends."""
+    ends = [abs(end - 1) for c in shown if c.interval for end in (c.interval.low, c.interval.high)]
+    reach = 1.15 * max([0.05, *ends, *(card.floor or 0.0 for card in shown)])
+    return "".join(
         f'<section class="card"><h3>{html.escape(card.claim)}</h3><b>{html.escape(card.number)}'
-        f"<small>{html.escape(card.verdict)}</small></b><p>{html.escape(card.note)}</p>{scale}"
-        "</section>"
+        f"<small>{html.escape(card.verdict)}</small></b><p>{html.escape(card.note)}</p>"
+        f"{_scale(card.interval, card.floor, reach) if card.interval else ''}</section>"
+        for card in shown
     )
 
 
-def _scale(ratio: Interval, floor: float | None) -> str:
-    """A ratio with its interval on a line around 1, as SVG, the noise floor shaded."""
-    reach = max(abs(ratio.low - 1), abs(ratio.high - 1), floor or 0.0, 0.05) * 1.15
+def _scale(ratio: Interval, floor: float | None, reach: float) -> str:
+    """A ratio with its interval on a line from 1 - reach to 1 + reach, the noise floor shaded."""
 
     def x(value: float) -> float:
         return round(150 + 140 * (value - 1) / reach, 1)
 
-    band, colour = "", "var(--blue)"
+    band = ""
     if floor is not None:
         low, high = x(1 / (1 + floor)), x(1 + floor)
         band = f'<rect x="{low}" y="4" width="{high - low:.1f}" height="22" fill="var(--band)"/>'
@@ -237,8 +239,8 @@ def _scale(ratio: Interval, floor: float | None) -> str:
     return (
         f'<svg viewBox="0 0 300 44" role="img" aria-label="ratio {ratio.value:.3f} on a scale">'
         f'{band}<path d="M10 26H290M150 4V26" stroke="var(--line)"/>'
-        f'<path d="M{x(ratio.low)} 15H{x(ratio.high)}" stroke="{colour}" stroke-width="3"/>'
-        f'<circle cx="{x(ratio.value)}" cy="15" r="5" fill="{colour}"/>{ends}</svg>'
+        f'<path d="M{x(ratio.low)} 15H{x(ratio.high)}" stroke="var(--blue)" stroke-width="3"/>'
+        f'<circle cx="{x(ratio.value)}" cy="15" r="5" fill="var(--blue)"/>{ends}</svg>'
     )
 
 
