@@ -81,10 +81,10 @@ def resolve(call: str | Callable[..., Any], entries: Registry) -> Callable[..., 
 
 
 def _check_type(slot: str, call: str, key: str, value: object, annotation: object) -> None:
-    wanted = (int, float) if annotation is float else annotation
-    if not isinstance(wanted, type | tuple):
+    types = (int, float) if annotation is float else annotation
+    if not isinstance(types, type | tuple):
         return
-    if not isinstance(value, wanted) or (isinstance(value, bool) and annotation is not bool):
+    if not isinstance(value, types) or (isinstance(value, bool) and annotation is not bool):
         kind = annotation.__name__ if isinstance(annotation, type) else annotation
         raise ValueError(f"{slot} = {call!r}: {key} must be {kind}, not {value!r}")
 
