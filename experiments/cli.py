@@ -57,8 +57,8 @@ def _sentence(event: events.ParseErrorEvent, kind: type) -> str:
         case events.UnrecognizedArgs(tokens=tokens):
             name = tokens[0].partition("=")[0].replace("_", "-")
             close = difflib.get_close_matches(name, _flags(kind), n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            return f"{tokens[0]} is not known; {hint}See --help"
+            hint = f"did you mean {close[0]!r}?" if close else "--help lists all flags"
+            return f"{tokens[0]} is not known; {hint}"
         case events.InvalidChoice(argument=argument, value=value, choices=choices):
             return (
                 f"{_flag(argument).lstrip('-')} = {value!r} is not known; {nearest(value, choices)}"

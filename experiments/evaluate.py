@@ -16,7 +16,7 @@ from experiments.study.pages import Table
 from experiments.study.runs import read_config
 from vitx import data, pictures
 from vitx.data.dataset import Dataset
-from vitx.data.loader import steps_an_epoch
+from vitx.data.loader import steps_per_epoch
 from vitx.data.sources import Images
 from vitx.files import read_json, write_json
 from vitx.model.layers import PatchEmbed
@@ -168,8 +168,8 @@ def figures(of: Predictions, run: Path) -> Iterator[tuple[str, Figure]]:
     """Every picture with its name, one after the other."""
     config, names = read_config(run), of.dataset.classes
     train = len(of.dataset.train)
-    per_epoch = steps_an_epoch(train, config.batch, drop_last=config.data.drop_last)
-    yield "curves", pictures.history(tracking.read_events(run), steps_an_epoch=per_epoch)
+    per_epoch = steps_per_epoch(train, config.batch, drop_last=config.data.drop_last)
+    yield "curves", pictures.history(tracking.read_events(run), steps_per_epoch=per_epoch)
     counts = evaluate.confusion(of.logits, of.target, len(names))
     yield "confusion", pictures.confusion(counts, names, title=f"{len(of.target):,} images")
     calibration = evaluate.calibration(of.logits, of.target)
@@ -191,7 +191,7 @@ def samples(dataset: Dataset, split: Images, *, each: int = SHOWN) -> dict[str, 
     shown = {}
     for number in split.target.unique()[:MOST_CLASSES].tolist():
         indices = (split.target == number).nonzero().flatten()[:each].tolist()
-        image, _ = next(data.readings(dataset, split.take(indices)))
+        image, _ = next(data.evaluation_batches(dataset, split.take(indices)))
         shown[dataset.classes[number]] = list(dataset.pixels(image))
     return shown
 
@@ -202,7 +202,9 @@ def attention(of: Predictions) -> Iterator[tuple[str, Figure]]:
     wrong = spread((guess != target).nonzero().flatten(), SHOWN // 2)
     right = spread((guess == target).nonzero().flatten(), SHOWN - len(wrong))
     indices = torch.cat([right, wrong]).tolist()
-    image, label = next(data.readings(of.dataset, of.split.take(indices), device=of.logits.device))
+    image, label = next(
+        data.evaluation_batches(of.dataset, of.split.take(indices), device=of.logits.device)
+    )
     with torch.no_grad():
         maps = of.vit.attention_maps(image.to(next(of.vit.parameters()).dtype))
     c, names = of.vit.config, of.dataset.classes

@@ -99,7 +99,7 @@ def main(args: list[str]) -> None:
     if settings.confirm:
         how = How(out=settings.out, device=parallel.device())
         tried = findings.candidates(trials, best=settings.confirm, seeds=settings.seeds)
-        runs.work([job for one in tried for job in one.jobs], how)
+        runs.work([job for _, jobs in tried for job in jobs], how)
         if not settings.only_runs:
             findings.confirm(trials, tried, how)
     elif not settings.only_runs:

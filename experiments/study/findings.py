@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -15,11 +15,11 @@ from optuna.trial import TrialState, create_trial
 
 from experiments import cli
 from experiments.study import runs
-from experiments.study.kinds import Confirmed, Scalar, SweepResult, TrialResult, saving
+from experiments.study.kinds import Candidate, Scalar, SweepResult, TrialResult, saving
 from experiments.study.pages import Table
+from experiments.study.parameters import Range
 from experiments.study.results import Results
 from experiments.study.runs import Job
-from experiments.study.sweepfile import Range
 from experiments.study.tables import UNCHANGED, sweep_table
 from experiments.study.trials import RUN, STEPS, Trials, error_of
 from vitx.files import read_json
@@ -78,16 +78,7 @@ def trial_results(trials: Trials) -> tuple[TrialResult, ...]:
     )
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """Settings of a sweep, with the mean final value of the seeds that were tried."""
-
-    value: float
-    settings: dict[str, Scalar]
-    seeds: int
-
-
-def ranking(trials: Trials) -> list[Ranked]:
+def ranking(trials: Trials) -> list[Candidate]:
     """The settings of what ran to its end, best first.
 
     Settings are what differs between trials, but for the seed: trials that differ in it alone count
@@ -100,8 +91,11 @@ def ranking(trials: Trials) -> list[Ranked]:
         varied = {name: value for name, value in trial.params.items() if name not in common}
         settings[repr(varied)] = varied
         values.setdefault(repr(varied), {})[trial.params.get("seed")] = trial.values[0]
-    ranked = [Ranked(mean(v.values()), settings[key], len(v)) for key, v in values.items()]
-    return sorted(ranked, key=lambda one: trials.sweep.badness(one.value))
+    means = {key: mean(by_seed.values()) for key, by_seed in values.items()}
+    return [
+        Candidate(settings=settings[key], value=means[key], seeds=len(values[key]))
+        for key in sorted(means, key=lambda key: trials.sweep.badness(means[key]))
+    ]
 
 
 def importances(trials: Trials) -> dict[str, float]:
@@ -139,19 +133,7 @@ FRESH = 10_000
 """Seeds from here on confirm; recipes were chosen with lower ones."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """Settings of a sweep that are run on fresh seeds."""
-
-    settings: dict[str, Scalar]
-    """Empty for the sweep's command with only what all trials set."""
-    value: float | None
-    """The mean of its trials."""
-    seeds: int
-    jobs: list[Job]
-
-
-def candidates(trials: Trials, *, best: int, seeds: int) -> list[Candidate]:
+def candidates(trials: Trials, *, best: int, seeds: int) -> list[tuple[Candidate, list[Job]]]:
     """The command with no parameter varied, and the best settings, each with its fresh runs.
 
     No trial had one of the seeds, nor were the recipes chosen with them. Raises ValueError for a
@@ -172,12 +154,10 @@ def candidates(trials: Trials, *, best: int, seeds: int) -> list[Candidate]:
         fresh = range(first, first + seeds)
         return [Job(group, f"{name},seed={k}", override(base, **settings, seed=k)) for k in fresh]
 
-    unchanged = Candidate({}, None, 0, jobs({}))
-    others = [Candidate(one.settings, one.value, one.seeds, jobs(one.settings)) for one in ranked]
-    return [unchanged, *others]
+    return [(one, jobs(one.settings)) for one in (Candidate(settings={}), *ranked)]
 
 
-def confirm(trials: Trials, tried: Sequence[Candidate], how: runs.How) -> Path:
+def confirm(trials: Trials, tried: Sequence[tuple[Candidate, list[Job]]], how: runs.How) -> Path:
     """Print the candidates beside each other, and keep that with the trials as a result.
 
     Their runs must have ended. Returns the folder of the result, which also holds the table as CSV.
@@ -196,12 +176,16 @@ def confirm(trials: Trials, tried: Sequence[Candidate], how: runs.How) -> Path:
 def add(
     results: Results,
     trials: Trials,
-    tried: Sequence[Candidate],
+    tried: Sequence[tuple[Candidate, list[Job]]],
     ended: Mapping[str, runs.Ended],
 ) -> SweepResult:
     """Append a sweep's trials, and its candidates with their runs, by identity."""
     sweep, kept = trials.sweep, trial_results(trials)
-    made = [ended[job.key] for one in tried for job in one.jobs]
+
+    def value(job: Job) -> float | None:
+        return ended[job.key].values.get(sweep.metric)
+
+    made = [ended[job.key] for _, jobs in tried for job in jobs]
     folders = (trials.run_folder(t.user_attrs.get(RUN, "")) for t in trials.all())
     swept = [read_json(folder / "environment.json") for folder in folders if folder]
     return results.add(
@@ -216,16 +200,8 @@ def add(
         saved=saving(kept),
         importance=importances(trials),
         confirmed=tuple(
-            Confirmed(
-                settings=one.settings,
-                value=one.value,
-                seeds=one.seeds,
-                values={
-                    str(job.config.seed): ended[job.key].values.get(sweep.metric)
-                    for job in one.jobs
-                },
-            )
-            for one in tried
+            replace(one, values={str(job.config.seed): value(job) for job in jobs})
+            for one, jobs in tried
         ),
         device=runs.devices(run.device for run in made),
         before=runs.sources([*swept, *(run.environment for run in made)]),

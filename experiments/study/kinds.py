@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -209,16 +209,16 @@ def saving(trials: Sequence[TrialResult]) -> Saving:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confirmed:
-    """Settings of a sweep that were run on fresh seeds."""
+class Candidate:
+    """Settings of a sweep: what they reached in it, and on fresh seeds."""
 
     settings: dict[str, Scalar]
     """Empty for the sweep's command with only what all trials set."""
-    value: float | None
+    value: float | None = None
     """Mean of its trials in the sweep."""
-    seeds: int
+    seeds: int = 0
     """Trials of that mean."""
-    values: dict[str, float | None]
+    values: dict[str, float | None] = field(default_factory=dict)
     """Final value per fresh seed; None of a run that failed."""
 
     @property
@@ -240,7 +240,7 @@ class SweepResult(Result, kind="sweep"):
     stale: int = 0
     saved: Saving
     importance: dict[str, float]
-    confirmed: tuple[Confirmed, ...]
+    confirmed: tuple[Candidate, ...]
     """The unchanged command first."""
     before: tuple[dict[str, Any], ...] = ()
 

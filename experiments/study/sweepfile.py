@@ -4,7 +4,6 @@ The same file goes to `wandb sweep`. Here a key that would be ignored, or a numb
 as a string, is an error.
 """
 
-import dataclasses
 import itertools
 import math
 import os
@@ -13,16 +12,17 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_type_hints
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 
 from experiments import train
 from experiments.recipes import RECIPES
 from experiments.study.kinds import Scalar
+from experiments.study.parameters import Choice, Parameters, Range, part, read_parameter
 from experiments.study.question import METRICS, SHARED
 from vitx.registry import UserError, choose, nearest
-from vitx.settings import Whole, at_least, check, flat, override
+from vitx.settings import Whole, at_least, flat, override
 from vitx.training import tracking
 from vitx.training.config import TrainConfig
 
@@ -42,45 +42,23 @@ MOST_RUNGS = 32
 Part = TypeVar("Part")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A parameter that takes one of several values."""
-
-    values: tuple[Scalar, ...]
-
-    @property
-    def ends(self) -> tuple[Scalar, ...]:
-        """The values that are tried before anything is run."""
-        return self.values
-
-
-@dataclass(frozen=True)
-class Range:
-    """A parameter between two numbers; whole ones if both are."""
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        return self.low, self.high
-
-    @property
-    def whole(self) -> bool:
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
-
-Parameters = Mapping[str, Choice | Range]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hyperband:
-    """Trials are compared after so many values of the metric, the rungs; the best 1/eta go on."""
+    """W&B's rule: trials are compared after so many values of the metric, the rungs; the best 1/eta
+    go on."""
 
-    rungs: tuple[int, ...]
-    eta: int
+    type: Literal["hyperband"]
+    min_iter: Whole = 0
+    max_iter: Whole = 0
+    s: Whole = 1
+    eta: Annotated[int, at_least(2)] = 3
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        if self.min_iter:
+            return tuple(self.min_iter * self.eta**k for k in range(MOST_RUNGS))
+        rungs = (self.max_iter // self.eta**k for k in range(self.s, 0, -1))
+        return tuple(rung for rung in rungs if rung)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,40 +149,6 @@ class _Metric:
     goal: Goal = "minimize"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Parameter:
-    value: Scalar = None
-    values: list[Scalar] | None = None
-    distribution: str = ""
-    min: Scalar = None
-    max: Scalar = None
-    q: Scalar = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _EarlyTerminate:
-    type: Literal["hyperband"]
-    min_iter: Whole = 0
-    max_iter: Whole = 0
-    s: Whole = 1
-    eta: int = 3
-
-
-def _part(kind: type[Part], keys: object, within: str = "") -> Part:
-    """A part of a file, its keys checked by their types. Raises ValueError naming the key."""
-    if not isinstance(keys, dict):
-        raise ValueError(f"{within.rstrip('.') or 'the file'} must hold keys")
-    hints = get_type_hints(kind, include_extras=True)
-    for key, value in keys.items():
-        if key not in hints:
-            raise ValueError(f"{within}{key} is not known; {nearest(key, hints)}")
-        check(within + key, value, hints[key])
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if field.default is dataclasses.MISSING and field.name not in keys:
-            raise ValueError(f"{within}{field.name} is missing")
-    return kind(**keys)
-
-
 def read(path: Path) -> Sweep:
     """The sweep in a file. Raises UserError naming file and key."""
     try:
@@ -212,7 +156,7 @@ def read(path: Path) -> Sweep:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read: {' '.join(str(error).split())}") from None
     try:
-        sweep = _sweep(path, _part(_File, keys))
+        sweep = _sweep(path, part(_File, keys))
         if sweep.recipe:
             _check_training(sweep)
     except ValueError as error:
@@ -237,7 +181,7 @@ class _Loader(yaml.SafeLoader):
 
 def _sweep(path: Path, file: _File) -> Sweep:
     """The sweep that the keys of a file make. Raises ValueError naming the key."""
-    metric = _part(_Metric, file.metric, "metric.")
+    metric = part(_Metric, file.metric, "metric.")
     if metric.name in METRICS:
         goal = "minimize" if METRICS[metric.name] else "maximize"
         if metric.goal != goal:
@@ -245,9 +189,10 @@ def _sweep(path: Path, file: _File) -> Sweep:
     if not isinstance(file.parameters, dict) or not file.parameters:
         raise ValueError("parameters must name at least one parameter")
     parameters = {
-        str(name): _parameter(f"parameters.{name}", keys) for name, keys in file.parameters.items()
+        str(name): read_parameter(f"parameters.{name}", keys)
+        for name, keys in file.parameters.items()
     }
-    name = path.stem if file.name is None else file.name
+    name, rule = path.stem if file.name is None else file.name, file.early_terminate
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"name = {name!r} must be a word, which names the folder of runs")
     return Sweep(
@@ -259,82 +204,9 @@ def _sweep(path: Path, file: _File) -> Sweep:
         parameters=parameters,
         command=_command(file),
         template=tuple(file.command),
-        hyperband=_hyperband(file.early_terminate),
+        hyperband=None if rule is None else _hyperband(rule),
         trials=_trials(file, parameters),
     )
-
-
-def _parameter(key: str, keys: object) -> Choice | Range:
-    if isinstance(keys, dict) and "parameters" in keys:
-        raise ValueError(f"{key}: write nested parameters with dots, such as model.depth")
-    if not isinstance(keys, dict):
-        raise ValueError(f"{key} must have a value, values, or min and max")
-    part = _part(_Parameter, keys, f"{key}.")
-    if part.value is None and part.values is None:
-        return _range(key, part)
-    for word in ("min", "max", "q"):
-        if getattr(part, word) is not None:
-            raise ValueError(f"{key}.{word} does not go with values")
-    if part.value is not None and part.values is not None:
-        raise ValueError(f"{key} has both a value and values")
-    if part.distribution not in ("", "categorical", "constant"):
-        raise ValueError(f"{key}.distribution = {part.distribution!r} does not go with values")
-    values = [part.value] if part.values is None else part.values
-    if not isinstance(values, list) or not values:
-        raise ValueError(f"{key}.values = {values!r} must be a list")
-    for value in values:
-        _no_number_in_words(key, value)
-        if not isinstance(value, str | int | float | bool):
-            raise ValueError(f"{key}: {value!r} must be a plain value")
-    if len(set(map(repr, values))) < len(values):
-        raise ValueError(f"{key}.values = {values!r} names a value twice")
-    return Choice(tuple(values))
-
-
-def _range(key: str, part: _Parameter) -> Range:
-    if part.min is None or part.max is None:
-        raise ValueError(f"{key} must have a value, values, or min and max")
-    low, high = _number(f"{key}.min", part.min), _number(f"{key}.max", part.max)
-    whole = isinstance(low, int)
-    if whole != isinstance(high, int):
-        raise ValueError(f"{key}: min = {low} and max = {high} must be both whole or neither")
-    if not low < high:
-        raise ValueError(f"{key}: min = {low} must be below max = {high}")
-    kind = part.distribution or ("int_uniform" if whole else "uniform")
-    choose(f"{key}.distribution", kind, RANGES)
-    if part.q is not None and kind != "q_uniform":
-        raise ValueError(f"{key}.q goes with q_uniform, not with {kind}")
-    step = None
-    if kind == "q_uniform":
-        step = 1 if part.q is None else _number(f"{key}.q", part.q)
-    if step is not None and step <= 0:
-        raise ValueError(f"{key}.q = {step} must be positive")
-    if kind == "log_uniform_values" and low <= 0:
-        raise ValueError(f"{key}.min = {low} must be positive for {kind}")
-    if kind == "int_uniform" and not whole:
-        raise ValueError(f"{key}.min = {low} must be whole for {kind}")
-    if kind in ("uniform", "log_uniform_values") or isinstance(step, float):
-        low, high = float(low), float(high)
-    return Range(low, high, kind == "log_uniform_values", step)
-
-
-def _number(key: str, value: Scalar) -> int | float:
-    _no_number_in_words(key, value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key} = {value!r} must be a number")
-    return value
-
-
-def _no_number_in_words(key: str, value: object) -> None:
-    """ValueError for a string that is a number, with the number as YAML reads it."""
-    try:
-        number = float(value) if isinstance(value, str) else None
-    except ValueError:
-        return
-    if number is not None:
-        text = str(value) if re.fullmatch(r"-?\d+", str(value)) else repr(number)
-        plain = text if "." in text else text.replace("e", ".0e")  # an exponent needs a point
-        raise ValueError(f"{key} = {value!r} is a string to YAML; write {plain}")
 
 
 def _command(file: _File) -> tuple[str, ...]:
@@ -370,25 +242,18 @@ def _from_environment(word: str) -> str:
     return re.sub(r"\$\{envvar:(\w+)\}", value, word)
 
 
-def _hyperband(keys: dict[str, Scalar] | None) -> Hyperband | None:
-    """The rungs that W&B's rule has."""
-    if keys is None:
-        return None
-    rule = _part(_EarlyTerminate, keys, "early_terminate.")
-    check("early_terminate.eta", rule.eta, Annotated[int, at_least(2)])
-    if rule.min_iter:
-        for key in ("max_iter", "s"):
-            if key in keys:
-                raise ValueError(f"early_terminate.{key} does not go with min_iter")
-        return Hyperband(tuple(rule.min_iter * rule.eta**k for k in range(MOST_RUNGS)), rule.eta)
-    if not rule.max_iter:
+def _hyperband(keys: dict[str, Scalar]) -> Hyperband:
+    rule = part(Hyperband, keys, "early_terminate.")
+    for key in ("max_iter", "s"):
+        if rule.min_iter and key in keys:
+            raise ValueError(f"early_terminate.{key} does not go with min_iter")
+    if not (rule.min_iter or rule.max_iter):
         raise ValueError("early_terminate needs min_iter, or max_iter and s")
-    rungs = tuple(rule.max_iter // rule.eta**k for k in range(rule.s, 0, -1))
-    if not rungs[-1]:
+    if not rule.rungs:
         raise ValueError(
             f"early_terminate.max_iter = {rule.max_iter} is less than eta = {rule.eta}"
         )
-    return Hyperband(tuple(rung for rung in rungs if rung), rule.eta)
+    return rule
 
 
 def _trials(file: _File, parameters: Parameters) -> int:

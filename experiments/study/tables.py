@@ -14,7 +14,7 @@ from experiments.study import answer, plots
 from experiments.study.kinds import (
     SOURCES,
     Answer,
-    Confirmed,
+    Candidate,
     Fault,
     SweepResult,
     Trained,
@@ -169,7 +169,7 @@ def _trials(sweep: SweepResult) -> str:
     return count + (f" (stale: {sweep.stale})" if sweep.stale else "")
 
 
-def _confirmed(sweep: SweepResult, one: Confirmed, gain: Effect | None) -> tuple[str, ...]:
+def _confirmed(sweep: SweepResult, one: Candidate, gain: Effect | None) -> tuple[str, ...]:
     """The cells of one confirmed setting, from `settings` to `seeds`."""
     among = f" (mean of {one.seeds})" if one.seeds > 1 else ""
     return (

@@ -29,7 +29,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from experiments.study.kinds import Scalar
-from experiments.study.sweepfile import Choice, Range, Sweep
+from experiments.study.parameters import Choice, Range
+from experiments.study.sweepfile import Sweep
 from vitx.files import Busy, Lock
 from vitx.training import provenance
 
@@ -263,7 +264,8 @@ class Trials:
 def definition(sweep: Sweep) -> str:
     """A hash of what a sweep searches, and how; run_cap may grow."""
     parameters = {name: vars(each) for name, each in sweep.parameters.items()}
-    hyperband = vars(sweep.hyperband) if sweep.hyperband else None
+    rule = sweep.hyperband
+    hyperband = {"rungs": rule.rungs, "eta": rule.eta} if rule else None
     parts = [sweep.method, sweep.metric, sweep.goal, parameters, list(sweep.template), hyperband]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -23,7 +23,7 @@ from standin import StandIn
 
 from experiments import sweep
 from experiments.study import findings, sweepfile
-from experiments.study.kinds import Confirmed, Saving, SweepResult, TrialResult, saving
+from experiments.study.kinds import Candidate, Saving, SweepResult, TrialResult, saving
 from experiments.study.pages import RESULTS, ROOT
 from experiments.study.results import FILE, read
 from experiments.study.tables import stopping_table, sweep_table
@@ -613,14 +613,14 @@ def test_the_best_settings_are_confirmed_on_fresh_seeds(tmp_path, capsys, monkey
     assert (first.value, first.settings, first.seeds) == (
         pytest.approx(0.0075), {"optim.lr": 0.001}, 2,
     )  # fmt: skip
-    unchanged, best = findings.candidates(trials, best=1, seeds=2)
-    assert [job.config.seed for job in unchanged.jobs] == [10_000, 10_001]
-    assert [job.config.seed for job in best.jobs] == [10_000, 10_001]
+    (_, unchanged), (best, jobs) = findings.candidates(trials, best=1, seeds=2)
+    assert [job.config.seed for job in unchanged] == [10_000, 10_001]
+    assert [job.config.seed for job in jobs] == [10_000, 10_001]
     assert best.settings == {"optim.lr": 0.001}
-    assert {job.config.optim.lr for job in best.jobs} == {0.001}
-    assert {job.config.optim.lr for job in unchanged.jobs} == {4e-3}
-    assert {job.config.ema for job in (*best.jobs, *unchanged.jobs)} == {0.5}  # in every trial
-    assert unchanged.jobs[0].name == "unchanged,seed=10000"
+    assert {job.config.optim.lr for job in jobs} == {0.001}
+    assert {job.config.optim.lr for job in unchanged} == {4e-3}
+    assert {job.config.ema for job in (*jobs, *unchanged)} == {0.5}  # in every trial
+    assert unchanged[0].name == "unchanged,seed=10000"
     sweep.main([str(path), "--out", str(tmp_path), "--confirm", "1", "--seeds", "2"])
     said = capsys.readouterr().out
     number = r"-?\+?[\d.]+ \([-+]?[\d.]+ to [-+]?[\d.]+\)"
@@ -667,7 +667,7 @@ def test_settings_that_are_confirmed_are_judged_together():
 
     def tried(shift, **settings):
         values = {seed: int(seed) + shift + draws.gauss(0, 0.1) for seed in seeds}
-        return Confirmed(settings=settings, value=1.0, seeds=1, values=values)
+        return Candidate(settings=settings, value=1.0, seeds=1, values=values)
 
     trials = tuple(TrialResult(state=state, settings={}) for state in ("complete", "running"))
     confirmed = [tried(0), tried(1, a=1), tried(0, a=2), tried(-1, a=3)]
@@ -681,8 +681,8 @@ def test_settings_that_are_confirmed_are_judged_together():
 
 def test_what_stopping_early_cost_is_read_on_the_same_seeds():
     def kept(name, values):
-        unchanged = Confirmed(settings={}, value=None, seeds=0, values={})
-        best = Confirmed(settings={"a": 1}, value=1.0, seeds=1, values=values)
+        unchanged = Candidate(settings={})
+        best = Candidate(settings={"a": 1}, value=1.0, seeds=1, values=values)
         return result(name, [unchanged, best], saved=Saving(2, 1, 0.4))
 
     early = kept("s", {"1": 1.5, "2": 2.5, "3": None})
