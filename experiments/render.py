@@ -20,7 +20,7 @@ from experiments.study.results import FILE, Result
 from experiments.study.runs import lasting, read_config
 from experiments.study.tables import FIGURES, TABLES
 from vitx import pictures
-from vitx.data.loader import steps_an_epoch
+from vitx.data.loader import steps_per_epoch
 from vitx.files import read_json
 from vitx.model.cost import cost, training_macs
 from vitx.training import tracking
@@ -74,7 +74,7 @@ def images_seen(config: TrainConfig) -> int:
     images = config.data.train_images
     if config.data.drop_last or not images:
         return config.steps * config.batch
-    epochs, rest = divmod(config.steps, steps_an_epoch(images, config.batch, drop_last=False))
+    epochs, rest = divmod(config.steps, steps_per_epoch(images, config.batch, drop_last=False))
     return epochs * images + rest * config.batch
 
 

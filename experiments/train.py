@@ -10,7 +10,7 @@ import tyro
 
 from experiments import cli
 from experiments.recipes import RECIPES
-from vitx.data.loader import steps_an_epoch
+from vitx.data.loader import steps_per_epoch
 from vitx.files import read_json
 from vitx.model.cost import cost
 from vitx.registry import nearest
@@ -78,7 +78,7 @@ def describe(name: str, config: TrainConfig) -> None:
         print(f"  {key} = {value}")
     epochs = "an unknown number of epochs"
     if images:
-        per_epoch = steps_an_epoch(images, config.batch, drop_last=config.data.drop_last)
+        per_epoch = steps_per_epoch(images, config.batch, drop_last=config.data.drop_last)
         epochs = f"{config.steps / per_epoch:.1f} epochs of {images:,}"
     print(
         f"{name}: {of_image.parameters:,} parameters, {of_image.macs:,} MACs an image forward, "
@@ -146,12 +146,8 @@ def name_run(config: TrainConfig, recipe: TrainConfig) -> str:
 
 def _last(group: Path, label: str) -> Path:
     """The newest run folder of that label that holds a checkpoint."""
-    checkpoints = [
-        path
-        for folder in group.glob("*")
-        if read_json(folder / "run.json").get("name") == label
-        for path in _checkpoints(folder)
-    ]
+    folders = [f for f in group.glob("*") if read_json(f / "run.json").get("name") == label]
+    checkpoints = [path for folder in folders for path in _checkpoints(folder)]
     if not checkpoints:
         raise ValueError(f"{group} holds no run named {label} with a checkpoint to resume")
     return max(checkpoints, key=lambda path: path.stat().st_mtime).parent

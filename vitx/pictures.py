@@ -4,8 +4,8 @@ Colours are Okabe and Ito's, which stay apart for colour-blind readers and in pr
 """
 
 import itertools
-import textwrap
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyBboxPatch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
+
+from vitx.model.config import ModelConfig
+from vitx.registry import name_of
 
 SPLITS = {"train": ("#666666", ":"), "val": ("#0072B2", "-"), "test": ("#D55E00", "--")}
 COLOURS = {"timm": "#D55E00", "vitx": "#0072B2", "torchvision": "#009E73", "hf": "#CC79A7",
@@ -76,17 +81,17 @@ def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str) -> Figu
     return figure
 
 
-def history(events: Sequence[Mapping[str, Any]], *, steps_an_epoch: int = 0) -> Figure:
-    """Loss and accuracy of one run, a line a split; against epochs if their length is known."""
+def history(events: Sequence[Mapping[str, Any]], *, steps_per_epoch: int = 0) -> Figure:
+    """Loss and accuracy of one run, a line per split; against epochs if their length is known."""
     figure, grid = canvas(7.2, 2.9, columns=2)
-    unit = steps_an_epoch or 1
+    unit = steps_per_epoch or 1
     for axes, what in zip(grid, ("loss", "accuracy"), strict=True):
         for split, (colour, style) in SPLITS.items():
             points = [(e["step"] / unit, e[f"{split}/{what}"]) for e in events
                       if f"{split}/{what}" in e]  # fmt: skip
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=colour, lw=1.1, label=split)
-        axes.set_xlabel("epoch" if steps_an_epoch else "step")
+        axes.set_xlabel("epoch" if steps_per_epoch else "step")
         axes.set_ylabel(what)
         axes.legend(frameon=False)
     grid[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -110,23 +115,16 @@ def reliability(
 
 
 def pictures(
-    rows: Mapping[str, Sequence[Tensor]], *, titles: Mapping[str, Sequence[str]] | None = None
+    lines: Mapping[str, Sequence[Tensor]], *, titles: Mapping[str, Sequence[str]] | None = None
 ) -> Figure:
-    """A labelled row of pictures each, (c, h, w) in [0, 1]; `titles` stand above single ones."""
-    columns = max(len(found) for found in rows.values())
-    figure = Figure(
-        figsize=(1.3 + 0.75 * columns, (0.98 if titles else 0.78) * len(rows)), layout="constrained"
-    )
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (name, found) in zip(grid, rows.items(), strict=True):
-        for number, axes in enumerate(line):
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            if number < len(found):
-                _show(axes, found[number])
-                if titles:
-                    axes.set_title(titles[name][number], fontsize=7)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    """A labelled line of pictures each, (c, h, w) in [0, 1]; `titles` stand above single ones."""
+    columns = max(len(shown) for shown in lines.values())
+    figure, grid = _grid(lines, columns, (1.3 + 0.75 * columns, (0.98 if titles else 0.78)))
+    for line, (name, shown) in zip(grid, lines.items(), strict=True):
+        for number, (axes, picture) in enumerate(zip(line, shown, strict=False)):
+            _show(axes, picture)
+            if titles:
+                axes.set_title(titles[name][number], fontsize=7)
     return figure
 
 
@@ -140,27 +138,32 @@ def attention_grid(
 
     `images` (n, c, h, w) in [0, 1]; each of `maps` (n, h, w), as `class_attention` gives them.
     """
-    rows = {"": None} | dict(maps)
-    figure = Figure(
-        figsize=(0.6 + 0.72 * len(images), 0.45 + 0.78 * len(rows)), layout="constrained"
-    )
-    grid = figure.subplots(len(rows), len(images), squeeze=False)
-    for line, (name, found) in zip(grid, rows.items(), strict=True):
+    lines = {"": None} | dict(maps)
+    figure, grid = _grid(lines, len(images), (0.6 + 0.72 * len(images), 0.9))
+    for line, attention in zip(grid, lines.values(), strict=True):
         for column, axes in enumerate(line):
             _show(axes, images[column])
-            if found is not None:
-                axes.imshow(found[column].cpu().numpy(), cmap="viridis", alpha=0.65)
+            if attention is not None:
+                axes.imshow(attention[column].cpu().numpy(), cmap="viridis", alpha=0.65)
+    for axes, true, predicted in zip(grid[0], truth, guess, strict=True):
+        right = true == predicted
+        title = true if right else f"{true}\ncalled {predicted}"
+        axes.set_title(title, fontsize=7, color="#007755" if right else "#BB0000")
+    return figure
+
+
+def _grid(
+    names: Collection[str], columns: int, size: tuple[float, float]
+) -> tuple[Figure, np.ndarray]:
+    """Axes for small pictures, a named line each; `size` is the width and the height of a line."""
+    figure = Figure(figsize=(size[0], size[1] * len(names)), layout="constrained")
+    grid = figure.subplots(len(names), columns, squeeze=False)
+    for line, name in zip(grid, names, strict=True):
+        for axes in line:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    for axes, true, said in zip(grid[0], truth, guess, strict=True):
-        right = true == said
-        axes.set_title(
-            true if right else f"{true}\ncalled {said}",
-            fontsize=7,
-            color="#007755" if right else "#BB0000",
-        )
-    return figure
+    return figure, grid
 
 
 def class_attention(
@@ -191,16 +194,16 @@ def rollout(
     return enlarge(_read(through, prefix, class_token), grid=grid, size=size)
 
 
-def enlarge(row: Tensor, *, grid: tuple[int, int], size: tuple) -> Tensor:
+def enlarge(patches: Tensor, *, grid: tuple[int, int], size: tuple) -> Tensor:
     """Values of the patches (b, y·x), enlarged bilinearly to `size` and scaled to [0, 1] each."""
-    image = rearrange(row, "b (y x) -> b 1 y x", y=grid[0], x=grid[1])
+    image = rearrange(patches, "b (y x) -> b 1 y x", y=grid[0], x=grid[1])
     large = rearrange(F.interpolate(image, size, mode="bilinear"), "b 1 h w -> b h w")
     low, high = large.amin(dim=(1, 2), keepdim=True), large.amax(dim=(1, 2), keepdim=True)
     return (large - low) / (high - low).clamp_min(1e-12)
 
 
 def positions(table: Tensor, *, grid: tuple[int, int]) -> Figure:
-    """Cosine similarity of each patch's position with all others, a small map a patch.
+    """Cosine similarity of each patch's position with all others, a small map per patch.
 
     `table` (y·x, d). Dosovitskiy et al. 2021, arXiv:2010.11929, figure 7.
     """
@@ -229,11 +232,107 @@ def filters(kernel: Tensor, *, count: int = 28) -> Figure:
     low, high = components.amin(dim=1, keepdim=True), components.amax(dim=1, keepdim=True)
     scaled = (components - low) / (high - low).clamp_min(1e-12)
     _, c, p, q = kernel.shape
-    found = rearrange(scaled, "k (c p q) -> k c p q", c=c, p=p, q=q).cpu()
+    kernels = rearrange(scaled, "k (c p q) -> k c p q", c=c, p=p, q=q).cpu()
     if c not in (1, 3):
-        found = found[:, :1]
-    rows = [list(part) for part in found.split(7)]
-    return pictures({f"from {7 * line + 1}": row for line, row in enumerate(rows)})
+        kernels = kernels[:, :1]
+    return pictures({f"from {7 * k + 1}": list(part) for k, part in enumerate(kernels.split(7))})
+
+
+def architecture(config: ModelConfig) -> Figure:
+    """The model as a block diagram, with the shape of one image's tensor after each part.
+
+    Axis names are those of `vitx.model.axes`, numbers those of the configuration.
+    """
+    parts = _parts(config)
+    height = max(0.56 * len(parts) + 0.2, 5.0)
+    figure = Figure(figsize=(8, height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 8), ylim=(0, height))
+    axes.set_axis_off()
+    step = (height - 0.2) / len(parts)
+    for number, (name, shape) in enumerate(parts):
+        y = height - 0.1 - step * (number + 0.5)
+        _node(axes, (1.4, y), name, width=2.3, dark=name.startswith("Block"))
+        axes.text(2.7, y, shape, va="center", fontsize=8.5, linespacing=1.3)
+        if number:
+            _arrow(axes, (1.4, y + step - 0.18), (1.4, y + 0.18))
+        if name.startswith("Block"):
+            for side in (-1, 1):
+                end = height / 2 + side * (height / 2 - 0.15)
+                axes.plot((3.7, 4.75), (y + side * 0.1, end), color=GREY, lw=0.7, ls=":")
+    _block(axes, config, height)
+    return figure
+
+
+def _parts(config: ModelConfig) -> list[tuple[str, str]]:
+    """Parts of a model from the image to the logits, and the shape that each gives."""
+    c, d = config, config.width
+    (h, w), (p, q), patches = c.size, c.patch_size, math.prod(c.grid)
+    tokens = f"n × d\n{c.prefix + patches} × {d}"
+    prefix = [
+        word
+        for word, count in (("class token", c.class_token), ("registers", c.registers))
+        if count
+    ]
+    positions = [] if c.position == "none" else ["positions"]
+    stem = c.patchify == "stem"
+    parts = [
+        ("Image", f"c × h × w\n{c.channels} × {h} × {w}"),
+        ("", "") if stem else ("Patches", f"(y·x) × (c·p·q)\n{patches} × {c.channels * p * q}"),
+        ("Convolutional stem" if stem else "Patch embedding", f"(y·x) × d\n{patches} × {d}"),
+        ("+ " + ", ".join([*prefix, *positions]), tokens),
+        (f"Block × {c.depth}", tokens),
+        ("Norm", tokens) if c.final_norm else ("", ""),
+        (f"Pool: {c.pool if isinstance(c.pool, str) else name_of(c.pool)}", f"d\n{d}"),
+        ("Norm", f"d\n{d}") if c.fc_norm else ("", ""),
+        ("Head", f"classes\n{c.classes}") if c.classes else ("", ""),
+    ]
+    return [(name, shape) for name, shape in parts if name.strip("+ ")]
+
+
+def _block(axes: Axes, config: ModelConfig, height: float) -> None:
+    """A block enlarged: two branches, each normalised before it is read or after it is added."""
+    post, scale = config.placement == "post", ["Layer scale"] if config.layer_scale else []
+    flow: list[str] = []
+    for branch in (
+        f"Attention\n{config.heads} heads, e = {config.width // config.heads}",
+        f"MLP\nd → f → d, f = {config.hidden}",
+    ):
+        flow += [branch, *scale, "+", "Norm"] if post else ["Norm", branch, *scale, "+"]
+    frame = FancyBboxPatch((4.85, 0.25), 2.9, height - 0.5, boxstyle="round,pad=0.1")
+    axes.add_patch(frame)
+    frame.set(fill=False, ec=GREY, lw=0.7, ls=":")
+    step = (height - 0.9) / len(flow)
+    axes.text(6.3, height - 0.3, "n × d", va="center", fontsize=8.5)
+    start, y = height - 0.42, height - 0.45
+    _arrow(axes, (6.1, height - 0.2), (6.1, y - step / 2 + 0.2))
+    for number, name in enumerate(flow):
+        y = height - 0.45 - step * (number + 0.5)
+        last = number == len(flow) - 1
+        _arrow(axes, (6.1, y - 0.13), (6.1, 0.2 if last else y - step + 0.2))
+        if name == "+":
+            axes.add_patch(Circle((6.1, y), 0.14, fc="white", ec="black", lw=0.9, zorder=3))
+            axes.text(6.1, y, "+", ha="center", va="center_baseline", fontsize=11, zorder=4)
+            axes.plot((6.1, 7.4, 7.4), (start, start, y), color="black", lw=0.9)
+            _arrow(axes, (7.4, y), (6.26, y))
+        else:
+            _node(axes, (6.1, y), name, width=1.9, dark="\n" in name)
+        if name == ("Norm" if post else "+"):
+            start = y - step / 2 + 0.04
+
+
+def _node(axes: Axes, centre: tuple[float, float], name: str, *, width: float, dark: bool) -> None:
+    """A part with its name; `dark` is shaded."""
+    height = 0.4 if "\n" in name else 0.3
+    corner = (centre[0] - width / 2, centre[1] - height / 2)
+    box = FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=0.06", zorder=2)
+    box.set(fc="#DDDDDD" if dark else "white", ec="black", lw=0.9)
+    axes.add_patch(box)
+    axes.text(*centre, name, ha="center", va="center", fontsize=8.5, linespacing=1.25, zorder=3)
+
+
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    style = {"arrowstyle": "-|>", "lw": 0.9, "color": "black", "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", end, start, arrowprops=style | {"mutation_scale": 9}, zorder=1)
 
 
 def _read(weights: Tensor, prefix: int, class_token: bool) -> Tensor:
@@ -241,18 +340,12 @@ def _read(weights: Tensor, prefix: int, class_token: bool) -> Tensor:
     return weights[:, 0, prefix:] if class_token else weights[:, prefix:, prefix:].mean(dim=1)
 
 
-def _show(axes: Any, picture: Tensor) -> None:
+def _show(axes: Axes, picture: Tensor) -> None:
     """A grey or coloured picture (c, h, w) in [0, 1]."""
     if len(picture) == 3:
         axes.imshow(rearrange(picture, "c h w -> h w c").cpu().numpy())
     else:
         axes.imshow(picture[0].float().cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
-
-
-def _above(figure: Figure, title: str) -> None:
-    """A title over the whole figure, in as many lines as it needs."""
-    width = int(figure.get_figwidth() * 16)
-    figure.suptitle(textwrap.fill(title, width), x=0.01, ha="left", fontsize=8)
 
 
 def canvas(width: float, height: float, *, columns: int = 1) -> tuple[Figure, Any]:

@@ -1,7 +1,6 @@
 """Data sources on small data in their true formats: splits, order, draws, workers, bad pictures."""
 
 import io
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +9,6 @@ from picture_files import folders, picture
 from PIL import Image
 
 import vitx
-from benchmarks import render
-from benchmarks.__main__ import QUICK, SMOKE, Job, grown, train_both
-from experiments.study import rows
 from vitx import data
 from vitx.data import dataset as dataset_file
 from vitx.data import images, loader, sources, transforms
@@ -20,7 +16,6 @@ from vitx.data.augment import CROP_DRAWS, resized_crop
 from vitx.data.config import DataConfig
 from vitx.model.config import ModelConfig
 from vitx.settings import override
-from vitx.training import tracking
 
 FILES = DataConfig(name="imagefolder", val=6, crop=0.5, flip=0.5, normalise="half")
 
@@ -45,7 +40,7 @@ def test_picture_folders_are_split_by_class_folders(root):
     assert dataset.classes == ("ant", "bee", "cat")
     assert torch.bincount(dataset.val.target).tolist() == [2, 2, 2]
     assert not set(dataset.train.items) & set(dataset.val.items)
-    image, target = next(data.readings(dataset, dataset.test, batch=5))
+    image, target = next(data.evaluation_batches(dataset, dataset.test, batch=5))
     assert image.shape == (5, 3, 16, 16)
     assert target.tolist() == [0] * 5
     assert -1 <= image.min() < image.max() <= 1
@@ -143,7 +138,7 @@ def test_squash_keeps_all_and_crop_keeps_the_centre(root):
     wide.save(path)
     for how, seen in (("squash", True), ("crop", False)):
         dataset = load(root, resize=how)
-        image, _ = next(data.readings(dataset, dataset.test, batch=1))
+        image, _ = next(data.evaluation_batches(dataset, dataset.test, batch=1))
         assert (image[..., 0].max() > 0.9) == seen
 
 
@@ -152,33 +147,6 @@ def cifar(tmp_path):
     return folders(
         tmp_path / "cifar", classes=[f"class {k}" for k in range(10)], size=(32, 32), each=4
     )
-
-
-@pytest.mark.slow
-def test_the_main_job_compares_accuracy_on_cifar10(cifar, tmp_path):
-    scale = grown(QUICK, torch.device("cuda"), str(cifar))
-    assert scale.recipe.data.root == str(cifar)
-    small = {"data.train": 20, "data.val": 10, "model.width": 12, "model.depth": 1}
-    recipe = override(scale.recipe, steps=2, batch=4, eval_every=1, **small)
-    scale = replace(SMOKE, recipe=recipe)
-    with tracking.Run(tmp_path, "benchmarks", "smoke", {}, mode="disabled") as run:
-        job = Job(scale, torch.device("cpu"), rows.Rows(run.folder), run)
-        train_both(job)
-        assert {"accuracy", "curves", "confusion", "attention"} == set(job.figures)
-    (row,) = job.rows.kept
-    assert (row["data"], row["test_images"], row["svm"]) == ("cifar10", 40, None)
-    assert len(row["reference_values"]) == len(row["candidate_values"]) == 2
-    assert row["trajectory_error"] < 1e-10
-    assert [line[1] for line in render.accuracy_table([row]).body] == ["vitx", "timm"]
-    with pytest.raises(ValueError, match="is for a GPU; accuracy is compared on digits here"):
-        grown(QUICK, torch.device("cpu"), str(cifar))
-
-
-def test_the_main_job_adds_a_row_that_is_of_no_data(tmp_path):
-    with tracking.Run(tmp_path, "benchmarks", "some", {}, mode="disabled") as run:
-        job = Job(SMOKE, torch.device("cpu"), rows.Rows(run.folder), run)
-        job.add("calibration", what="mutants", reference="timm", candidate="vitx", caught=30)
-        assert [row["caught"] for row in job.rows.kept] == [30]
 
 
 def test_cifar10_from_picture_folders_is_held_in_memory(cifar):
@@ -285,7 +253,7 @@ def test_places365_in_torchvisions_folders(tmp_path, monkeypatch):
     dataset = data.load(config, size=(32, 32))
     assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [4, 2, 34]
     assert len({*dataset.train.items, *dataset.val.items, *dataset.test.items}) == 40
-    image, _ = next(data.readings(dataset, dataset.val))
+    image, _ = next(data.evaluation_batches(dataset, dataset.val))
     assert image.shape == (2, 3, 32, 32)
 
 

@@ -148,7 +148,7 @@ def test_a_picture_is_prepared_for_prediction_as_for_evaluation(finished, tmp_pa
 
     config = program.read_config(finished)
     dataset = data.load(config.data)
-    image, _ = next(data.readings(dataset, dataset.test.take([3])))
+    image, _ = next(data.evaluation_batches(dataset, dataset.test.take([3])))
     scan = dataset.test.image[3, 0].numpy()
     Image.fromarray((scan.astype(float) * 255 / 16).round().astype(np.uint8)).save(
         tmp_path / "a.png"
@@ -197,7 +197,7 @@ def test_mistakes_are_one_sentence(finished, tmp_path, words, message, capsys, u
 def test_the_history_has_a_line_a_split():
     events = [{"step": 10, "train/loss": 2.0, "train/accuracy": 0.1},
               {"step": 20, "val/loss": 1.0, "val/accuracy": 0.5}]  # fmt: skip
-    figure = pictures.history(events, steps_an_epoch=10)
+    figure = pictures.history(events, steps_per_epoch=10)
     lines = figure.axes[0].get_lines()
     assert [line.get_label() for line in lines] == ["train", "val"]
     assert lines[1].get_xdata()[0] == 2

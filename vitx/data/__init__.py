@@ -7,8 +7,8 @@ from vitx.data.loader import (
     check_batch,
     epoch_draws,
     epoch_order,
-    readings,
-    steps_an_epoch,
+    evaluation_batches,
+    steps_per_epoch,
 )
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "check_batch",
     "epoch_draws",
     "epoch_order",
+    "evaluation_batches",
     "load",
-    "readings",
-    "steps_an_epoch",
+    "steps_per_epoch",
 ]

@@ -11,13 +11,13 @@ from torch import Tensor
 from vitx.model.axes import Image, Probabilities
 
 AFFINE_DRAWS = 5
-"""Uniform numbers an image that `affine` takes."""
+"""Uniform numbers per image that `affine` takes."""
 CROP_TRIES = 10
 CROP_DRAWS = 2 * CROP_TRIES + 2
 FLIP_DRAWS = 1
 ERASE_DRAWS = 5
 MIX_DRAWS = 4
-"""Uniform numbers a batch that `mixup` and `cutmix` share: which of the two, how much, where."""
+"""Uniform numbers per batch that `mixup` and `cutmix` share: which of the two, how much, where."""
 
 
 def affine(
@@ -29,7 +29,7 @@ def affine(
     shear: float = 0.0,
     shift: float = 0.0,
 ) -> Image:
-    """A random affine map an image, bilinear, zero outside.
+    """A random affine map per image, bilinear, zero outside.
 
     `rotate` in degrees, `scale` and `shear` relative, `shift` a fraction of the image; each is the
     largest size of a draw, either way. All zero gives the image itself.
@@ -78,9 +78,9 @@ def resized_crop(
     heights, widths = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
     fits = (heights >= 1) & (heights <= h) & (widths >= 1) & (widths <= w)
     first = fits.float().argmax(dim=1, keepdim=True)
-    found = fits.any(dim=1)
-    height = torch.where(found, heights.gather(1, first)[:, 0], min(h, round(w / ratio[0])))
-    width = torch.where(found, widths.gather(1, first)[:, 0], min(w, round(h * ratio[1])))
+    fitting = fits.any(dim=1)
+    height = torch.where(fitting, heights.gather(1, first)[:, 0], min(h, round(w / ratio[0])))
+    width = torch.where(fitting, widths.gather(1, first)[:, 0], min(w, round(h * ratio[1])))
     top = (uniform[:, -2] * (h - height + 1)).floor()
     left = (uniform[:, -1] * (w - width + 1)).floor()
     rows, columns = _interpolation(top, height, h), _interpolation(left, width, w)

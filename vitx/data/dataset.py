@@ -50,16 +50,16 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """A hash of which images are in which split: of pixels in memory, of names of files."""
-        found = hashlib.blake2b(digest_size=16)
+        digest = hashlib.blake2b(digest_size=16)
         for split in (self.train, self.val, self.test):
-            found.update(split.target.cpu().numpy().tobytes())
+            digest.update(split.target.cpu().numpy().tobytes())
             if isinstance(split, Split):
-                found.update(split.image.cpu().numpy().tobytes())
+                digest.update(split.image.cpu().numpy().tobytes())
             else:
                 # Of a path the folder and the name: where the data lie is no part of them.
                 names = ("/".join(str(item).split("/")[-2:]) for item in split.items)
-                found.update("\n".join(names).encode())
-        return found.hexdigest()
+                digest.update("\n".join(names).encode())
+        return digest.hexdigest()
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -85,7 +85,7 @@ class Dataset:
 def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
     """The data set that the configuration names, split. `size` (h, w) is for pictures in files.
 
-    Raises ValueError where the data is not there, or cannot be split as asked.
+    Raises ValueError where the data is missing or cannot be split as configured.
     """
     source: Source = resolve(config.name, SOURCES)(root=config.root, max_pixels=config.max_pixels)
     splits, skipped = dict(source.splits), []
@@ -101,8 +101,8 @@ def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
         if name in splits:
             held[name] = _part(splits[name], name, images, config)
         elif images:
-            rest, rows = _hold_out(train, name, images, config)
-            train, held[name] = train.take(rest), train.take(rows)
+            rest, out = _hold_out(train, name, images, config)
+            train, held[name] = train.take(rest), train.take(out)
         else:
             held[name] = train.take([])
     train = _part(train, "train", config.train, config)
@@ -145,7 +145,7 @@ def _part(images: Images, name: str, count: int, config: DataConfig) -> Images:
 def _hold_out(
     images: Images, name: str, count: int, config: DataConfig
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """Rows that stay and rows that are held out for the split `name`, by the split seed."""
+    """Indices that stay and those held out for the split `name`, by the split seed."""
     from sklearn.model_selection import train_test_split
 
     labels = images.target.numpy()

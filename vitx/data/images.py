@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 MAX_PIXELS = 50_000_000
-"""Larger pictures are refused before they are decoded, if nothing else is said."""
+"""Larger pictures are refused before they are decoded, by default."""
 PORTION = 2_000
 """Pictures that a process decodes at a time; fewer are decoded in this one."""
 
@@ -35,8 +35,8 @@ class Split:
     def __len__(self) -> int:
         return len(self.target)
 
-    def take(self, rows: Sequence[int]) -> "Split":
-        return Split(self.image[rows], self.target[rows])
+    def take(self, indices: Sequence[int] | Tensor) -> "Split":
+        return Split(self.image[indices], self.target[indices])
 
     def to(self, device: torch.device | str) -> "Split":
         return Split(self.image.to(device), self.target.to(device))
@@ -53,8 +53,9 @@ class Files:
     def __len__(self) -> int:
         return len(self.target)
 
-    def take(self, rows: Sequence[int]) -> "Files":
-        return replace(self, items=[self.items[row] for row in rows], target=self.target[rows])
+    def take(self, indices: Sequence[int]) -> "Files":
+        items = [self.items[index] for index in indices]
+        return replace(self, items=items, target=self.target[indices])
 
 
 def open_picture(
@@ -99,18 +100,20 @@ def read_all(files: Files, *, skip: bool) -> tuple[Split, list[str]]:
     processes = min(torch.get_num_threads(), len(portions))
     if processes > 1:
         with Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            found = pool.map(_decode, portions, chunksize=1)
+            decoded = pool.map(_decode, portions, chunksize=1)
     else:
-        found = [_decode(portion) for portion in portions]
-    bad = [why for portion in found for why in portion.bad]
-    sizes = set().union(*(portion.sizes for portion in found))
+        decoded = [_decode(portion) for portion in portions]
+    bad = [why for portion in decoded for why in portion.bad]
+    sizes = set().union(*(portion.sizes for portion in decoded))
     if bad and not (skip and sizes):
         raise BadImage(bad[0])
     if len(sizes) != 1:
         raise ValueError(f"pictures of one size were expected, not of {sorted(sizes)[:3]}")
-    pixels = np.concatenate([portion.pixels for portion in found if portion.sizes])
+    pixels = np.concatenate([portion.pixels for portion in decoded if portion.sizes])
     image = rearrange(torch.from_numpy(pixels), "images h w c -> images c h w").contiguous()
-    return Split(image, torch.from_numpy(np.concatenate([p.target for p in found]))), bad
+    return Split(
+        image, torch.from_numpy(np.concatenate([portion.target for portion in decoded]))
+    ), bad
 
 
 @dataclass(frozen=True)
@@ -126,14 +129,15 @@ class _Portion:
 
 def _decode(files: Files) -> _Portion:
     """A fault is a value: the pool would raise it as its own, and the first in time."""
-    pixels, good, bad = [], [], []
-    for row, item in enumerate(files.items):
+    pixels: list[np.ndarray] = []
+    good, bad = list[int](), list[str]()
+    for index, item in enumerate(files.items):
         try:
             pixels.append(np.asarray(files.read(item)))
         except BadImage as error:
             bad.append(str(error))
         else:
-            good.append(row)
-    sizes = {found.shape for found in pixels}
+            good.append(index)
+    sizes = {picture.shape for picture in pixels}
     stacked = np.stack(pixels) if len(sizes) == 1 else np.empty(0)
     return _Portion(stacked, files.target[good].numpy(), sizes, bad)

@@ -1,13 +1,14 @@
 """Batches: order and draws by seed, variations, on a device.
 
 Images in memory are varied in batches on the device; pictures in files are read, cropped and
-flipped by workers. Both ways draw from tables that depend on (seed, epoch) alone; the shares of
+flipped by workers. Both ways draw numbers that depend on (seed, epoch) alone; the shares of
 mixed images are drawn by (seed, step).
 """
 
 from collections import deque
 from collections.abc import Generator, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +31,11 @@ def epoch_order(seed: int, epoch: int, images: int) -> Int[Tensor, " images"]:
     return torch.randperm(images, generator=_generator(seed, epoch, stream=0))
 
 
-@lru_cache(maxsize=32)  # each seed that is trained as a lane has a table for each variation
+@lru_cache(maxsize=32)  # each seed that is trained as a lane has draws for each variation
 def epoch_draws(
     seed: int, epoch: int, images: int, draws: int, *, stream: int = 1
 ) -> Float[Tensor, "images draws"]:
-    """Uniform numbers of an epoch, a row an image of the split, whatever the order or device.
+    """Uniform numbers of an epoch, a row per image of the split, whatever the order or device.
 
     Each augmentation has its own `stream`, so that switching one on moves no other's draws.
     """
@@ -45,7 +46,7 @@ AFFINE, CROP, FLIP, ERASE, MIX, FILES = range(1, 7)
 """Streams of draws."""
 
 
-def steps_an_epoch(images: int, batch: int, *, drop_last: bool) -> int:
+def steps_per_epoch(images: int, batch: int, *, drop_last: bool) -> int:
     """Batches of an epoch."""
     return images // batch if drop_last else -(-images // batch)
 
@@ -53,7 +54,7 @@ def steps_an_epoch(images: int, batch: int, *, drop_last: bool) -> int:
 def check_batch(dataset: Dataset, batch: int, ranks: int) -> None:
     """ValueError if the training split has no such batch, or several processes can't share it."""
     images, drop_last = len(dataset.train), dataset.config.drop_last
-    steps = steps_an_epoch(images, batch, drop_last=drop_last)
+    steps = steps_per_epoch(images, batch, drop_last=drop_last)
     if not steps:
         raise ValueError(f"batch = {batch} is larger than the training split of {images}")
     least = batch if drop_last else images - (steps - 1) * batch
@@ -83,19 +84,19 @@ def batches(
     check_batch(dataset, batch, part[1])
     read = _from_memory if isinstance(dataset.train, Split) else _from_files
     order_seed = seed if order_seed is None else order_seed
-    plan = _plan(images, batch, order_seed, start, part, drop_last=config.drop_last)
-    for rows, (epoch, step), image, target in read(dataset, plan, seed, device):
+    schedule = _schedule(images, batch, order_seed, start, part, drop_last=config.drop_last)
+    for (epoch, step, indices), image, target in read(dataset, schedule, seed, device):
         image = dataset.normalise(image.float())
         if config.erase:
             draws = epoch_draws(seed, epoch, images, augment.ERASE_DRAWS, stream=ERASE)
-            image = augment.erase(image, _send(draws[rows], device), rate=config.erase)
+            image = augment.erase(image, _send(draws[indices], device), rate=config.erase)
         if config.mixup or config.cutmix:
             yield _mix(dataset, image, target, _generator(seed, epoch, stream=MIX, step=step))
         else:
             yield image, target
 
 
-def readings(
+def evaluation_batches(
     dataset: Dataset,
     split: Images,
     *,
@@ -108,37 +109,47 @@ def readings(
     A picture that is skipped as bad is black and has the class number -1.
     """
     rank, ranks = part
-    rows = range(rank, len(split), ranks)
+    mine = range(rank, len(split), ranks)
+    portions = [mine[start : start + batch] for start in range(0, len(mine), batch)]
     if isinstance(split, Split):
-        for start in range(0, len(rows), batch):
-            some = torch.tensor(rows[start : start + batch], device=split.image.device)
-            image, target = split.image[some], split.target[some]
-            yield dataset.normalise(_send(image, device).float()), _send(target, device)
-        return
-    keys = [
-        [(0, row) for row in rows[start : start + batch]] for start in range(0, len(rows), batch)
-    ]
-    transform = transforms.evaluation(dataset.config.resize, dataset.size)
-    for image, target in _loader(dataset, split, transform, keys, replace=False):
+        where = split.image.device
+        read = (split.take(torch.tensor(indices, device=where)) for indices in portions)
+        images = ((part.image, part.target) for part in read)
+    else:
+        keys = [[(0, index) for index in indices] for indices in portions]
+        transform = transforms.evaluation(dataset.config.resize, dataset.size)
+        images = _loader(dataset, split, transform, keys, replace=False)
+    for image, target in images:
         yield dataset.normalise(_send(image, device).float()), _send(target, device)
 
 
-Rows = Int[Tensor, " rows"]
-Plan = Iterator[tuple[int, int, Rows]]
-Read = Iterator[tuple[Rows, tuple[int, int], Tensor, Tensor]]
+Indices = Int[Tensor, " batch"]
 
 
-def _plan(
+class Step(NamedTuple):
+    """Which images of the split a step trains on."""
+
+    epoch: int
+    step: int
+    """Of the epoch."""
+    indices: Indices
+
+
+Read = Iterator[tuple[Step, Tensor, Tensor]]
+"""Steps with the images and class numbers that were read for them."""
+
+
+def _schedule(
     images: int, batch: int, seed: int, start: int, part: tuple[int, int], *, drop_last: bool
-) -> Plan:
-    """(epoch, step of the epoch, rows of this part) of every step, without end."""
-    steps = steps_an_epoch(images, batch, drop_last=drop_last)
+) -> Iterator[Step]:
+    """The images of this part in every step, without end."""
+    steps = steps_per_epoch(images, batch, drop_last=drop_last)
     epoch, first = divmod(start, steps)
     while True:
         order = epoch_order(seed, epoch, images)
         for step in range(first, steps):
-            rows = order[step * batch : (step + 1) * batch]
-            yield epoch, step, rows[_share(len(rows), *part)]
+            indices = order[step * batch : (step + 1) * batch]
+            yield Step(epoch, step, indices[_share(len(indices), *part)])
         epoch, first = epoch + 1, 0
 
 
@@ -148,50 +159,48 @@ def _share(images: int, rank: int, ranks: int) -> slice:
     return slice(start, images if rank == ranks - 1 else end)
 
 
-def _from_memory(dataset: Dataset, plan: Plan, seed: int, device: torch.device | str) -> Read:
+def _from_memory(
+    dataset: Dataset, schedule: Iterator[Step], seed: int, device: torch.device | str
+) -> Read:
     """Batches of a tensor, cropped, flipped and turned on the device."""
     split, config = dataset.train, dataset.config
     assert isinstance(split, Split)
     affine = {name: getattr(config, name) for name in ("rotate", "scale", "shear", "shift")}
-    # Each variation with its knobs, the stream of its draws, and how many it takes.
-    wanted = [
-        (
-            config.crop < 1,
-            augment.resized_crop,
-            {"smallest": config.crop},
-            CROP,
-            augment.CROP_DRAWS,
-        ),
-        (any(affine.values()), augment.affine, affine, AFFINE, augment.AFFINE_DRAWS),
-        (config.flip > 0, augment.flip, {"rate": config.flip}, FLIP, augment.FLIP_DRAWS),
-    ]
-    for epoch, step, rows in plan:
-        picked = _send(rows, split.image.device)
-        image, target = _send(split.image[picked], device), _send(split.target[picked], device)
-        image = image.float()
-        for on, vary, knobs, stream, count in wanted:
-            if on:
-                draws = epoch_draws(seed, epoch, len(split), count, stream=stream)[rows]
-                image = vary(image, _send(draws, device), **knobs)
-        yield rows, (epoch, step), image, target
+    # Each variation with the stream of its draws and how many it takes.
+    variations = []
+    if config.crop < 1:
+        crop = partial(augment.resized_crop, smallest=config.crop)
+        variations.append((crop, CROP, augment.CROP_DRAWS))
+    if any(affine.values()):
+        variations.append((partial(augment.affine, **affine), AFFINE, augment.AFFINE_DRAWS))
+    if config.flip:
+        variations.append((partial(augment.flip, rate=config.flip), FLIP, augment.FLIP_DRAWS))
+    for step in schedule:
+        part = split.take(_send(step.indices, split.image.device))
+        image, target = _send(part.image, device).float(), _send(part.target, device)
+        for vary, stream, count in variations:
+            draws = epoch_draws(seed, step.epoch, len(split), count, stream=stream)
+            image = vary(image, _send(draws[step.indices], device))
+        yield step, image, target
 
 
-def _from_files(dataset: Dataset, plan: Plan, seed: int, device: torch.device | str) -> Read:
+def _from_files(
+    dataset: Dataset, schedule: Iterator[Step], seed: int, device: torch.device | str
+) -> Read:
     """Batches of decoded pictures, cropped, flipped and varied by workers."""
     files, config = dataset.train, dataset.config
     assert isinstance(files, Files)
-    planned: deque[tuple[Rows, tuple[int, int]]] = deque()
+    ahead: deque[Step] = deque()
 
     def keys() -> Iterator[list[tuple[int, int]]]:
-        for epoch, step, rows in plan:
-            planned.append((rows, (epoch, step)))
-            seeds = _epoch_seeds(seed, epoch, len(files))
-            yield [(int(seeds[row]), int(row)) for row in rows]
+        for step in schedule:
+            ahead.append(step)
+            seeds = _epoch_seeds(seed, step.epoch, len(files))
+            yield [(int(seeds[index]), int(index)) for index in step.indices]
 
     transform = transforms.training(config, dataset.size)
     for image, target in _loader(dataset, files, transform, keys(), replace=True):
-        rows, where = planned.popleft()
-        yield rows, where, _send(image, device), _send(target, device)
+        yield ahead.popleft(), _send(image, device), _send(target, device)
 
 
 @lru_cache(maxsize=2)

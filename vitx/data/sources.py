@@ -1,4 +1,4 @@
-"""Where images come from: each function reads one data set and gives its own splits.
+"""Sources of images: each function reads one data set and gives its own splits.
 
 A source takes `root` and `max_pixels` from the configuration; further knobs are its own.
 """
@@ -82,12 +82,12 @@ def places365(*, root: str, max_pixels: int, part: str = "val") -> Source:
     splits, classes = {}, ()
     for name, torchvisions in zip(("train", "test"), parts[part], strict=False):
         try:
-            found = Places365(root, split=torchvisions, small=True, download=False)
+            scenes = Places365(root, split=torchvisions, small=True, download=False)
         except RuntimeError as error:  # torchvision's word for missing or changed files
             raise ValueError(f"data.root = {root!r} holds no Places365: {error}") from None
-        items, targets = zip(*found.imgs, strict=True)
+        items, targets = zip(*scenes.imgs, strict=True)
         splits[name] = Files(items, torch.tensor(targets), read)
-        classes = tuple(found.classes)
+        classes = tuple(scenes.classes)
     return Source(splits, classes, f"Places365 ({part}) in {root}", in_memory=False)
 
 
@@ -118,14 +118,14 @@ def hf(*, root: str, max_pixels: int, image: str = "", label: str = "") -> Sourc
         raise ValueError("data.root is empty; hf needs a name on the hub or a folder")
     saved = Path(root, "dataset_dict.json").exists() or Path(root, "state.json").exists()
     try:
-        found: Any = datasets.load_from_disk(root) if saved else datasets.load_dataset(root)
+        loaded: Any = datasets.load_from_disk(root) if saved else datasets.load_dataset(root)
     except ValueError as error:
         raise ValueError(f"data.root = {root!r} can't be read by datasets: {error}") from error
-    if not isinstance(found, dict):
-        found = {"train": found}
-    parts: dict[str, Any] = {name: found[key] for name, key in _split_names(found, root).items()}
+    if not isinstance(loaded, dict):
+        loaded = {"train": loaded}
+    parts: dict[str, Any] = {name: loaded[key] for name, key in _split_names(loaded, root).items()}
     if "train" not in parts:
-        raise ValueError(f"{root} has no split named train; it has {', '.join(found)}")
+        raise ValueError(f"{root} has no split named train; it has {', '.join(loaded)}")
     features = parts["train"].features
     picture = _column(features, image, datasets.Image, "image")
     labels = _column(features, label, datasets.ClassLabel, "label")
@@ -142,7 +142,7 @@ def fake(
     *, root: str = "", max_pixels: int = 0, images: int = 1000, size: int = 32, classes: int = 10,
     channels: int = 3,
 ) -> Source:  # fmt: skip
-    """Noise around one random picture a class: a task without files, which a model can learn."""
+    """Noise around one random picture per class: a task without files that a model can learn."""
     if min(images, size, classes, channels) < 1:
         raise ValueError("data.name = fake(…): images, size, classes and channels are at least 1")
     generator = torch.Generator().manual_seed(0)
@@ -182,38 +182,39 @@ FACTS = {
 
 def _split_names(there: Iterable[str], where: str) -> dict[str, str]:
     """Which of the names there is which split; ValueError if two of them are one."""
-    found: dict[str, str] = {}
+    theirs: dict[str, str] = {}
     for name in there:
-        if (ours := SPLITS.get(name)) in found:
-            raise ValueError(f"{where} holds both {found[ours]} and {name}, which mean one split")
+        if (ours := SPLITS.get(name)) in theirs:
+            raise ValueError(f"{where} holds both {theirs[ours]} and {name}, which mean one split")
         if ours:
-            found[ours] = name
-    return found
+            theirs[ours] = name
+    return theirs
 
 
 def _cifar(kind: Any, root: str, max_pixels: int) -> Source:
     folder = _folder(root)
     if (folder / kind.base_folder).is_dir():
+        try:
+            parts = {"train": kind(root, train=True), "test": kind(root, train=False)}
+        except RuntimeError as error:  # torchvision's word for missing or changed files
+            raise ValueError(f"{folder / kind.base_folder}: {error}") from None
         splits = {}
-        for name, training in (("train", True), ("test", False)):
-            try:
-                found = kind(root, train=training, download=False)
-            except RuntimeError as error:  # torchvision's word for missing or changed files
-                raise ValueError(f"{folder / kind.base_folder}: {error}") from None
-            image = rearrange(torch.from_numpy(found.data), "images h w c -> images c h w")
-            splits[name] = Split(image.contiguous(), torch.tensor(found.targets))
-        return Source(splits, tuple(found.classes), f"torchvision's {kind.__name__} batches")
-    parts = {name: folder / name for name in ("train", "test")}
-    if all(part.is_dir() for part in parts.values()):
-        return _folders(parts, max_pixels, in_memory=True)
+        for name, photographs in parts.items():
+            image = rearrange(torch.from_numpy(photographs.data), "images h w c -> images c h w")
+            splits[name] = Split(image.contiguous(), torch.tensor(photographs.targets))
+        classes = tuple(parts["train"].classes)
+        return Source(splits, classes, f"torchvision's {kind.__name__} batches")
+    folders = {name: folder / name for name in ("train", "test")}
+    if all(path.is_dir() for path in folders.values()):
+        return _folders(folders, max_pixels, in_memory=True)
     raise ValueError(
         f"data.root = {root!r} holds neither {kind.base_folder}/ nor train/ and test/ with a "
-        "folder a class"
+        "folder per class"
     )
 
 
 def _folders(parts: Mapping[str, Path], max_pixels: int, *, in_memory: bool) -> Source:
-    """Splits of one folder a class each; all must have the classes of the first."""
+    """Splits of one folder per class; all must have the classes of the first."""
     from torchvision.datasets import ImageFolder
 
     read = partial(_read_file, max_pixels=max_pixels)
@@ -221,14 +222,14 @@ def _folders(parts: Mapping[str, Path], max_pixels: int, *, in_memory: bool) -> 
     classes: list[str] = []
     for name, folder in parts.items():
         try:
-            found = ImageFolder(str(folder))
+            pictures = ImageFolder(str(folder))
         except FileNotFoundError as error:
-            raise ValueError(f"{folder} holds no folder a class with pictures: {error}") from None
-        if classes and found.classes != classes:
-            odd = sorted(set(found.classes) ^ set(classes))
+            raise ValueError(f"{folder} holds no folder per class with pictures: {error}") from None
+        if classes and pictures.classes != classes:
+            odd = sorted(set(pictures.classes) ^ set(classes))
             raise ValueError(f"{folder} has other classes than the split before it: {odd[:3]}")
-        classes = found.classes
-        items, targets = zip(*found.samples, strict=True)
+        classes = pictures.classes
+        items, targets = zip(*pictures.samples, strict=True)
         splits[name] = Files(items, torch.tensor(targets), read)
     where = ", ".join(f"{name}/" for name in parts)
     return Source(splits, tuple(classes), f"picture folders {where}", in_memory=in_memory)
@@ -263,13 +264,13 @@ def _column(features: Mapping[str, Any], named: str, kind: type, what: str) -> s
         if not isinstance(features[named], kind):
             raise ValueError(f"hf: {what} = {named!r} is no column of {kind.__name__} values")
         return named
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if len(found) != 1:
+    columns = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(columns) != 1:
         raise ValueError(
-            f"hf: {len(found)} columns hold {kind.__name__} values "
-            f"({', '.join(found) or ', '.join(features)}); name one with hf({what}='…')"
+            f"hf: {len(columns)} columns hold {kind.__name__} values "
+            f"({', '.join(columns) or ', '.join(features)}); name one with hf({what}='…')"
         )
-    return found[0]
+    return columns[0]
 
 
 def _folder(root: str) -> Path:

@@ -1,5 +1,6 @@
 """From a decoded picture to a uint8 tensor of the model's size, in worker processes."""
 
+import itertools
 import random
 import signal
 from typing import Any
@@ -45,7 +46,7 @@ def evaluation(resize: str, size: tuple[int, int]) -> Any:
 
 
 class Pictures(Dataset):
-    """Pictures by key (seed, row): decoded, transformed, with class number and what was wrong.
+    """Pictures by key (seed, index): decoded, transformed, with class number and what was wrong.
 
     All draws of a picture depend on its key alone, never on the worker or on what came before. A
     picture that can't be used is black, with class number -1; if `replace`, the next one of the
@@ -61,10 +62,10 @@ class Pictures(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, list[str]]:
         from torchvision.transforms.functional import pil_to_tensor
 
-        seed, row = key
-        picture, place, faults = None, row, []
+        seed, index = key
+        picture, place, faults = None, index, []
         for tried in range(MOST_REPLACED if self.replace else 1):
-            place = (row + tried) % len(self.files)
+            place = (index + tried) % len(self.files)
             try:
                 picture = self.files.read(self.files.items[place])
                 break
@@ -80,13 +81,13 @@ class Pictures(Dataset):
 
 
 MOST_REPLACED = 100
-"""How many bad pictures in a row are replaced by the next."""
+"""How many successive bad pictures are replaced by the next."""
 
 
-def collate(found: list[tuple[Tensor, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]]:
+def collate(samples: list[tuple[Tensor, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]]:
     """Images, class numbers and faults of a batch."""
-    images, targets, faults = zip(*found, strict=True)
-    return torch.stack(images), torch.tensor(targets), [why for some in faults for why in some]
+    images, targets, faults = zip(*samples, strict=True)
+    return torch.stack(images), torch.tensor(targets), list(itertools.chain(*faults))
 
 
 def calm(worker: int) -> None:

@@ -1,1 +1,1 @@
-"""Conversions from and to other projects' models, a file a project."""
+"""Conversions from and to models of other projects, a file per project."""

@@ -13,7 +13,7 @@ from vitx.model.vit import Vit, build
 from vitx.registry import nearest
 
 
-def from_timm(model_or_name: Any, **timm_kwargs: Any) -> Vit:
+def from_timm(model_or_name: object, **timm_kwargs: Any) -> Vit:
     """The `Vit` that computes what a timm `VisionTransformer` computes, with a copy of its weights.
 
     `model_or_name` is a live model, or a name for `timm.create_model(name, **timm_kwargs)`.
@@ -23,12 +23,11 @@ def from_timm(model_or_name: Any, **timm_kwargs: Any) -> Vit:
     """
     model = live_model(model_or_name, timm_kwargs)
     config = read_config(model)
-    some = next(model.parameters())
-    vit = build(config, device=some.device, dtype=some.dtype)
+    first = next(model.parameters())
+    vit = build(config, device=first.device, dtype=first.dtype)
     vit.load_state_dict(model.state_dict(), strict=True)
-    wants_grad = {name: p.requires_grad for name, p in model.named_parameters()}
     for name, parameter in vit.named_parameters():
-        parameter.requires_grad_(wants_grad[name])
+        parameter.requires_grad_(model.get_parameter(name).requires_grad)
     for name, module in vit.named_modules():
         module.training = _training(model, name)
     return vit
@@ -72,7 +71,7 @@ def read_config(model: nn.Module) -> ModelConfig:
     )
 
 
-def live_model(model_or_name: Any, timm_kwargs: dict[str, Any]) -> nn.Module:
+def live_model(model_or_name: object, timm_kwargs: dict[str, Any]) -> nn.Module:
     """A timm model by its name and options, or the live model itself.
 
     Raises ValueError for an unknown name, with the nearest, and for options beside a live model.
@@ -96,7 +95,7 @@ def live_model(model_or_name: Any, timm_kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _refuse_inexpressible(model: nn.Module) -> None:
-    """Every check is one row: (holds, the timm option, what was found)."""
+    """Each check is one line: what holds, timm's option, and its value in this model."""
     from timm.layers.norm import LayerNorm
     from timm.models.vision_transformer import Block, VisionTransformer
 

@@ -56,7 +56,7 @@ def _plain(linear: nn.Module) -> bool:
 
 
 class PatchEmbed(nn.Module):
-    """Image to patch tokens: one linear map a patch, evaluated by `patchify`."""
+    """Image to patch tokens: one linear map per patch, evaluated by `patchify`."""
 
     def __init__(self, channels: int, width: int, patch: tuple[int, int], *, patchify: Function):
         super().__init__()
@@ -201,7 +201,7 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A gain a channel on a residual branch (Touvron et al. 2021, arXiv:2103.17239, eq. 2)."""
+    """A gain per channel on a residual branch (Touvron et al. 2021, arXiv:2103.17239, eq. 2)."""
 
     def __init__(self, width: int, value: float):
         super().__init__()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitx.data.dataset import Dataset
 from vitx.data.images import Split
-from vitx.data.loader import readings
+from vitx.data.loader import evaluation_batches
 from vitx.data.sources import Images
 from vitx.model.vit import Vit
 from vitx.training.parallel import ALONE, Part, gathered
@@ -56,7 +56,9 @@ def predict(
     target = [torch.zeros(0, dtype=torch.long, device=first.device)]
     with evaluating(model):
         share = (part.rank, part.ranks)
-        for image, label in readings(dataset, split, batch=batch, device=first.device, part=share):
+        for image, label in evaluation_batches(
+            dataset, split, batch=batch, device=first.device, part=share
+        ):
             logits.append(model(image.to(first.dtype)))
             target.append(label)
     whole, labels = torch.cat(logits), torch.cat(target)
@@ -131,7 +133,7 @@ def features(vit: Vit, dataset: Dataset, split: Images) -> tuple[np.ndarray, np.
     with evaluating(vit):
         batches = [
             (vit.features(image.to(first.dtype)).float().cpu(), target.cpu())
-            for image, target in readings(dataset, split, device=first.device)
+            for image, target in evaluation_batches(dataset, split, device=first.device)
         ]
     values, labels = (torch.cat(parts).numpy() for parts in zip(*batches, strict=True))
     return values[labels >= 0], labels[labels >= 0]

@@ -1,1 +1,1 @@
-"""Pure tensor functions, a noun a file; each is usable alone."""
+"""Pure tensor functions, a noun per file; each is usable alone."""

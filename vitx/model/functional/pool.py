@@ -1,4 +1,4 @@
-"""From the encoder's tokens to one vector an image."""
+"""From the encoder's tokens to one vector per image."""
 
 from einops import rearrange, reduce  # pyright: ignore[reportUnknownVariableType]
 

@@ -8,7 +8,7 @@ from vitx.registry import Registry
 
 
 def learned(grid: tuple[int, int], width: int, *, prefix: int) -> nn.Parameter:
-    """A free vector a token (Dosovitskiy et al. 2021, arXiv:2010.11929); filled by the init."""
+    """A free vector per token (Dosovitskiy et al. 2021, arXiv:2010.11929); filled by the init."""
     return nn.Parameter(torch.empty(1, prefix + grid[0] * grid[1], width))
 
 
