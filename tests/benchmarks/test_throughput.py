@@ -2,17 +2,14 @@
 
 import csv
 import gzip
-import itertools
 import json
 import math
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
 import types
 from copy import deepcopy
 from functools import partial
@@ -26,7 +23,6 @@ from torch import nn
 from benchmarks import (
     calibration,
     check,
-    gate,
     pack,
     peers,
     pretrained,
@@ -41,10 +37,7 @@ from experiments.study.pages import ROOT
 from vitx import pictures
 from vitx.measure import breakdown, machine, peak, stats, timing, worker
 from vitx.measure.compare import equality
-from vitx.model.config import ModelConfig, size
-from vitx.model.cost import forward_macs, step_macs
-from vitx.model.vit import build
-from vitx.settings import override
+from vitx.model.config import ModelConfig
 from vitx.training import provenance
 
 PLANTED = ROOT / "tests" / "planted.py"
@@ -221,35 +214,6 @@ def test_the_best_batch_is_found_up_to_what_fits(tmp_path, monkeypatch):
         throughput.best_batch(None, model, timing.TimingConfig(), tmp_path, torch.device("cpu"))
 
 
-def test_a_probe_runs_all_that_a_pair_does_and_tells_the_candidates_rate(monkeypatch):
-    calls = []
-    blocks = iter([9.0, 9.0, 0.5, 0.1, 0.1, 0.4, 0.1, 0.1, 0.3, 0.1, 0.1, 0.2])
-
-    def block(step, iterations, device):
-        step()
-        return next(blocks)
-
-    monkeypatch.setattr(timing, "make_steps", lambda arms, *_: {
-        arm: partial(calls.append, arm) for arm in arms
-    })  # fmt: skip
-    monkeypatch.setattr(timing, "time_block", block)
-    plan = timing.TimingConfig()
-    found = timing.probe(dict.fromkeys(timing.ARMS, nn.Identity()), torch.zeros(8, 3), plan)
-    assert calls == [*timing.ARMS] * 4
-    assert found == {"images_per_s": 8 / 0.2}
-
-
-def test_a_probe_keeps_memory_as_a_pair_does(tmp_path, monkeypatch):
-    kept: list[bool] = []
-    monkeypatch.setattr(worker, "keep_memory", lambda: kept.append(True))
-    small = peers.make(f"python:{PLANTED}:small").module
-    plan = timing.TimingConfig(processes=1, pair_s=0.01, block_s=0.001, warm_up_s=0.01)
-    worker.write(tmp_path, plan, small, small, torch.randn(1, 3, 16, 16), {})
-    for task, argument in (("pair", "0"), ("probe", "0"), ("alone", "candidate")):
-        worker._do(tmp_path, task, argument)
-    assert len(kept) == 2
-
-
 def test_the_best_batch_of_what_cant_be_pickled_is_refused(tmp_path):
     model = peers.make(f"python:{PLANTED}:small")
     model.module.anything = lambda: None
@@ -285,32 +249,6 @@ def test_most_of_the_machines_memory_is_the_limit_if_none_is_given(monkeypatch):
         settings = throughput.Settings(models=("vitx:Ti/16",), dtype=("float32",), limit_gib=given)
         (found,) = throughput.configurations(settings)
         assert found.plan.limit_gib == limit
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
-@pytest.mark.parametrize(
-    ("listed", "limit"),
-    [
-        ("0::/job/step", "job/memory.max"),  # version 2, of the group around
-        ("0::/outside/of/the/container", "memory.max"),  # as a container sees its own
-        ("4:memory:/job\n0::/", "memory/job/memory.limit_in_bytes"),  # version 1
-        ("4:cpu,memory:/outside\n0::/", "memory/memory.limit_in_bytes"),
-    ],
-)
-def test_memory_is_what_the_control_groups_leave(tmp_path, monkeypatch, listed, limit):
-    real = Path.read_text
-
-    def read(path, *given, **how):
-        return listed if path == Path("/proc/self/cgroup") else real(path, *given, **how)
-
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
-    monkeypatch.setattr(machine.Path, "read_text", read)
-    path = tmp_path / limit
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("max\n")
-    assert machine.memory_gib() > 1
-    path.write_text(f"{2**30}\n")
-    assert machine.memory_gib() == 1
 
 
 def test_a_model_with_batch_norm_is_counted_and_its_step_has_phases():
@@ -388,177 +326,13 @@ def _shrunk(name: str) -> peers.Model:
         return peers.make(name)
 
 
-def test_every_stage_of_a_call_is_seen_and_the_model_stays_as_it_is():
-    vit = build(override(CONFIG, width=96, depth=4)).eval()
-    image = torch.randn(8, 3, 16, 16)
-    before = forward_macs(vit, image)
-    found = breakdown.stages(vit, image)
-    assert set(found) == set(breakdown.STAGES)
-    assert all(seconds > 0 for stage, seconds in found.items() if stage != "remainder")
-    assert found["mlp"] > found["head"]
-    assert not any(module._forward_hooks for module in vit.modules())
-    assert forward_macs(vit, image) == before
-    with pytest.raises(ValueError, match="has no module patch_embed"):
-        breakdown.stages(nn.Linear(3, 3), image)
-
-
-@pytest.mark.timing
-def test_little_of_a_call_belongs_to_no_stage():
-    found = breakdown.stages(build(size("Ti/16")), torch.randn(1, 3, 224, 224))
-    assert abs(found["remainder"]) <= 0.05 * sum(found.values())
-
-
-def test_phases_of_a_step_are_all_there():
-    config = timing.step_config(4, timing.TimingConfig(mode="training"))
-    found = breakdown.phases(build(CONFIG), torch.randn(4, 3, 16, 16), config)
-    assert set(found) == {"forward", "backward", "optimizer"}
-    assert all(seconds > 0 for seconds in found.values())
-
-
-@pytest.mark.parametrize("share", breakdown.QUANTILES)
-def test_intervals_of_quantiles_hold_them_95_times_in_100(share):
-    draws, held = random.Random(0), 0
-    for _ in range(1000):
-        times = sorted(draws.random() for _ in range(breakdown.LEAST_CALLS))
-        _, low, high = breakdown._quantile(times, share)
-        held += low <= share <= high
-    assert 0.93 < held / 1000 < 0.99
-
-
-class Clock:
-    """Seconds that pass only where a test says so."""
-
-    def __init__(self):
-        self.seconds = 0.0
-
-    def sleep(self, seconds: float) -> None:
-        self.seconds += seconds
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    found = Clock()
-    monkeypatch.setattr(time, "perf_counter", lambda: found.seconds)
-    return found
-
-
-def test_latency_waits_for_every_call(monkeypatch, clock):
-    """Of a device that works on by itself, as a GPU does."""
-    slow, given = itertools.cycle([0.001] * 19 + [0.02]), []  # every twentieth call
-
-    def synchronise(device):
-        while given:
-            clock.sleep(given.pop())
-
-    monkeypatch.setattr(machine, "synchronise", synchronise)
-    found = breakdown.latency(lambda: given.append(next(slow)), torch.device("cuda"), 0.01)
-    assert found["calls"] == breakdown.LEAST_CALLS
-    for name, seconds in (("p50", 0.001), ("p90", 0.001), ("p99", 0.02)):
-        assert found[name]["value"] == pytest.approx(seconds)
-        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
-
-
-class SlowAtFirst(nn.Module):
-    def __init__(self, clock):
-        super().__init__()
-        self.clock, self.calls = clock, 0
-
-    def forward(self, image):
-        self.calls += 1
-        self.clock.sleep(0.3 if self.calls == 1 else 0.001)
-        return image
-
-
-def test_what_a_first_call_does_once_is_no_latency(monkeypatch, clock):
-    plan = timing.TimingConfig(pair_s=0.01, warm_up_s=0.1, block_s=0.01, details=True)
-    monkeypatch.setattr(worker, "_load", lambda *_: SlowAtFirst(clock))
-    found = worker._details(Path(), "candidate", torch.zeros(1, 3), plan)
-    assert found["latency"]["p99"]["high"] == pytest.approx(0.001)
-
-
-def test_what_compiling_saves_is_read_from_pairs_of_blocks(clock):
-    seconds = {"eager": 0.004, "compiled": 0.001}
-    steps = {arm: partial(clock.sleep, each) for arm, each in seconds.items()}
-    iterations = {"eager": 1, "compiled": 3}
-    found = breakdown.saved(steps, iterations, 2, torch.device("cpu"), 0.01)
-    assert found["pairs"] == breakdown.LEAST_PAIRS
-    assert [found[name] for name in ("low", "value", "high")] == [pytest.approx(0.0015)] * 3
-
-
-def test_fused_attention_reads_and_writes_what_a_kernel_does():
-    class Mixing(nn.Module):
-        def forward(self, q):
-            return nn.functional.scaled_dot_product_attention(q, q, q)
-
-    found = peak.work(Mixing(), torch.randn(2, 3, 50, 8), torch.float32)
-    assert found.bytes == 4 * 4 * 2 * 3 * 50 * 8
-
-
-def test_a_models_products_and_bytes_are_counted():
-    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
-    assert peak.work(model, torch.randn(10, 8), torch.bfloat16).bytes == 2 * 652
-    found = peak.work(model, torch.randn(10, 8), torch.float32)
-    assert found.products == [(10, 8, 16), (10, 16, 4)]
-    values = [10 * 8, 8 * 16, 16, 10 * 16, 10 * 16, 16 * 4, 4, 10 * 4]
-    assert found.bytes == 4 * sum(values)
-    assert step_macs(model, torch.randn(10, 8)) == 10 * (8 * 16 * 2 + 16 * 4 * 3)
-
-
-def test_utilisation_is_quoted_only_where_it_can_be():
-    low, high = peak.Peak(1e9, (1, 1, 1), 1e9), peak.Peak(1.1e9, (1, 1, 1), 2e9)
-    found = peak.utilisation(0.55e9, low, high)
-    assert found["mfu"] == pytest.approx(0.5)
-    assert found["bandwidth"] == 2e9
-    far = peak.Peak(2e9, (1, 1, 1), 1e9)
-    assert peak.utilisation(0.5e9, low, far)["why"] == "unsteady"
-    above = peak.utilisation(1.2e9, low, high)
-    assert (above["mfu"], above["why"]) == (None, "above the peak")
-
-
-@pytest.fixture
-def tf32():
-    """Off at first, and afterwards as it was before the test."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["NVIDIA H200 NVL", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "GRID A100-10C", "NVIDIA L40S",
-     "NVIDIA GeForce RTX 4090 Laptop GPU"],
-)  # fmt: skip
-def test_a_part_or_a_relative_of_a_gpu_has_no_data_sheet(name):
-    assert peak.data_sheet(name, torch.float16) is None
-
-
-def test_a_data_sheets_peak_is_that_of_the_dtype_and_gpu(tf32):
-    assert peak.data_sheet("NVIDIA H200", torch.bfloat16) == 989e12
-    assert peak.data_sheet("NVIDIA A100-SXM4-80GB", torch.float32) == 19.5e12
-    torch.backends.cuda.matmul.allow_tf32 = True
-    assert peak.data_sheet("NVIDIA A100-SXM4-80GB", torch.float32) == 156e12
-    assert peak.data_sheet("Tesla T4", torch.bfloat16) is None
-    assert peak.data_sheet(None, torch.float32) is None
+def test_utilisation_is_shown_beside_the_peak():
     used = row()["utilisation"]["candidate"]
     assert matrix._utilisation([used]) == ("45%", "2 to 2.1")
     unsteady = used | {"mfu": None, "why": "unsteady", "data_sheet": 989e12}
     assert matrix._utilisation([unsteady]) == ("unsteady", "2 to 2.1, data sheet 989")
     said = matrix._utilisation([unsteady, used | {"mfu": 0.5}, used | {"mfu": 0.4}])
     assert said == ("45% (40% to 50%), 2 of 3 runs steady", "2 to 2.1")
-
-
-def test_peaks_are_those_of_this_machine():
-    left, right = torch.randn(512, 512), torch.randn(512, 512)
-
-    def once() -> float:
-        return timing.time_block(lambda: left @ right, 20, torch.device("cpu")) / 20
-
-    before, found = once(), peak.peak(torch.float32, torch.device("cpu"), [(64, 32, 64)])
-    slower = max(before, once())
-    assert found.flops > 0.3 * 2 * 512**3 / slower  # on a machine that others use too
-    assert found.bytes > 1e8
-    assert found.shape in {(side,) * 3 for side in peak.SQUARES["cpu"]} | {(64, 32, 64)}
 
 
 def row(model="vitx:S/16", batch=8, rate=100.0, threads=2, ratio=1.1, **more) -> dict:
@@ -944,7 +718,6 @@ def test_what_stands_beside_a_persons_model_is_its_code_too(tmp_path):
 def test_undefined_numbers_pass_nowhere():
     nan = math.nan
     assert not check.apart([1.0, nan, 1.0], [1.0, 1.0, 1.0]) <= check.BAND
-    assert gate.largest_error([1.0, 2.0, 3.0], [1.0, nan, 3.0]) == math.inf
 
 
 def test_a_pack_that_was_changed_is_refused(tmp_path):
@@ -1321,101 +1094,9 @@ def test_accuracy_of_a_saved_timm_model_in_both(tmp_path):
         pretrained.load(str(place.parent))
 
 
-@pytest.mark.slow
-def test_a_gate_passes_the_same_commit_and_names_what_it_cant_read(tmp_path):
-    words = ["--against", "HEAD", "--model", "Pico/16", "--mode", "inference", "--processes", "2",
-             "--seconds", "0.1", "--block-s", "0.01", "--threshold", "0.9", "--out",
-             str(tmp_path)]  # fmt: skip
-    gate.main(words)
-    (path,) = tmp_path.glob("gate/*/rows.jsonl")
-    (found,) = read(path)
-    assert found["outputs_apart"] == 0
-    assert not found["failed"]
-    assert found["reference"] == found["candidate"]
-    assert 0.3 < found["ratio"] < 3
-    (shown,) = render.gate_table([found]).body
-    assert "2 of 0.1 s, blocks of 0.01 s" in shown
-    assert shown[:3] == (found["candidate"][:7], found["reference"][:7], "Pico/16")
-    with pytest.raises(ValueError, match="against = 'nowhere' is no commit"):
-        gate.main(["--against", "nowhere"])
-    with pytest.raises(ValueError, match="mode names nothing to time"):
-        gate.main(["--against", "HEAD", "--mode"])
-
-
-@pytest.mark.slow
-def test_a_gate_times_two_commits_and_fails_for_the_slower_one(tmp_path):
-    """In a checkout of its own, whose newer commit sleeps in every attention."""
-    for name in ("vitx", "experiments", "benchmarks"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("results"))
-
-    def git(*words):
-        who = ["-c", "user.name=a", "-c", "user.email=b"]
-        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
-
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "before")
-    model = tmp_path / "vitx" / "model.py"  # it also takes more draws for its weights
-    made = "        vit = Vit(config, seed=seed)\n"
-    assert model.read_text().count(made) == 1
-    model.write_text(model.read_text().replace(made, f"        torch.rand(3)\n{made}"))
-    path = tmp_path / "vitx" / "layers.py"
-    text, line = path.read_text(), "        q, k, v = self.split(tokens, queries)\n"
-    assert text.count(line) == 1
-    path.write_text("import time\n" + text.replace(line, f"        time.sleep(0.02)\n{line}"))
-    git("commit", "-am", "after")
-    words = ["--against", "HEAD~1", "--model", "Pico/16", "--mode", "inference", "--processes",
-             "4", "--seconds", "0.2", "--block-s", "0.01", "--threshold", "0.5"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gate", *words], cwd=tmp_path, text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    (rows,) = tmp_path.glob("runs/gate/*/rows.jsonl")
-    (found,) = read(rows)
-    assert found["failed"]
-    assert found["outputs_apart"] == 0
-    assert found["reference"] != found["candidate"]
-    assert found["ratio_high"] < 0.5
-
-
-def test_a_side_of_the_gate_that_hangs_is_ended(tmp_path, monkeypatch):
-    (tmp_path / "side.py").write_text("import time; time.sleep(100)")
-    monkeypatch.setattr(gate, "SIDE", tmp_path / "side.py")
-    with pytest.raises(ValueError, match=r"killed, at the latest after 0\.5 s without an answer"):
-        gate.Side({}, tmp_path, 0.5)
-
-
 def test_what_hangs_before_it_is_timed_is_ended_too():
     program = (
         "import time; from benchmarks.throughput import within\nwith within(0.2): time.sleep(9)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGALRM
-
-
-def test_a_gate_fails_only_with_the_whole_interval(monkeypatch):
-    settings = gate.Settings(against="HEAD", processes=5)
-    logs = [math.log(0.94), math.log(0.95), math.log(0.96), math.log(0.95), math.log(0.95)]
-
-    def found(values, apart=0.0, noise=0.001):
-        records = iter(
-            {"apart": apart, "log_ratio": v, "log_ratio_again": noise * k, "rounds": []}
-            for k, v in enumerate(values)
-        )
-        monkeypatch.setattr(gate, "process", lambda *_: next(records))
-        commits = {"reference": "a" * 40, "candidate": "b" * 40}
-        return gate.compare(settings, "inference", commits, {}, Path()), list(records)
-
-    assert found(logs)[0]["failed"]
-    noisy, _ = found(logs, noise=0.03)  # the floor is wider than the threshold
-    assert not noisy["failed"]
-    assert gate.line({"mode": "inference"} | noisy).endswith("passed: not shown to be slower")
-    wide = [math.log(0.90), math.log(0.99), *logs[2:]]
-    assert not found(wide)[0]["failed"]
-    other, left = found(logs, apart=1e-3)
-    assert other["failed"]
-    assert other["verdict"] == "not equal"
-    assert len(left) == 4  # the first process ended it
-    said = gate.line({"mode": "inference"} | other)
-    assert said == "inference: outputs or gradients differ by 1.0e-03: FAILED"

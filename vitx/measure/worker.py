@@ -192,23 +192,27 @@ def _last_words(errors: str, code: int) -> str:
     return (named or lines or [f"exit code {code} without a word"])[-1][:300]
 
 
+def _may_fork(job: "Job") -> bool:
+    """Import what the job needs; whether the imports have left this process fit to be forked."""
+    if not forks(torch.device(job.device)):
+        return False
+    before = threads(), descendants(os.getpid())
+    job.import_all()
+    return (threads(), descendants(os.getpid())) == before  # threads are not forked
+
+
 def _serve(pipe: Connection) -> None:
     """Fork a process for each task, or do one in this process.
 
     Of a forked one its number is sent back, and when it has ended its status too.
     """
     forking, server = None, os.getpid()
-    before = threads(), descendants(server)
     while True:
         try:
             job, result, cache, task, args, options = pipe.recv()
         except EOFError:
             return
-        if forking is None:
-            forking = forks(torch.device(job.device))
-            if forking:
-                job.import_all()
-                forking = (threads(), descendants(server)) == before  # threads are not forked
+        forking = _may_fork(job) if forking is None else forking
         worker = os.fork() if forking else 0
         if not worker:
             if forking:
