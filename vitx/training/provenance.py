@@ -82,12 +82,9 @@ def _matmul_precision() -> str:
     """The precision of float32 products, by whichever of PyTorch's two interfaces it was set."""
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # the older one can't say what the newer one set
-        backends: Any = torch.backends
-        return (
-            f"cuda {backends.cuda.matmul.fp32_precision}, "
-            f"cpu {backends.mkldnn.matmul.fp32_precision}"
-        )
+    except RuntimeError:  # the older one can't tell what the newer one set
+        cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        return f"cuda {cuda.fp32_precision}, cpu {cpu.fp32_precision}"
 
 
 def _command() -> list[str]:
@@ -100,26 +97,25 @@ def _command() -> list[str]:
 
 
 def git(*words: str) -> str | None:
-    """What git says in the checkout that this package was imported from; None outside of one.
+    """The output of git in the checkout that this package was imported from; None outside of one.
 
     An installed package may lie in some other project's checkout, which is not asked.
     """
     folder = Path(__file__).resolve().parents[2]
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    return _git(folder, *words) if top and Path(top).resolve() == folder else None
 
-    def ask(*question: str) -> str | None:
-        command = ["git", "-C", str(folder), *question]
-        try:
-            # A hook of git sets variables that would name another repository.
-            clean = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-            found = subprocess.run(
-                command, capture_output=True, encoding="utf8", errors="replace", env=clean
-            )
-        except FileNotFoundError:
-            return None
-        return found.stdout.strip() if found.returncode == 0 else None
 
-    top = ask("rev-parse", "--show-toplevel")
-    return ask(*words) if top and Path(top).resolve() == folder else None
+def _git(folder: Path, *words: str) -> str | None:
+    # A hook of git sets variables that would name another repository.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(folder), *words]
+    how = {"capture_output": True, "encoding": "utf8", "errors": "replace", "env": clean}
+    try:
+        done = subprocess.run(command, **how)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def version() -> str:
@@ -135,7 +131,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu(field: str) -> str:
-    """What the system says of the first core under this name; empty if it says nothing."""
+    """A field of the first core in /proc/cpuinfo; empty where there is none."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     pairs = (line.partition(":")[::2] for line in lines)

@@ -1,10 +1,10 @@
 """What changes in training: `init(config) -> State`, `step(state, batch, config) -> metrics`."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ def init(
     number = {"device": device, "dtype": torch.long}
     bad_step = torch.tensor(-1, **number)
     average = deepcopy(model) if config.ema else None
-    run: Any = torch.compile(model) if config.compile else model
+    run = cast("nn.Module", torch.compile(model)) if config.compile else model
     if not part.alone:
         run = parallel.averaging(run)
     return State(
@@ -284,7 +284,7 @@ def _index(device: torch.device) -> tuple[torch.device, ...]:
     return () if device.type == "mps" else (device,)
 
 
-def autocast(device: torch.device, precision: str) -> Any:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The context in which a forward pass has this precision."""
     if precision == "float32":
         return nullcontext()

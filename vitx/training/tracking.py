@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitx.files import Lock, read_json, write_json
 from vitx.training.provenance import environment, git
@@ -53,14 +53,13 @@ METRICS = frozenset({
 def wandb_mode(flag: str | None = None) -> tuple[str, str]:
     """The mode and why: the flag, else WANDB_MODE, else online within a sweep, else offline."""
     named = os.environ.get("WANDB_MODE", "")
-    if flag:
-        mode, why = flag, "asked for"
-    elif named:
-        mode, why = named, "WANDB_MODE says so"
-    elif os.environ.get("WANDB_SWEEP_ID"):
-        mode, why = "online", "WANDB_SWEEP_ID is set"
-    else:
-        mode, why = "offline", "the default"
+    choices = (
+        (flag, "asked for"),
+        (named, "WANDB_MODE says so"),
+        ("online" if os.environ.get("WANDB_SWEEP_ID") else "", "WANDB_SWEEP_ID is set"),
+        ("offline", "the default"),
+    )
+    mode, why = next((mode, why) for mode, why in choices if mode)
     if mode not in MODES:
         raise ValueError(f"W&B mode {mode!r} ({why}) is not known; choices: {', '.join(MODES)}")
     return mode, why
@@ -240,7 +239,7 @@ def read_events(folder: Path) -> list[Event]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def _before(folder: Path) -> list[dict[str, Any]]:
+def _before(folder: Path) -> list[dict[str, object]]:
     """Where and of what commit the run in a folder was at work until now, if it is resumed."""
     last = read_json(folder / "environment.json")
     if not last:

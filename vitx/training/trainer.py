@@ -146,11 +146,8 @@ def evaluation(training: Training) -> Event:
     split = getattr(training.dataset, name)
     logits, target, _ = evaluate.predict(state.result, training.dataset, split, part=state.part)
     score = evaluate.score(logits, target)
-    return {
-        tracking.STEP: state.steps_done,
-        f"{name}/loss": score.loss,
-        f"{name}/accuracy": score.accuracy,
-    }
+    values = {f"{name}/loss": score.loss, f"{name}/accuracy": score.accuracy}
+    return {tracking.STEP: state.steps_done, **values}
 
 
 def save(training: Training, folder: Path | None) -> None:
@@ -182,8 +179,7 @@ def save(training: Training, folder: Path | None) -> None:
 def finish(training: Training, curve: list[Event]) -> Result:
     """Score the finished state on validation, and once on the test split."""
     dataset, state = training.dataset, training.state
-    logits, target, _ = evaluate.predict(state.result, dataset, dataset.val, part=state.part)
-    val = evaluate.score(logits, target)
+    val = evaluate.score(*evaluate.predict(state.result, dataset, dataset.val, part=state.part)[:2])
     logits, target, _ = evaluate.predict(state.result, dataset, dataset.test, part=state.part)
     share_skipped(training)
     test = evaluate.score(logits, target)
@@ -191,15 +187,12 @@ def finish(training: Training, curve: list[Event]) -> Result:
 
 
 def keep(run: tracking.Run, training: Training, result: Result, **more: object) -> None:
-    """Write the weights and the final values, with `more` of them, into the run folder."""
+    """Write the weights and the final values, with `more` of them, into the run folder.
+
+    The values stand by metric name; of a split without images there are none.
+    """
     weights.save(training.state.result, run.folder / weights.FILE, training.description)
-    # Last, as it says that the run has ended.
-    run.summarise(summary(training, result) | more)
-
-
-def summary(training: Training, result: Result) -> dict[str, object]:
-    """Final values by metric name; of a split without images there are none."""
-    values: dict[str, object] = {}
+    values = dict(more)
     for name, score in (("val", result.val), ("test", result.test)):
         if score.images:
             values |= {
@@ -208,7 +201,7 @@ def summary(training: Training, result: Result) -> dict[str, object]:
                 f"{name}/standard_error": score.standard_error,
                 f"{name}/images": score.images,
             }
-    return values | {
+    values |= {
         tracking.STEP: training.config.steps,
         tracking.SECONDS: result.seconds,
         "cpu_seconds": result.cpu_seconds,
@@ -216,6 +209,7 @@ def summary(training: Training, result: Result) -> dict[str, object]:
         "skipped": training.dataset.skipped,
         "fingerprint": training.fingerprint,
     }
+    run.summarise(values)  # last, as it says that the run has ended
 
 
 class Progress:
