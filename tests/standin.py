@@ -109,10 +109,10 @@ class StandIn:
 
     def _sweep(self, values: dict[str, Any]) -> dict[str, Any]:
         self._config = values["config"]
-        said = yaml.safe_load(self._config)["parameters"]
-        choices = [each.get("values", [each.get("value")]) for each in said.values()]
+        parameters = yaml.safe_load(self._config)["parameters"]
+        choices = [each.get("values", [each.get("value")]) for each in parameters.values()]
         points = itertools.product(*choices)
-        self._waiting = [dict(zip(said, point, strict=True)) for point in points]
+        self._waiting = [dict(zip(parameters, point, strict=True)) for point in points]
         project = {"id": "P", "name": "vitx", "entity": ENTITY}
         return {"upsertSweep": {"sweep": {"name": "sweep001", "project": project},
                                 "configValidationWarnings": []}}  # fmt: skip

@@ -20,7 +20,7 @@ from vitx.settings import flat, override
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_prints_its_plan_without_data(name, capsys):
+def test_a_recipe_prints_its_settings_without_data(name, capsys):
     cli.run(train.main, [name, "--dry-run"])
     assert f"{name}: {cost(RECIPES[name].model).parameters:,} parameters" in capsys.readouterr().out
 
@@ -41,19 +41,19 @@ def test_a_founding_model_has_its_parameters(name, parameters):
 def pictures(folder, count, size, *, name="{}.jpg"):
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
-    found = []
+    paths = []
     for k in range(count):
         # A brightness a class, so that a short training sees something.
         pixels = generator.integers(0, 120, (*size, 3)) + 60 * (k % 3)
         path = folder / name.format(k)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
-        found.append(path)
-    return found
+        paths.append(path)
+    return paths
 
 
 def read(folder):
-    (found,) = folder.iterdir()
-    return found, json.loads((found / "summary.json").read_text())
+    (run,) = folder.iterdir()
+    return run, json.loads((run / "summary.json").read_text())
 
 
 @pytest.mark.slow
@@ -63,10 +63,10 @@ def test_a_tenth_of_the_small_recipe_learns_from_the_real_cifar10(tmp_path, unch
     words = ["--data.root", str(root), "--data.val=2000", "--steps=120", "--eval-every=120"]
     words += ["--out", str(tmp_path), "--wandb", "disabled"]
     cli.run(train.main, ["cifar10-small", *words])
-    _, said = read(tmp_path / "cifar10-small")
-    assert 0.25 < said["val/accuracy"] < 0.5  # chance is 0.1
-    assert said["test/images"] == 10_000
-    assert said["test/accuracy"] == pytest.approx(said["val/accuracy"], abs=0.04)
+    _, summary = read(tmp_path / "cifar10-small")
+    assert 0.25 < summary["val/accuracy"] < 0.5  # chance is 0.1
+    assert summary["test/images"] == 10_000
+    assert summary["test/accuracy"] == pytest.approx(summary["val/accuracy"], abs=0.04)
 
 
 @pytest.mark.slow
@@ -152,8 +152,8 @@ def test_scratch_places365_runs_end_to_end_and_gives_its_weights_back(places, tm
     folder, summary = read(tmp_path / "runs" / "scratch-places365")
     assert (summary["val/images"], summary["test/images"]) == (10, 20)
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    wanted = {"train/loss", "train/accuracy", "val/loss", "val/accuracy"}
-    assert wanted <= {key for event in events for key in event}
+    names = {"train/loss", "train/accuracy", "val/loss", "val/accuracy"}
+    assert names <= {key for event in events for key in event}
     vit = weights.load(folder)
     weights.export(vit, tmp_path / "theirs.pt", "scratch-places365")
     again = weights.load(tmp_path / "theirs.pt", heads=3)
@@ -170,7 +170,7 @@ def test_a_changed_list_file_of_places365_is_refused(places, capsys, unchecked):
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("name", "numbers"),
     [
         (
             "scratch-places365",
@@ -211,10 +211,10 @@ def test_a_changed_list_file_of_places365_is_refused(places, capsys, unchecked):
         ),
     ],
 )  # fmt: skip
-def test_a_founding_recipe_has_its_projects_numbers(name, wanted):
+def test_a_founding_recipe_has_its_projects_numbers(name, numbers):
     recipe = RECIPES[name]
-    found = flat(recipe) | {"model.hidden": recipe.model.hidden}
-    assert {key: found[key] for key in wanted} == wanted
+    values = flat(recipe) | {"model.hidden": recipe.model.hidden}
+    assert {key: values[key] for key in numbers} == numbers
 
 
 def test_a_bad_picture_of_a_recipe_is_one_plain_sentence(tmp_path, monkeypatch, capsys):
@@ -228,9 +228,9 @@ def test_a_bad_picture_of_a_recipe_is_one_plain_sentence(tmp_path, monkeypatch, 
     with pytest.raises(SystemExit) as stopped:
         cli.run(train.main, ["scratch-cifar10", f"--data.root={tmp_path}", "--wandb=disabled"])
     assert stopped.value.code == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith(f"error: {bad} can't be decoded")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {bad} can't be decoded")
 
 
 def test_the_scratch_recipe_follows_its_project():

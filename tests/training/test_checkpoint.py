@@ -21,7 +21,7 @@ def test_a_saved_state_is_read_back(tmp_path):
     path = checkpoint.save(tmp_path, state(2))
     assert torch.equal(checkpoint.load(tmp_path)["weights"], state(2)["weights"])
     assert checkpoint.read(tmp_path / checkpoint.BEFORE)["steps_done"] == 1
-    assert {found.name for found in tmp_path.iterdir()} == {path.name, checkpoint.BEFORE}
+    assert {saved.name for saved in tmp_path.iterdir()} == {path.name, checkpoint.BEFORE}
 
 
 def test_a_damaged_file_never_takes_the_good_ones_place(tmp_path):

@@ -46,10 +46,10 @@ def program(folder: Path, *more: str) -> list[str]:
 
 
 def finish(child: subprocess.Popen) -> str:
-    """Wait for success; what it said."""
-    _, said = child.communicate(timeout=300)
-    assert child.returncode == 0, said[-2000:]
-    return said
+    """Wait for success; its errors."""
+    _, errors = child.communicate(timeout=300)
+    assert child.returncode == 0, errors[-2000:]
+    return errors
 
 
 def result(folder: Path) -> tuple[dict, list[dict]]:
@@ -202,11 +202,11 @@ def test_a_full_disk_keeps_the_last_good_file_and_names_the_path(small_disk, sta
 def test_a_run_on_a_full_disk_says_where(small_disk):
     (small_disk / "filler").write_bytes(b"x" * 850_000)
     child = start(*program(small_disk / "run"))
-    _, said = child.communicate(timeout=120)
+    _, errors = child.communicate(timeout=120)
     assert child.returncode == 2
-    assert "No space left on device" in said
-    assert str(small_disk / "run") in said
-    assert "Traceback" not in said
+    assert "No space left on device" in errors
+    assert str(small_disk / "run") in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.campaign
@@ -301,7 +301,7 @@ KINDS = ("os.system", "eval", "exec", "open", "subprocess", "global opcode", "in
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_canary_would_be_made_by_a_reader_that_trusts(tmp_path, kind):
     canary = tmp_path / "canary"
-    found = pickle.loads(malicious(canary)[kind])
-    if isinstance(found, subprocess.Popen):
-        found.wait()
+    loaded = pickle.loads(malicious(canary)[kind])
+    if isinstance(loaded, subprocess.Popen):
+        loaded.wait()
     assert canary.exists()
