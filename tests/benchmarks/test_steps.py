@@ -1,17 +1,24 @@
-"""Whole steps in pairs: both sides train, the plain rendering is the recipe, rows are a table."""
+"""Whole steps in pairs: both sides train, plain PyTorch is the recipe, results are a table."""
 
 import dataclasses
-import json
+import math
 
 import pytest
 import torch
 
-from benchmarks import plain, render, steps
+from benchmarks import plain, step_pairs, steps
+from benchmarks.report import tables
+from benchmarks.step_pairs import PAIRS, TrainingSide
 from experiments import cli
 from experiments.recipes import RECIPES
+from experiments.study.results import of_kind, read
 from vitx import data
 from vitx.data.config import DataConfig
 from vitx.interop import weights
+from vitx.measure import subjects
+from vitx.measure.compare import summarise
+from vitx.measure.comparison import Comparison, Side
+from vitx.measure.timing import ARMS, Arm, TimingConfig, time_rounds
 from vitx.training.state import init, step
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -22,22 +29,34 @@ def dataset():
     return data.load(DataConfig(name="fake(images=900, size=32, classes=10)", val=40, test=200))
 
 
+@pytest.fixture
+def file(tmp_path, dataset):
+    """The file that the sides of a pair read their data from."""
+    torch.save(dataset, tmp_path / "data.pt")
+    step_pairs._dataset.cache_clear()
+    return tmp_path / "data.pt"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [n for n in steps.COMPARISONS if n not in ("timm-compiled", "wandb")]
-)
-def test_both_sides_of_a_comparison_run(name, dataset):
-    made = {side: steps.COMPARISONS[name].make(side, dataset) for side in render.SIDES}
-    assert all(0 < block(1) < 1 for block in made.values())
+@pytest.mark.parametrize("name", [n for n in PAIRS if n not in ("timm-compiled", "wandb")])
+def test_both_sides_of_a_comparison_run(name, file):
+    for side in tables.SIDES:
+        subject = TrainingSide(name, side, 1, file)
+        assert isinstance(subject, subjects.Blocks)
+        assert 0 < subject.make_block()(1) < 60
+        assert subject.images == PAIRS[name].config.batch * PAIRS[name].seeds
 
 
 @pytest.mark.slow
 def test_a_process_of_a_comparison_ends_well_though_wandb_stood_still(tmp_path, dataset):
-    torch.save(dataset, tmp_path / steps.DATA)
-    record, words = steps._child("wandb", 0, 1, tmp_path)
-    assert not words
-    assert len(record["rounds"]) == 6
-    assert all(s > 0 for each in record["rounds"] for s in each["seconds"].values())
+    torch.save(dataset, tmp_path / "data.pt")
+    settings = steps.Settings(root="", processes=1, steps=1)
+    comparison = steps.compared("wandb", settings, tmp_path)["comparison"]
+    assert comparison.verdict == "one process, no verdict", comparison.reason
+    (process,) = comparison.raw
+    assert len(process["rounds"]) >= 6
+    blocks = [block for each in process["rounds"] for block in each["blocks"].values()]
+    assert all(block["seconds"] > 0 for block in blocks)
 
 
 def test_plain_pytorch_takes_the_recipes_steps(tmp_path, dataset):
@@ -65,50 +84,56 @@ def test_plain_initial_values_are_the_recipes():
         ("embedding.patch_embeddings.projection.weight", "patch_embed.proj.weight"),
         ("embedding.position_embeddings", "pos_embed"),
     ):
-        found, wanted = model.state_dict()[theirs].std(), ours.state_dict()[name].std()
-        assert found.item() == pytest.approx(wanted.item(), rel=0.1)
+        spread = ours.state_dict()[name].std().item()
+        assert model.state_dict()[theirs].std().item() == pytest.approx(spread, rel=0.1)
     assert model.classifier.bias.abs().max() == 0
 
 
-def test_rows_of_a_run_become_tables(tmp_path, dataset, monkeypatch, capsys):
+def planted(reference, candidate, example, *, config):
+    """A comparison in which the candidate takes half as long; or one that failed."""
+    base = Comparison(config=config, verdict="failed", reason="no C++ compiler", batch=32)
+    if config.compile != "none":
+        return base
+    pairs = []
+    for number in range(config.processes):
+        seconds = {"reference": 0.02, "again": 0.02, "candidate": 0.01 * math.exp(-0.001 * number)}
+        arms = {arm: Arm(lambda count, each=seconds[arm]: each * count, images=1) for arm in ARMS}
+        quick = TimingConfig(pair_s=0.001, block_s=0.001, warm_up_s=0.1)
+        pair = time_rounds(arms, quick, number, torch.device("cuda"))  # which is not judged
+        pairs.append(pair)
+    return summarise(dataclasses.replace(base, reason="", reference=Side()), pairs)
+
+
+def test_results_of_a_run_become_tables(tmp_path, dataset, monkeypatch, capsys):
     monkeypatch.setattr(steps.data, "load", lambda *_, **__: dataset)
     monkeypatch.setattr(steps, "first_step", lambda root: 12.0)
-
-    def child(name, number, count, folder):
-        seconds = {"reference": 0.02, "again": 0.02, "candidate": 0.01}
-        rounds = [{"order": steps.ARMS, "seconds": seconds, "foreign": 0.0}]
-        share = {"data_share": 0.03} if name == "timm" else {}
-        values = {"log_ratio": 0.6931 + 0.001 * number, "log_ratio_again": 0.001, "threads": 2}
-        if name == "timm-compiled":
-            return {}, "no C++ compiler"
-        return {"rounds": rounds, **values, **share}, ""
-
-    monkeypatch.setattr(steps, "_child", child)
+    monkeypatch.setattr(steps, "data_share", lambda *_: 0.03)
+    monkeypatch.setattr(steps, "speed", planted)
+    monkeypatch.setattr("vitx.measure.timing.gpu", lambda device: None)
+    monkeypatch.setattr("vitx.measure.timing.synchronise", lambda device: None)
     cli.run(steps.main, ["--root=x", "--processes=3", f"--out={tmp_path}"])
     path = capsys.readouterr().out.splitlines()[-1]
-    with open(path, encoding="utf8") as file:
-        found = [json.loads(line) for line in file]
-    table, whole = render.step_table(found), render.whole_table(found)
-    assert len(table.body) == len(steps.COMPARISONS)
+    results = read(type(tmp_path)(path))
+    table, whole = tables.step_table(results), tables.whole_table(results)
+    assert len(table.body) == len(PAIRS)
     failed = next(line for line in table.body if line[2] == "default")
-    assert failed[3:8] == ("–", "–", "failed: no C++ compiler", "–", "failed")
+    assert "failed: no C++ compiler" in failed
     assert table.body[0][3:6] == ("50", "100", "2.002 (1.997 to 2.007)")
     assert [line[1] for line in whole.body] == [
         "12.0 s (12.0 to 12.0)", "3.0%", "-50.0% (-50.2% to -49.9%)", "100,000 s"
     ]  # fmt: skip
-    errors = {row["comparison"]: row["equality"] for row in found if row["what"] == "step"}
-    assert errors["plain"]["logits_error"] < 1e-10
-    assert errors["timm"]["logits_error"] < 1e-10
+    errors = {result.name: result.logits_error for result in of_kind(results, steps.Step)}
+    assert errors["plain"] < 1e-10
+    assert errors["timm"] < 1e-10
     assert errors["wandb"] is errors["epoch"] is None
 
 
 def test_models_that_differ_are_not_timed(tmp_path, monkeypatch):
-    wrong = dataclasses.replace(steps.COMPARISONS["timm"], error=lambda: 2e-3)
-    monkeypatch.setitem(steps.COMPARISONS, "timm", wrong)
-    monkeypatch.setattr(steps, "_child", None)
-    kind, fields = steps.compared("timm", 2, 1, tmp_path)
-    assert (kind, fields["verdict"]) == ("failure", "not equal")
-    assert fields["reason"] == "logits differ by 2.0e-03 in float64"
+    monkeypatch.setitem(PAIRS, "plain", dataclasses.replace(PAIRS["plain"], error=lambda: 2e-3))
+    monkeypatch.setattr(steps, "speed", None)
+    comparison = steps.compared("plain", steps.Settings(root=""), tmp_path)["comparison"]
+    assert comparison.verdict == "not equal"
+    assert comparison.reason == "logits differ by 2.0e-03 in float64"
 
 
 @pytest.mark.parametrize(
