@@ -60,9 +60,8 @@ def _sentence(event: events.ParseErrorEvent, kind: type) -> str:
             hint = f"did you mean {close[0]!r}?" if close else "--help lists all flags"
             return f"{tokens[0]} is not known; {hint}"
         case events.InvalidChoice(argument=argument, value=value, choices=choices):
-            return (
-                f"{_flag(argument).lstrip('-')} = {value!r} is not known; {nearest(value, choices)}"
-            )
+            name, words = _flag(argument).lstrip("-"), [word for word in choices if word != "None"]
+            return f"{name} = {value!r} is not known; {nearest(value, words)}"
         case events.InstantiationFailure(message=message, argument=argument):
             return f"{_flag(argument)}: {message}" if argument else message
         case events.BadValue(argument=argument):
