@@ -308,7 +308,7 @@ def test_a_batch_is_varied_in_memory_by_the_same_table_in_any_batch_size():
     rows = order[:11]
     varied = resized_crop(dataset.train.image[rows].float(), draws[rows], smallest=0.3)
     flipped = torch.where(
-        data.epoch_draws(5, 0, 44, 1, stream=data.FLIP)[rows][:, :, None, None] < 0.5,
+        data.epoch_draws(5, 0, 44, 1, stream=loader.FLIP)[rows][:, :, None, None] < 0.5,
         varied.flip(-1), varied,
     )  # fmt: skip
     torch.testing.assert_close(small[0][0], dataset.normalise(flipped))
