@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from experiments.study.results import Result
 from vitx.measure import stats
+from vitx.measure.breakdown import STAGES
 from vitx.measure.comparison import ALONE, ONE_PROCESS, Comparison, Side
 from vitx.measure.equality import TOLERANCE, Equality, largest
 from vitx.measure.stats import Interval
@@ -28,6 +29,8 @@ SIGNED = ("log_ratio", "remainder", "residual", "saved")
 """Numbers that may be negative: logarithms, and differences of times, which are noisy."""
 ERRORS = ("equality", "timed_error")
 """Numbers that may be infinite or undefined."""
+PHASES = ("forward", "backward", "optimizer")
+"""Of a training step."""
 TRIALS = {0.0: 60, 0.03: 30, 0.05: 30}
 """Trials of the timing by the planted share of further work."""
 
@@ -382,6 +385,9 @@ def _check_side(side: Side) -> None:
     if used := side.utilisation:
         for number in (used.flops, used.peak_low, used.peak_high, used.bandwidth, used.bytes):
             _in_order((1.0 if number is None else number,), above=0)
+    for parts, names in ((side.stages, STAGES), (side.phases, PHASES)):
+        if parts is not None and (parts.keys() != {*names} or not sum(parts.values()) > 0):
+            raise ValueError(f"stages or phases are not {', '.join(names)}")
     if side.saved:
         _in_order(_ends(side.saved.seconds))
     if side.latency:

@@ -147,8 +147,14 @@ def configurations(settings: Settings) -> list[Configuration]:
     device = parallel.device(settings.device)
     for name in filter(None, (*settings.models, settings.reference)):
         peers.check(name)
+    for name, choices in (
+        ("dtype", timing.DTYPES[1:]),
+        ("mode", timing.MODES),
+        ("compile", timing.COMPILES),
+    ):
+        for word in getattr(settings, name):
+            choose(name, word, choices)
     for dtype in settings.dtype:
-        choose("dtype", dtype, timing.DTYPES[1:])
         _check_dtype(dtype, device)
     for name in ("batch", "mode", "compile"):
         if not getattr(settings, name):

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from benchmarks.kinds import CHECKED, Throughput
+from benchmarks.kinds import CHECKED, PHASES, Throughput
 from benchmarks.report.entries import (
     AUTO,
     Entry,
@@ -26,7 +26,6 @@ from vitx.measure.timing import COMPILES
 
 QUANTILES = ("p50", "p90", "p99")
 """Of the seconds of single calls."""
-PHASES = ("forward", "backward", "optimizer")
 MOST_REMAINDER = 0.05
 """Share of a call beyond which what belongs to no stage is marked."""
 UNKNOWN_STAGES = "its modules do not have timm's names"

@@ -53,11 +53,11 @@ class Table:
             csv.writer(file).writerows([self.header, *self.body])
 
 
-Columns = Mapping[str, Callable[[Any], str]]
+Columns = dict[str, Callable[[Any], str]]
 """What stands in each column of a table, by its heading."""
 
 
-def table(items: Sequence[Any], columns: Columns) -> Table:
+def table(items: Sequence[Any], columns: Mapping[str, Callable[[Any], str]]) -> Table:
     """A table with a line an item."""
     body = [tuple(cell(item) for cell in columns.values()) for item in items]
     return Table(tuple(columns), body)
