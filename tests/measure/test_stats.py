@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import CompareMeans, DescrStatsW, ttost_ind
 
 from vitx.measure import stats
 
@@ -69,7 +71,7 @@ def _equivalent(rng, std, seeds):
 
 
 def test_seeds_for_is_the_fewest_that_reach_the_power():
-    seeds = stats.seeds_for(margin=1.0, std=0.6, wanted=0.9)
+    seeds = stats.seeds_for(margin=1.0, std=0.6, chance=0.9)
     assert stats.power(margin=1.0, std=0.6, seeds=seeds) >= 0.9
     assert stats.power(margin=1.0, std=0.6, seeds=seeds - 1) < 0.9
     with pytest.raises(ValueError, match="more than 20 seeds"):
@@ -104,10 +106,10 @@ def test_the_sign_flip_test_is_scipys():
     rng = RNG(21)
     for pairs in (5, 9):
         values = rng.normal(0.3, 1, pairs).tolist()
-        wanted = scipy.stats.permutation_test(
+        expected = scipy.stats.permutation_test(
             (values,), np.mean, permutation_type="samples", n_resamples=10**6
         )
-        assert stats.sign_flip(values) == pytest.approx(wanted.pvalue)
+        assert stats.sign_flip(values) == pytest.approx(expected.pvalue)
     assert stats.sign_flip([1.0] * 5) == 2 / 2**5
     assert stats.sign_flip([1.0] * 20) == 1 / 2048  # of the drawn patterns only the one seen
 
@@ -148,8 +150,8 @@ def test_the_power_of_a_family_is_as_predicted(seeds, family, effect):
     assert 0.3 < predicted < 0.95
 
 
-def test_the_smallest_effect_has_the_power_that_was_wanted():
-    least = stats.smallest_effect(std=0.7, seeds=9, family=2, wanted=0.8)
+def test_the_smallest_effect_has_the_power_that_is_named():
+    least = stats.smallest_effect(std=0.7, seeds=9, family=2, chance=0.8)
     assert stats.paired_power(effect=least, std=0.7, seeds=9, family=2) == pytest.approx(
         0.8, abs=0.01
     )
@@ -248,3 +250,22 @@ def test_components_find_what_was_put_in():
         stats.components(np.zeros((4, 1)))
     with pytest.raises(stats.Uninformative, match="no variance to split"):
         stats.components(np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holms_adjustment_is_statsmodels(seed):
+    p_values = np.random.default_rng(seed).uniform(size=6) ** 2
+    _, expected, *_ = multipletests(p_values, method="holm")
+    assert stats.holm(list(p_values)) == pytest.approx(list(expected))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equivalence_is_statsmodels_two_one_sided_tests(seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(0, 1, 7), rng.normal(0.2, 2, 11)
+    expected, *_ = ttost_ind(b, a, -1.5, 1.5, usevar="unequal")
+    result = stats.equivalence(a, b, margin=1.5)
+    assert result.p_equivalence == pytest.approx(expected)
+    assert (result.low, result.high) == pytest.approx(
+        CompareMeans(DescrStatsW(b), DescrStatsW(a)).tconfint_diff(0.1, usevar="unequal")
+    )

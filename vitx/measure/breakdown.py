@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -203,7 +202,7 @@ class _Functions(TorchFunctionMode):
         super().__init__()
         self.watch = watch
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         watch = self.watch
         watch.mixed |= func in MIXING
         if not watch.within or func is not F.linear:

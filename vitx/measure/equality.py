@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,11 +120,11 @@ def equality(
         raise ValueError(f"outputs are {tuple(out_a.shape)} and {tuple(out_b.shape)}")
     entropy = seen.mean()
     output_error = _largest(out_b - out_a) / max(_largest(out_a), 1e-300)
-    wanted = convert(grads_a)
-    floor = SMALLEST * max(map(_largest, wanted.values()))
+    expected = convert(grads_a)
+    floor = SMALLEST * max(map(_largest, expected.values()))
     errors = {
         name: _largest(grads_b[name] - grad) / max(_largest(grad), floor, 1e-300)
-        for name, grad in wanted.items()
+        for name, grad in expected.items()
     }
     worst = max(errors, key=lambda name: _nan_first(errors[name]))
     reason = _reason(output_error, errors[worst], worst, entropy, tolerance)
@@ -185,16 +184,14 @@ def copy_weights(reference: nn.Module, candidate: nn.Module, keys: Keys | None) 
     if isinstance(keys, Mapping):
         _check_names(keys, before)
     state = as_conversion(keys)(before)
-    said = [
-        f"{what} {', '.join(sorted(found)[:3])}{' …' if len(found) > 3 else ''}"
-        for what, found in (
-            ("the candidate lacks", state.keys() - after.keys()),
-            ("the reference lacks", after.keys() - state.keys()),
-        )
-        if found
+    lacks = {"candidate": state.keys() - after.keys(), "reference": after.keys() - state.keys()}
+    reasons = [
+        f"the {side} lacks {', '.join(sorted(names)[:3])}{' …' if len(names) > 3 else ''}"
+        for side, names in lacks.items()
+        if names
     ]
-    if said:
-        raise Unmatched(f"the state dicts do not match: {'; '.join(said)}")
+    if reasons:
+        raise Unmatched(f"the state dicts do not match: {'; '.join(reasons)}")
     for name, value in state.items():
         if value.shape != after[name].shape:
             raise Unmatched(
@@ -233,7 +230,7 @@ def timed_error(
     example: Tensor,
     *,
     training: bool,
-    run: Callable[[Tensor], Any],
+    run: Callable[[Tensor], Tensor],
     keys: Keys | None = None,
     seed: int = 0,
 ) -> float:
@@ -257,13 +254,12 @@ def timed_error(
     convert = as_conversion(keys)
     alone = not any(isinstance(module, BATCHED) for module in exact.modules())
     most = AT_ONCE if alone else len(example)
-    wanted = [
-        _values(exact, exact, image.double(), training, seed, convert, most) for image in images
-    ]
-    found = [_values(run, model, image.to(example), training, seed) for image in images]
-    difference = torch.cat(found).to(device) - torch.cat(wanted)
-    error = (difference.square().mean() / torch.cat(wanted).square().mean()).sqrt().item()
-    return max(error, EXACT)
+    truth = torch.cat(
+        [_values(exact, exact, image.double(), training, seed, convert, most) for image in images]
+    )
+    values = torch.cat([_values(run, model, image.to(example), training, seed) for image in images])
+    difference = values.to(device) - truth
+    return max((difference.square().mean() / truth.square().mean()).sqrt().item(), EXACT)
 
 
 def _refuse_randomness(model: nn.Module, image: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Peak rates of this machine, and what a model's rate is beside them.
 
-A model's utilisation (MFU) is its counted work a second over the fastest matrix product that was
-found here in the same dtype with the same threads, before and after the model was timed.
+A model's utilisation (MFU) is its counted work per second over the fastest matrix product here,
+in the same dtype with the same threads, before and after the model was timed.
 """
 
 import re
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,10 +55,10 @@ class Peak:
     """The fastest matrix product and the fastest copy."""
 
     flops: float
-    """Floating-point operations a second, a multiplication and an addition counted as two."""
+    """Floating-point operations per second, a multiplication and an addition counted as two."""
     shape: Shape
     bytes: float
-    """Bytes read and written a second."""
+    """Bytes read and written per second."""
 
 
 class _Work(TorchDispatchMode):
@@ -72,7 +71,7 @@ class _Work(TorchDispatchMode):
         self.within = False
         """Whether fused attention is at work, which counts what it reads and writes itself."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name
         if name in ("aten::mm", "aten::addmm"):
             left, right = args[-2:] if name == "aten::mm" else args[1:3]
@@ -82,7 +81,7 @@ class _Work(TorchDispatchMode):
             self.count(args, kwargs, result)
         return result
 
-    def count(self, *values: Any) -> None:
+    def count(self, *values: object) -> None:
         """Add the bytes of the tensors among these values."""
         tensors = [value for value in tree_leaves(values) if isinstance(value, Tensor)]
         self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -96,7 +95,7 @@ class _Fused(TorchFunctionMode):
         super().__init__()
         self.seen = seen
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self.seen.within = True

@@ -41,14 +41,14 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(mean, mean - half, mean + half)
 
 
-def proportion(found: int, of: int, confidence: float = 0.95) -> Interval:
+def proportion(count: int, of: int, confidence: float = 0.95) -> Interval:
     """A share with its exact binomial interval (Clopper and Pearson 1934)."""
-    exact = stats.binomtest(found, of).proportion_ci(confidence, method="exact")
-    return Interval(found / of, float(exact.low), float(exact.high))
+    exact = stats.binomtest(count, of).proportion_ci(confidence, method="exact")
+    return Interval(count / of, float(exact.low), float(exact.high))
 
 
 def paired_ratio(log_ratios: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Ratio with its interval from one log ratio a process: Student's, exponentiated."""
+    """Ratio with its interval from one log ratio per process: Student's, exponentiated."""
     log = mean_interval(log_ratios, confidence)
     return Interval(math.exp(log.value), math.exp(log.low), math.exp(log.high))
 
@@ -103,23 +103,27 @@ def equivalence(
     """
     a, b = np.asarray(reference, dtype=float), np.asarray(candidate, dtype=float)
     if min(len(a), len(b)) < 2:
-        raise ValueError(f"equivalence needs at least 2 values a side, not {len(a)} and {len(b)}")
+        raise ValueError(f"equivalence needs at least 2 values per side, not {len(a)} and {len(b)}")
     if margin <= 0:
         raise ValueError(f"margin = {margin} must be positive")
     if np.array_equal(a, b):
         raise Uninformative("both sides hold the same values: draw them independently")
-    difference = float(b.mean() - a.mean())
-    error, df = _welch(a, b)
-    if error == 0:
+    if a.var() + b.var() == 0:
         raise Uninformative("neither side varies: the test needs independent seeds")
-    p_low = float(stats.t.sf((difference + margin) / error, df))
-    p_high = float(stats.t.cdf((difference - margin) / error, df))
-    half = float(stats.t.ppf(0.95, df)) * error
-    return Equivalence(difference, difference - half, difference + half, margin, max(p_low, p_high))
+    _, above = stats.ttest_ind(b + margin, a, equal_var=False, alternative="greater")
+    _, below = stats.ttest_ind(b - margin, a, equal_var=False, alternative="less")
+    interval = stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.90)
+    return Equivalence(
+        difference=float(b.mean() - a.mean()),
+        low=float(interval.low),
+        high=float(interval.high),
+        margin=margin,
+        p_equivalence=max(float(above), float(below)),
+    )
 
 
 def power(*, margin: float, std: float, seeds: int) -> float:
-    """Chance that `equivalence` succeeds with `seeds` a side, if the true means are equal.
+    """Chance that `equivalence` succeeds with `seeds` per side, if the true means are equal.
 
     `std` is the standard deviation over seeds of one side, in the unit of `margin`. Integrated
     over the chi-squared law of the estimated error (Phillips 1990), with both sides' variance
@@ -135,10 +139,10 @@ def power(*, margin: float, std: float, seeds: int) -> float:
     return float(np.mean(2 * stats.norm.cdf(room / error) - 1))
 
 
-def seeds_for(*, margin: float, std: float, wanted: float = 0.9, most: int = 200) -> int:
-    """The fewest seeds a side with that power; ValueError if more than `most`."""
+def seeds_for(*, margin: float, std: float, chance: float = 0.9, most: int = 200) -> int:
+    """The fewest seeds per side with that power; ValueError if more than `most`."""
     for seeds in range(2, most + 1):
-        if power(margin=margin, std=std, seeds=seeds) >= wanted:
+        if power(margin=margin, std=std, seeds=seeds) >= chance:
             return seeds
     raise ValueError(f"a margin of {margin} with std {std} needs more than {most} seeds")
 
@@ -164,10 +168,10 @@ def effects(
     """
     family = len(differences)
     adjusted = holm([sign_flip(values) if len(values) > 1 else 1.0 for values in differences])
-    found: list[Effect | None] = []
+    answers: list[Effect | None] = []
     for values, p in zip(differences, adjusted, strict=True):
         if len(values) < 2:
-            found.append(None)
+            answers.append(None)
             continue
         wide = mean_interval(values, 1 - ALPHA / family)
         # Two one-sided tests at ALPHA/family: the interval that leaves that much on either side.
@@ -176,8 +180,8 @@ def effects(
             wide.value, p, narrow, seeds=len(values), family=family, margin=margin,
             lower_is_better=lower_is_better,
         )  # fmt: skip
-        found.append(Effect(wide, p, verdict))
-    return found
+        answers.append(Effect(wide, p, verdict))
+    return answers
 
 
 def effect_verdict(
@@ -276,11 +280,11 @@ def _noise(seeds: int) -> np.ndarray:
     return draws @ _signs(seeds).T.astype(np.float32)
 
 
-def smallest_effect(*, std: float, seeds: int, family: int = 1, wanted: float = 0.8) -> float:
-    """The difference that `paired_power` finds with chance `wanted`; infinite if none is found."""
+def smallest_effect(*, std: float, seeds: int, family: int = 1, chance: float = 0.8) -> float:
+    """The difference that `paired_power` finds with that chance; infinite if there is none."""
 
     def short(effect: float) -> float:
-        return paired_power(effect=effect, std=std, seeds=seeds, family=family) - wanted
+        return paired_power(effect=effect, std=std, seeds=seeds, family=family) - chance
 
     enough = std
     while short(enough) < 0:
@@ -343,12 +347,3 @@ def components(values: np.ndarray) -> Components:
     low, high = (math.sqrt(df / float(stats.chi2.ppf(q, df))) * std for q in (0.975, 0.025))
     shares = tuple(part / variance for part in (*own, rest))
     return Components(mean, std, low, high, shares, mean - half, mean + half)
-
-
-def _welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Standard error of the difference of means and its degrees of freedom (Welch 1947)."""
-    va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-    if va + vb == 0:
-        return 0.0, 1.0
-    df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    return math.sqrt(va + vb), float(df)
