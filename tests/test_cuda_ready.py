@@ -10,11 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vitx
 from experiments.recipes import RECIPES
+from vitx import metrics
 from vitx.data.dataset import Dataset
 from vitx.data.loader import Split, batches, epoch_draws
 from vitx.model.config import SIZES
 from vitx.settings import override
-from vitx.training import metrics, optim
+from vitx.training import optim
 from vitx.training import state as training
 from vitx.training.config import OptimConfig
 from vitx.training.loss import cross_entropy

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from vitx.metrics import report
 from vitx.model.config import ModelConfig, size
 from vitx.model.vit import Block, Vit, build, functionalize
 from vitx.settings import override
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from vitx.interop.timm import from_timm
     from vitx.interop.weights import export, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Block",
     "ModelConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "functionalize",
     "load",
     "override",
+    "report",
     "size",
 ]
 

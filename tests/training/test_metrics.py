@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from vitx import metrics, report
 from vitx.data.config import DataConfig
 from vitx.model.config import ModelConfig
 from vitx.model.vit import build
 from vitx.settings import override
-from vitx.training import metrics, tracking, trainer, vectorize
+from vitx.training import parallel, tracking, trainer, vectorize
 from vitx.training import state as training_state
 from vitx.training.config import OptimConfig, TrainConfig
-from vitx.training.metrics import report
 from vitx.training.parallel import ALONE, Part
 from vitx.training.prepare import prepare
 from vitx.training.state import init, pack, step, unpack
@@ -97,7 +97,7 @@ def test_calls_from_the_parts_of_a_batch_are_averaged():
     state = init(config, model=reporting("train/part"))
     step(state, (torch.randn(16, 3, 8, 8), torch.randint(4, (16,))), config)
     assert state.reported["train/part"][1] == 4
-    assert metrics.take(state.reported, ALONE)["train/mode"] == 1
+    assert parallel.reported_means(state.reported, ALONE)["train/mode"] == 1
     assert state.reported == {}
 
 
@@ -108,7 +108,7 @@ def test_numbers_and_tensors_of_any_shape_count_by_their_mean(value):
         report("a", value)
         report("a", 1.0)
     mean = torch.as_tensor(value).float().mean().item()
-    assert metrics.take(sums, ALONE) == {"a": (mean + 1) / 2}
+    assert parallel.reported_means(sums, ALONE) == {"a": (mean + 1) / 2}
 
 
 def test_a_metric_of_the_trainers_own_is_refused(run):
@@ -182,10 +182,10 @@ def test_lanes_report_as_runs_alone(monkeypatch, tmp_path):
 
 def test_processes_are_averaged_by_the_number_of_their_calls(monkeypatch):
     other = {"a": (6.0, 3), "b": (1.0, 1)}
-    monkeypatch.setattr(metrics.parallel, "any_of", lambda *_: True)
-    monkeypatch.setattr(metrics.parallel, "gathered", lambda own, _: [own, other])
+    monkeypatch.setattr(parallel, "any_of", lambda *_: True)
+    monkeypatch.setattr(parallel, "gathered", lambda own, _: [own, other])
     sums = {"a": (torch.tensor(2.0), 1)}
-    assert metrics.take(sums, Part(0, 2)) == {"a": 2.0, "b": 1.0}
+    assert parallel.reported_means(sums, Part(0, 2)) == {"a": 2.0, "b": 1.0}
 
 
 WORKER = """
@@ -195,7 +195,7 @@ sys.path[:0] = ["tests/training"]
 from test_metrics import CONFIG
 from vitx.model.vit import build
 from vitx.training import tracking
-from vitx.training.metrics import report
+from vitx import report
 from vitx.training.parallel import processes
 from vitx.training.prepare import prepare
 from vitx.training.trainer import train

@@ -12,6 +12,8 @@ import torch.distributed.nn  # here: imported later, it would keep the processes
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitx.metrics import Sums, numbers
+
 Value = TypeVar("Value")
 
 
@@ -114,3 +116,17 @@ def device(name: str = "") -> torch.device:
     if number:
         torch.accelerator.set_device_index(int(number))
     return torch.device(accelerator.type, torch.accelerator.current_device_index())
+
+
+def reported_means(sums: Sums, part: Part) -> dict[str, float]:
+    """The mean of each name over calls and processes; the sums start anew. This waits for the
+    device, and all processes call it together."""
+    if not any_of(bool(sums), part):
+        return {}
+    shares = gathered(numbers(sums), part)
+    sums.clear()
+    means = {}
+    for name in dict.fromkeys(name for share in shares for name in share):
+        totals, counts = zip(*(share[name] for share in shares if name in share), strict=True)
+        means[name] = sum(totals) / sum(counts)
+    return means

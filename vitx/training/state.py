@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitx import metrics
 from vitx.data.loader import Batch
 from vitx.interop import weights
 from vitx.model.vit import build
-from vitx.training import metrics, optim, parallel
+from vitx.training import optim, parallel
 from vitx.training.config import TrainConfig
 from vitx.training.loss import cross_entropy
 from vitx.training.parallel import ALONE, Part

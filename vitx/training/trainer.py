@@ -16,7 +16,7 @@ from vitx import data
 from vitx.data.loader import Batch
 from vitx.interop import weights
 from vitx.settings import flat
-from vitx.training import checkpoint, evaluate, metrics, optim, parallel, tracking
+from vitx.training import checkpoint, evaluate, optim, parallel, tracking
 from vitx.training.config import TrainConfig
 from vitx.training.prepare import Training, share_skipped
 from vitx.training.state import Diverged, State, check, pack, step
@@ -125,7 +125,7 @@ def training_metrics(training: Training, gradient_norm: Tensor) -> Event:
     config, state = training.config, training.state
     loss, accuracy, images = parallel.total(state.sums.clone(), state.part).tolist()
     state.sums.zero_()
-    reported = metrics.take(state.reported, state.part)
+    reported = parallel.reported_means(state.reported, state.part)
     for name in reported:
         if name in tracking.METRICS:
             raise ValueError(f"metric = {name!r} is logged by the trainer itself; choose another")

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
-from vitx import data
+from vitx import data, metrics
 from vitx.data.loader import Batch
 from vitx.model.functional.attention import ATTENTION, sdpa
 from vitx.model.vit import build
 from vitx.registry import resolve
 from vitx.settings import delta, override
-from vitx.training import metrics, optim
+from vitx.training import optim
 from vitx.training import state as training_state
 from vitx.training.config import TrainConfig
 from vitx.training.loss import cross_entropy

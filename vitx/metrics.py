@@ -10,9 +10,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from vitx.training import parallel
-from vitx.training.parallel import Part
-
 Sums = dict[str, tuple[float | Tensor, int]]
 """By name: the sum of the values since the last logging step, on their device, and their number."""
 
@@ -51,17 +48,3 @@ def recording(sums: Sums) -> Iterator[None]:
 def numbers(sums: Sums) -> dict[str, tuple[float, int]]:
     """The sums as plain numbers. This waits for the device."""
     return {name: (float(total), count) for name, (total, count) in sums.items()}
-
-
-def take(sums: Sums, part: Part) -> dict[str, float]:
-    """The mean of each name over calls and processes; the sums start anew. This waits for the
-    device, and all processes call it together."""
-    if not parallel.any_of(bool(sums), part):
-        return {}
-    shares = parallel.gathered(numbers(sums), part)
-    sums.clear()
-    means = {}
-    for name in dict.fromkeys(name for share in shares for name in share):
-        totals, counts = zip(*(share[name] for share in shares if name in share), strict=True)
-        means[name] = sum(totals) / sum(counts)
-    return means
