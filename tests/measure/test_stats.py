@@ -88,7 +88,7 @@ def test_copies_of_one_run_are_refused_as_uninformative():
 def test_too_few_values_and_no_margin_are_refused():
     with pytest.raises(ValueError, match="at least 2 values"):
         stats.mean_interval([1.0])
-    with pytest.raises(ValueError, match="at least 2 values a side, not 1 and 2"):
+    with pytest.raises(ValueError, match="at least 2 values per side, not 1 and 2"):
         stats.equivalence([1.0], [1.0, 2.0], margin=1.0)
     with pytest.raises(ValueError, match=r"margin = 0\.0 must be positive"):
         stats.equivalence([1.0, 2.0], [1.0, 3.0], margin=0.0)
@@ -262,7 +262,7 @@ def test_holms_adjustment_is_statsmodels(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_equivalence_is_statsmodels_two_one_sided_tests(seed):
     rng = np.random.default_rng(seed)
-    a, b = rng.normal(0, 1, 7), rng.normal(0.2, 2, 11)
+    a, b = rng.normal(0, 1, 7).tolist(), rng.normal(0.2, 2, 11).tolist()
     expected, *_ = ttost_ind(b, a, -1.5, 1.5, usevar="unequal")
     result = stats.equivalence(a, b, margin=1.5)
     assert result.p_equivalence == pytest.approx(expected)
