@@ -3,7 +3,9 @@
 On a CPU under Linux the processes are forked from a server (`python -m vitx.measure.worker`) that
 has imported what the job needs and has computed nothing, since the imports take longer than some
 tasks. Elsewhere, and where the imports have started threads, each imports by itself: neither
-threads nor what drives an accelerator survive a fork.
+threads nor what drives an accelerator survive a fork. The fork server of `multiprocessing` does not
+serve: its processes run the user's program again, it imports for the first job only, and it forks
+with threads.
 """
 
 import contextlib
