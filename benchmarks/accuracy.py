@@ -164,7 +164,8 @@ def train_all(
     jobs = [(side, seed + start) for seed in seeds for side, start in SIDES.items()]
     runs, failures = [], []
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for run in pool.map(lambda job: _train_process(*job, folder, device), jobs):
+        trainings = [pool.submit(_train_process, *job, folder, device) for job in jobs]
+        for run in (training.result() for training in trainings):
             if isinstance(run, Failed):
                 failures.append(run)
                 continue

@@ -66,7 +66,7 @@ def kernel(device: torch.device, dtype: torch.dtype) -> str:
     tokens = config.grid[0] * config.grid[1] + config.prefix
     shape = (BATCH, config.heads, tokens, config.width // config.heads)
     q = torch.randn(shape, device=device, dtype=dtype)
-    return SDPBackend(torch._fused_sdp_choice(q, q, q)).name.lower()
+    return SDPBackend(torch._fused_sdp_choice(q, q, q)).name.lower()  # type: ignore[attr-defined]
 
 
 def logits_error(device: torch.device, dtype: torch.dtype) -> float:

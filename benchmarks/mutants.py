@@ -146,8 +146,8 @@ def score() -> list[Score]:
     scores = []
     for mutant in MUTANTS:
         with mutated(mutant) as package:
-            found = [_verdicts(package, model) for model in references]
-        scores.append(Score(mutant, any(f[0] for f in found), any(f[1] for f in found)))
+            caught = [_verdicts(package, model) for model in references]
+        scores.append(Score(mutant, *(any(check) for check in zip(*caught, strict=True))))
     return scores
 
 

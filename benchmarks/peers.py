@@ -76,12 +76,12 @@ def check(name: str) -> None:
         if not config.is_file():
             raise ValueError(f"model = {name!r}: there is no {config}")
         try:
-            said = json.loads(config.read_text(encoding="utf8"))
+            content = json.loads(config.read_text(encoding="utf8"))
         except ValueError as error:  # no JSON, or no text
             raise ValueError(f"model = {name!r}: {config} can't be read: {error}") from None
-        if not isinstance(said, dict):
+        if not isinstance(content, dict):
             raise ValueError(f"model = {name!r}: {config} can't be read: it is no object")
-        if (kind := said.get("model_type")) != "vit":
+        if (kind := content.get("model_type")) != "vit":
             raise ValueError(f"model = {name!r}: {config} is of a model {kind!r}, not 'vit'")
     else:
         try:
@@ -95,8 +95,8 @@ def make(name: str, device: torch.device | str = "cpu") -> Model:
     check(name)
     family, _, rest = name.partition(":")
     torch.manual_seed(0)
-    found = FAMILIES[family](name, rest)
-    return replace(found, module=found.module.to(device))
+    model = FAMILIES[family](name, rest)
+    return replace(model, module=model.module.to(device))
 
 
 def conversion(
@@ -173,23 +173,23 @@ def _hf(name: str, rest: str) -> Model:
         model = ViTForImageClassification.from_pretrained(
             rest, local_files_only=True, dtype=torch.float32
         )
-        said = model.config
-        image = (said.num_channels, said.image_size, said.image_size)
-        form = names.TRANSFORMERS
-        return Model(name, Logits(model), image, said.num_hidden_layers, form)
+        shape: Any = model.config
+        image = (shape.num_channels, shape.image_size, shape.image_size)
+        return Model(name, Logits(model), image, shape.num_hidden_layers, names.TRANSFORMERS)
     config = size(rest)
-    said = ViTConfig(
+    values: dict[str, Any] = {"num_labels": config.classes}
+    theirs = ViTConfig(
         hidden_size=config.width,
         num_hidden_layers=config.depth,
         num_attention_heads=config.heads,
         intermediate_size=config.hidden,
         image_size=config.size[0],
         patch_size=config.patch_size[0],
-        num_labels=config.classes,
         layer_norm_eps=1e-6,  # timm's, so that the same weights mean the same
+        **values,
     )
-    said._attn_implementation = "sdpa"
-    return _of(name, Logits(ViTForImageClassification(said)), config, names.TRANSFORMERS)
+    theirs._attn_implementation = "sdpa"
+    return _of(name, Logits(ViTForImageClassification(theirs)), config, names.TRANSFORMERS)
 
 
 def _vit_pytorch(name: str, rest: str) -> Model:
@@ -212,7 +212,8 @@ def _vit_pytorch(name: str, rest: str) -> Model:
 
 def _python(name: str, rest: str) -> Model:
     module = _function(name, rest)()
-    image = tuple(getattr(module, "image", (3, 224, 224)))
+    channels, height, width = getattr(module, "image", (3, 224, 224))
+    image = (channels, height, width)
     return Model(name, module, image, len(getattr(module, "blocks", ())), None)
 
 

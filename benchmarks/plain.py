@@ -7,6 +7,7 @@ weights are recognised; einops is left out on purpose.
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +146,7 @@ class Pictures(Dataset):
                 (IMAGE, IMAGE), scale=(0.8, 1.0), ratio=(3 / 4, 4 / 3), antialias=False
             ),
         ]
-        self.transform = transforms.Compose(
+        self.transform: Callable[[Any], Tensor] = transforms.Compose(
             [
                 transforms.ToTensor(),
                 *(variations if varied else []),
@@ -156,26 +157,26 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.target)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         from PIL import Image
 
-        return self.transform(Image.fromarray(self.pixels[row])), self.target[row]
+        return self.transform(Image.fromarray(self.pixels[index])), self.target[index]
 
 
 def batches(
     image: Tensor, target: Tensor, *, batch: int, workers: int = 0, varied: bool = True
-) -> Iterator:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of batches, shuffled and varied for training."""
     pictures = Pictures(image, target, varied=varied)
     return iter(DataLoader(pictures, batch_size=batch, shuffle=varied, num_workers=workers))
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, found: Iterator) -> float:
+def accuracy(model: nn.Module, stream: Iterator[tuple[Tensor, Tensor]]) -> float:
     """The project's reading of its curve: share of images that are classified as they should be."""
     model.eval()
     hits = images = 0
-    for image, target in found:
+    for image, target in stream:
         hits += (model(image).argmax(dim=1) == target).sum().item()
         images += len(target)
     model.train()

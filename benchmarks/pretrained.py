@@ -62,7 +62,7 @@ def load(name: str) -> nn.Module:
     import timm
     from safetensors import SafetensorError
 
-    given = {"checkpoint_path": name} if path.is_file() else {"pretrained": True}
+    given: dict[str, Any] = {"checkpoint_path": name} if path.is_file() else {"pretrained": True}
     try:
         return timm.create_model(f"local-dir:{folder}", **given)
     except (*UNREADABLE, SafetensorError) as error:
@@ -72,10 +72,10 @@ def load(name: str) -> nn.Module:
 def open_folder(folder: Path, settings: dict[str, Any], classes: int) -> ImageFolder:
     """The pictures of a folder, prepared as timm's settings say; ValueError where it does not fit
     a model of that many classes."""
-    import timm.data
+    from timm.data.transforms_factory import create_transform
 
     try:
-        transform = timm.data.create_transform(**settings)
+        transform: Any = create_transform(**settings)
         pictures = ImageFolder(str(folder), transform, loader=open_picture)
     except FileNotFoundError as error:
         raise ValueError(f"data = {str(folder)!r}: {error}") from None
@@ -92,12 +92,12 @@ def measure(name: str, folder: Path, *, batch: int, device: torch.device) -> dic
     `folder` holds a folder of pictures for each class, which sorted by name are the outputs in
     order. Raises ValueError where that does not fit, and for a picture that can't be decoded.
     """
-    import timm.data
+    from timm.data.config import resolve_model_data_config
 
     if not folder.is_dir():  # before a model is loaded
         raise ValueError(f"data = {str(folder)!r} is no folder")
     model: Any = load(name).to(device).eval()
-    settings = timm.data.resolve_model_data_config(model)
+    settings = resolve_model_data_config(model)
     pictures = open_folder(folder, settings, model.num_classes)
     first = torch.zeros(min(batch, len(pictures)), *settings["input_size"], device=device)
     target = torch.zeros(len(first), dtype=torch.long, device=device)

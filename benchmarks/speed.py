@@ -96,6 +96,9 @@ def control(pair: Pair, config: TimingConfig, share: float, **how: Any) -> dict[
 class Burden(nn.Module):
     """A block followed by two matrix products whose result is zero: x + x·A·0 = x."""
 
+    down: Tensor
+    up: Tensor
+
     def __init__(self, block: nn.Module, width: int, hidden: int):
         super().__init__()
         self.block = block

@@ -24,6 +24,7 @@ from experiments.study.pages import floor_text, ratio_text
 from experiments.study.results import AnyResult, Result, Results
 from experiments.study.runs import lasting
 from vitx import data, pictures
+from vitx.data.images import Files
 from vitx.measure.comparison import Comparison
 from vitx.measure.equality import Equality
 from vitx.measure.timing import TimingConfig
@@ -178,10 +179,10 @@ def _numbers(result: Result) -> dict[str, float]:
     """What goes to W&B of a result, under names that say of what."""
     if isinstance(result, kinds.Accuracy):
         return {f"accuracy/{result.data}/p_equivalence": result.p_equivalence}
-    if not isinstance(result, kinds.Timed) or result.comparison.ratio is None:
+    if not isinstance(result, kinds.Timed) or (ratio := result.comparison.ratio) is None:
         return {}
     comparison, model = result.comparison, result.reference.partition(":")[2]
-    ratio, config = comparison.ratio, comparison.config
+    config = comparison.config
     values = {"ratio": ratio.value}
     if comparison.floor is not None:
         values |= {"ratio_low": ratio.low, "ratio_high": ratio.high}
@@ -305,7 +306,7 @@ def train_both(job: Job) -> None:
     job.say(f"{result.verdict}: difference {result.difference:+.2%}, {margin}")
     draw_accuracy(job, dataset, runs, svm)
     lines = [[run.side, run.seed, run.accuracy, run.loss, run.seconds] for run in runs]
-    job.run.table(config.data.name, ("side", "seed", "accuracy", "loss", "seconds"), lines)
+    job.run.table(result.data, ("side", "seed", "accuracy", "loss", "seconds"), lines)
 
 
 def pilot(job: Job) -> None:
@@ -340,7 +341,7 @@ def draw_accuracy(
 ) -> None:
     """The figures of the accuracy stage, and the mean curve of each side in W&B."""
     sides = {side: accuracy.of_side(runs, side) for side in ("timm", "vitx")}
-    counts = sum(torch.tensor(run.confusion) for run in sides["vitx"]).numpy()
+    counts = torch.tensor([run.confusion for run in sides["vitx"]]).sum(dim=0).numpy()
     title = f"{len(sides['vitx'])} seeds of vitx, {counts.sum():,} predictions"
     accuracies = {side: [run.accuracy for run in of] for side, of in sides.items()}
     curves = {side: [run.curve for run in of] for side, of in sides.items()}
@@ -362,6 +363,7 @@ def draw_accuracy(
 def attention(job: Job, dataset: data.Dataset, seed: int) -> Figure:
     """Test images, two of them classified wrongly if there are, and what the class token reads."""
     config, test = job.scale.recipe.model, dataset.test
+    assert not isinstance(test, Files)
     vit = build(config)
     weights = job.folder / TRAINED / f"vitx-{seed}.pt"
     vit.load_state_dict(torch.load(weights, weights_only=True))

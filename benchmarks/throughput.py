@@ -8,7 +8,6 @@ the weights of one can become those of the other.
 """
 
 import hashlib
-import itertools
 import math
 import shutil
 import sys
@@ -177,8 +176,6 @@ def configurations(settings: Settings) -> list[Configuration]:
     names = [name for name in dict.fromkeys(settings.models) if name != settings.reference]
     if not names:
         raise ValueError("models names no other model than the reference")
-    each = (settings.mode, batches, settings.dtype, settings.compile)
-    product = itertools.product(names, *(dict.fromkeys(values) for values in each))
     return [
         Configuration(
             model=name,
@@ -188,7 +185,11 @@ def configurations(settings: Settings) -> list[Configuration]:
             device=str(device),
             unchecked=settings.unchecked,
         )
-        for name, mode, batch, dtype, compiled in product
+        for name in names
+        for mode in dict.fromkeys(settings.mode)
+        for batch in dict.fromkeys(batches)
+        for dtype in dict.fromkeys(settings.dtype)
+        for compiled in dict.fromkeys(settings.compile)
     ]
 
 
@@ -216,10 +217,9 @@ def line(result: Throughput) -> str:
     if rate.mean:
         text += f" ({rate.mean.low:,.1f} to {rate.mean.high:,.1f} within this run)"
     if comparison.ratio and comparison.floor is not None:
-        words = comparison.ratio.value, interval_text(comparison.ratio).partition(" ")[2]
         text += (
-            f"; {words[0]:.3f} of the reference's {words[1]}, floor {floor_text(comparison)}, "
-            f"{verdict(result)}"
+            f"; {interval_text(comparison.ratio)} of the reference's, floor "
+            f"{floor_text(comparison)}, {verdict(result)}"
         )
     elif comparison.reason:
         text += f", {comparison.verdict}: {comparison.reason}"

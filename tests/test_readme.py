@@ -1,6 +1,7 @@
 """README says what the files and the rows say, and its code runs."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import timm
@@ -8,20 +9,29 @@ import torch
 
 import vitx
 from benchmarks import render
-from benchmarks.report import charts
+from benchmarks.kinds import Speed
 from experiments import render as training_render
 from experiments.recipes import RECIPES
-from experiments.study import pages, rows
+from experiments.study import pages, results
+from experiments.study import tables as training_tables
+from experiments.study.kinds import Trained
+from vitx.measure.stats import Interval
 from vitx.model.cost import forward_macs
 from vitx.settings import flat, override
+from vitx.training.evaluate import Score
+from vitx.training.provenance import environment
 
 README = (render.ROOT / "README.md").read_text(encoding="utf8")
 
 
 @pytest.mark.parametrize("path", render.READMES, ids=lambda path: path.parent.name)
-def test_tables_and_quoted_code_are_rendered_from_rows_and_files(path):
+def test_tables_and_quoted_code_are_rendered_from_results_and_files(path):
     text = path.read_text(encoding="utf8")
     assert render.fill(text, render.committed()) == text
+
+
+def test_the_page_of_all_tables_is_rendered_from_results():
+    assert render.page(render.committed()) == render.PAGE.read_text(encoding="utf8")
 
 
 @pytest.mark.parametrize("path", training_render.READMES, ids=lambda path: path.parent.name)
@@ -30,7 +40,7 @@ def test_tables_of_training_are_rendered_from_rows(path):
     assert pages.fill(text, training_render.TABLES, training_render.committed()) == text
 
 
-def test_committed_rows_are_small_and_hold_no_folder_of_a_machine():
+def test_committed_results_are_small_and_hold_no_folder_of_a_machine():
     for path in [*render.RESULTS.glob("*.jsonl"), *training_render.RESULTS.glob("*.jsonl")]:
         text = path.read_text(encoding="utf8")
         assert not re.search(r'["= ]/\w+/\w+', text), path
@@ -38,34 +48,30 @@ def test_committed_rows_are_small_and_hold_no_folder_of_a_machine():
 
 
 @pytest.mark.parametrize(
-    ("draw", "found", "path"),
-    [
-        (render.speed_figure, render.committed, render.FIGURE),
-        *(
-            (draw, training_render.committed, path)
-            for path, draw in training_render.FIGURES.items()
-        ),
-    ],
+    ("path", "draw"), training_render.FIGURES.items(), ids=lambda value: getattr(value, "stem", "")
 )
-def test_a_figure_is_rendered_from_the_rows(draw, found, path, tmp_path):
-    again = render.save(draw(found()), tmp_path / path.name)
-    numbers = [_numbers(file) for file in (again, path)]
-    assert numbers[0] == pytest.approx(numbers[1], abs=0.01)
+def test_a_figure_of_training_is_rendered_from_the_results(path, draw, tmp_path):
+    again = render.save(draw(training_render.committed()), tmp_path / path.name)
+    assert _numbers(again) == pytest.approx(_numbers(path), abs=0.01)
 
 
-def test_the_figures_of_throughput_are_rendered_from_the_rows(tmp_path):
-    drawn = charts.figures(render.committed())
-    assert {path.stem for path in render.RESULTS.glob("*.svg")} == {render.FIGURE.stem, *drawn}
-    for name, figure in drawn.items():
-        again = render.save(figure, tmp_path / f"{name}.svg")
-        numbers = [_numbers(file) for file in (again, render.RESULTS / again.name)]
-        assert numbers[0] == pytest.approx(numbers[1], abs=0.01), name
+def test_the_charts_are_rendered_from_the_results(tmp_path):
+    drawn = render.drawn(render.committed())
+    assert {*render.CHARTS.glob("*.svg"), *render.RESULTS.glob("*.svg")} == drawn.keys()
+    for path, chart in drawn.items():
+        again = render.save(chart, tmp_path / path.name)
+        assert _numbers(again) == pytest.approx(_numbers(path), abs=0.01), path.name
 
 
-def test_a_changed_row_would_be_seen():
-    found = render.committed()
-    changed = [row | {"ratio": 9.999} if row["kind"] == "speed" else row for row in found]
-    assert render.fill(README, changed) != render.fill(README, found)
+def test_a_changed_result_would_be_seen():
+    committed = render.committed()
+    changed = [
+        replace(result, comparison=replace(result.comparison, ratio=Interval(9.999, 9.9, 10.0)))
+        if isinstance(result, Speed)
+        else result
+        for result in committed
+    ]
+    assert render.fill(README, changed) != render.fill(README, committed)
 
 
 def test_the_saving_in_the_text_is_the_counted_one():
@@ -100,7 +106,7 @@ def test_the_python_of_the_readme_runs(unchecked, tmp_path, monkeypatch):
 
 
 def test_the_variant_of_the_readme_is_a_variant(unchecked):
-    from vitx.functional import attention
+    from vitx.model.functional import attention
 
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
                 if b.startswith("def cosine"))  # fmt: skip
@@ -112,15 +118,15 @@ def test_the_variant_of_the_readme_is_a_variant(unchecked):
     torch.testing.assert_close(found, (cosines / 0.3).softmax(-1) @ v)
 
 
-def test_a_foreign_row_file_is_refused_by_line(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    row = '{"schema": 1, "kind": "speed", "id": "x-0", "environment": {}}'
-    file.write_text(f"{row}\nnot json\n")
-    with pytest.raises(ValueError, match=r"rows\.jsonl line 2 is not JSON"):
-        rows.read(file)
+def test_a_foreign_file_of_results_is_refused_by_line(tmp_path):
+    file = tmp_path / "results.jsonl"
+    line = (render.RESULTS / "20261129-161022-gate.jsonl").read_text().splitlines()[0]
+    file.write_text(f"{line}\nnot json\n")
+    with pytest.raises(ValueError, match=r"results\.jsonl line 2 is not JSON"):
+        results.read(file)
     file.write_text('{"schema": 99, "kind": "speed"}\n')
-    with pytest.raises(ValueError, match=r"line 1 is not a row of schema 1"):
-        rows.read(file)
+    with pytest.raises(ValueError, match=r"line 1 is not a result of schema 2"):
+        results.read(file)
 
 
 def _numbers(path):
@@ -130,17 +136,18 @@ def _numbers(path):
 
 
 def test_a_line_of_the_figure_is_the_seeds_of_a_recipe_as_it_is():
-    def row(seed, seconds, time="2026-01-01T00:00:00", **changes):
-        config = flat(override(RECIPES["cifar10"], seed=seed, steps=20, **changes))
-        return {
-            "what": "run", "kind": "accuracy", "recipe": "cifar10", "seed": seed, "steps": 20,
-            "config": config, "curve_of": "val", "curve": [[10, 0.5, 1.0], [20, 0.6 + seed, 1.0]],
-            "cpu_seconds": seconds, "id": f"{time}-0",
-            "environment": {"cpu": "a", "cores": 2, "time": time},
-        }  # fmt: skip
+    def trained(seed, seconds, day=1, **changes):
+        config = override(RECIPES["cifar10"], seed=seed, steps=20, **changes)
+        score = Score(0.5, 0.01, 1.0, 100)
+        return Trained(
+            id=f"2026-01-0{day}T00:00:00Z-0", environment=replace(environment(), cpu="a", cores=2),
+            recipe="cifar10", seed=seed, steps=20, batch=config.batch, parameters=1, macs=1,
+            training_flops=1, curve_of="val", curve=((10, 0.5, 1.0), (20, 0.6 + seed, 1.0)),
+            config=flat(config), seconds=seconds, cpu_seconds=seconds, test=score,
+        )  # fmt: skip
 
-    found = [row(0, 9.0), row(0, 10.0, "2026-01-02T00:00:00"), row(1, 20.0), row(2, 5.0, batch=64)]
-    ((name, (seconds, curves)),) = training_render.lines(found).items()
+    runs = [trained(0, 9.0), trained(0, 10.0, day=2), trained(1, 20.0), trained(2, 5.0, batch=64)]
+    ((name, (seconds, curves)),) = training_tables.curves(runs).items()
     assert name == "cifar10, 20 steps: validation, 2 seeds"
     assert seconds == 15
     assert curves == [[(0.5, 0.5), (1.0, 0.6)], [(0.5, 0.5), (1.0, 1.6)]]

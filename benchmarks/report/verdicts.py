@@ -90,12 +90,9 @@ def _column(result: Result) -> tuple[str, str]:
 
 def _evidence(results: Sequence[Result]) -> list[Result]:
     """The results behind the verdict table, in its order."""
-    return [
-        *standing(results, EqualResult),
-        *standing(results, Mutants),
-        *claimed(results),
-        *standing(results, Accuracy, lambda result: result.data),
-    ]
+    accuracies = standing(results, Accuracy, lambda result: result.data)
+    checks = standing(results, EqualResult), standing(results, Mutants)
+    return [*checks[0], *checks[1], *claimed(results), *accuracies]
 
 
 def claim(result: Result, results: Sequence[Result]) -> tuple[str, str]:

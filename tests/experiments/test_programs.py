@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from throughputs import comparison_of
 
 from benchmarks import __main__ as main_job
+from benchmarks import kinds
 from experiments import cli, train
 from experiments.recipes import RECIPES
-from experiments.study import rows
+from experiments.study import results
 from experiments.train import name_run
 from vitx.measure import timing
 from vitx.settings import override
@@ -175,57 +178,62 @@ def test_the_throughput_of_one_configuration_stands_in_its_summary(tmp_path, unc
     assert f"{found['images_per_s']:,.1f} images/s" in capsys.readouterr().out
 
 
-def test_a_wrong_device_ends_the_check_with_a_row_and_exit_code_1(tmp_path, monkeypatch, capsys):
-    found = {"verdict": "outside a band", "within": {"logits": False}, "device": "cpu"}
-    monkeypatch.setattr(main_job.check, "run", lambda device: found)
-    monkeypatch.setattr(main_job.check, "text", lambda row: row["verdict"])
+def test_a_wrong_device_ends_the_check_with_a_result_and_exit_code_1(tmp_path, monkeypatch, capsys):
+    values = {"facts": {}, "kernels": {}, "logits_error": {"float32": 1.0}, "losses": (1.0,),
+              "trajectory_apart": 0.0, "bands": {"float32": 0.5, "trajectory": 0.5}}  # fmt: skip
+    monkeypatch.setattr(main_job.check, "run", lambda device: values)
+    monkeypatch.setattr(main_job.check, "text", lambda result: result.verdict)
     words = ["--check", "--out", str(tmp_path), "--wandb", "disabled"]
     with pytest.raises(SystemExit) as stopped:
         main_job.main(words)
     assert stopped.value.code == 1
-    (path,) = tmp_path.glob("*-check/rows.jsonl")
-    assert [row["kind"] for row in rows.read(path)] == ["check"]
-    assert capsys.readouterr().out == f"outside a band\nrow: {path}\n"
-    found["within"] = {"logits": True}
+    (path,) = tmp_path.glob("*-check/results.jsonl")
+    assert [result.kind for result in results.read(path)] == ["check"]
+    assert capsys.readouterr().out == f"outside a band\nresult: {path}\n"
+    values["logits_error"] = {"float32": 0.1}
     main_job.main(words)
 
 
 def test_the_calibration_goes_on_where_it_was_left(tmp_path, monkeypatch, capsys):
-    def trial(number, make, plan, **_):
-        share = main_job.trials.shares()[number]
-        return "plant" if share else "noise", {
-            "what": "trial", "trial": number, "share": share, "verdict": "no difference seen",
-            "protocol": timing.PROTOCOL, "plan": vars(plan), "device": "cpu",
-            "ratio": 1.0, "seconds": 1.0, "planted_counted": share, "candidate": "b", "batch": 2,
-            "reference": "timm:vit_tiny_patch16_224", "forked": sys.platform == "linux",
+    def trial(number, make, config, **_):
+        share, forked = kinds.shares()[number], sys.platform == "linux"
+        comparison = comparison_of(batch=2)
+        processes = tuple(replace(each, forked=forked) for each in comparison.processes)
+        return {
+            "trial": number, "planted": share, "planted_counted": share, "seconds": 1.0,
+            "protocol": timing.PROTOCOL, "candidate": "b", "reference": "timm:vit_tiny_patch16_224",
+            "comparison": replace(comparison, config=config, processes=processes),
         }  # fmt: skip
 
-    monkeypatch.setattr(main_job.trials, "trial", trial)
+    monkeypatch.setattr(main_job.calibration, "trial", trial)
     monkeypatch.setattr(main_job.render, "RESULTS", tmp_path / "none")
     for count in (2, 3):
         main_job.main(["--calibrate", str(count), "--out", str(tmp_path), "--wandb", "disabled"])
         time.sleep(1)  # a folder is named by the second
-    made = [[row["trial"] for row in rows.read(path)]
-            for path in sorted(tmp_path.glob("*-calibration/rows.jsonl"))]  # fmt: skip
+    made = [[trial.trial for trial in results.read(path)]
+            for path in sorted(tmp_path.glob("*-calibration/results.jsonl"))]  # fmt: skip
     assert made == [[0, 1], [2, 3, 4]]
     assert "| planted | work counted | trials |" in capsys.readouterr().out
 
 
-def test_accuracy_of_weights_leaves_a_row(tmp_path, monkeypatch, capsys):
-    asked = {}
+def test_accuracy_of_weights_leaves_a_result(tmp_path, monkeypatch, capsys):
+    arguments = {}
 
     def measure(model, folder, *, batch, device):
-        asked.update(model=model, folder=folder, batch=batch)
-        return {"identical": 4}
+        arguments.update(model=model, folder=folder, batch=batch)
+        side = kinds.Accurate(top1=1.0, top5=1.0, seconds=1.0)
+        return {"candidate": "a", "weights": "a", "data": "b", "images": 4, "classes": 2,
+                "of_reference": side, "of_candidate": side, "identical": 4, "logits_apart": 0.0,
+                "preprocessing": {}}  # fmt: skip
 
     monkeypatch.setattr(main_job.pretrained, "measure", measure)
-    monkeypatch.setattr(main_job.pretrained, "text", lambda row: f"{row['identical']} of 4")
+    monkeypatch.setattr(main_job.pretrained, "text", lambda result: f"{result.identical} of 4")
     main_job.main(["--accuracy", "a", "--data", "b", "--batch", "4", "--out", str(tmp_path),
                    "--wandb", "disabled"])  # fmt: skip
-    assert asked == {"model": "a", "folder": Path("b"), "batch": 4}
-    (path,) = tmp_path.glob("*-accuracy/rows.jsonl")
-    assert rows.read(path)[0]["kind"] == "pretrained"
-    assert capsys.readouterr().out == f"4 of 4\nrow: {path}\n"
+    assert arguments == {"model": "a", "folder": Path("b"), "batch": 4}
+    (path,) = tmp_path.glob("*-accuracy/results.jsonl")
+    assert results.read(path)[0].kind == "pretrained"
+    assert capsys.readouterr().out == f"4 of 4\nresult: {path}\n"
 
 
 def test_another_librarys_error_keeps_its_traceback():
@@ -309,9 +317,11 @@ def test_the_smoke_run_does_every_stage_and_gives_no_verdict(smoke):
     found, folder = smoke
     said = found.stdout
     assert said.index("budget: equality") < said.index("equality …") < said.index("speed …")
-    kept = rows.read(folder / "rows.jsonl")
-    assert [row["kind"] for row in kept] == ["equality", "speed", "speed", "accuracy"]
-    assert {row["verdict"] for row in kept[1:]} == {"smoke run, no verdict"}
+    kept = results.read(folder / "results.jsonl")
+    assert [result.kind for result in kept] == ["equality", "speed", "speed", "accuracy"]
+    speeds, (accuracy,) = results.of_kind(kept, kinds.Speed), kept[3:]
+    verdicts = {result.comparison.verdict for result in speeds}
+    assert {*verdicts, accuracy.verdict} == {"smoke run, no verdict"}
     assert "faster" not in said
     assert said.rstrip().splitlines()[-1].startswith("W&B: offline")
     assert "report.html" in said
@@ -319,21 +329,16 @@ def test_the_smoke_run_does_every_stage_and_gives_no_verdict(smoke):
 
 
 @pytest.mark.slow
-def test_every_row_has_the_fields_that_readers_rely_on(smoke):
+def test_every_timing_has_the_values_that_readers_rely_on(smoke):
     _, folder = smoke
-    for row in rows.read(folder / "rows.jsonl"):
-        assert {"schema", "kind", "reference", "candidate", "environment"} <= set(row)
-        if row["kind"] == "accuracy":
-            assert {
-                "seeds", "reference_values", "candidate_values", "margin", "low", "high",
-                "p_equivalence",
-            } <= set(row)  # fmt: skip
-        if row["kind"] == "speed":
-            assert {
-                "mode", "compile", "dtype", "batch", "image", "device", "ratio", "ratio_low",
-                "ratio_high", "noise_floor", "verdict", "images_per_s", "processes", "order",
-                "macs", "peak_mib", "compile_s", "equality", "page_faults", "keep_memory",
-            } <= set(row)  # fmt: skip
+    for result in results.of_kind(results.read(folder / "results.jsonl"), kinds.Speed):
+        comparison = result.comparison
+        assert result.image == (32, 32)
+        assert comparison.equality.passed
+        assert comparison.raw
+        for side in comparison.sides.values():
+            assert side.rate.median > 0
+            assert min(side.macs, side.peak_mib, 1 + side.page_faults, side.timed_error) > 0
 
 
 @pytest.mark.slow
@@ -345,11 +350,13 @@ def test_the_report_is_one_file_without_script_or_network(smoke):
     loads = re.findall(r"(?:src|href)=[\"'](?!#)([^\"']+)", page)
     assert all(load.startswith("data:") for load in loads)
     assert "@import" not in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 5 + 2  # figures, and the scales of both ratios
     figures = ("speed", "accuracy", "curves", "confusion", "attention")
     ids = re.findall(r' id="([^"]+)"', page)
-    assert {name.split("-")[0] for name in ids} == set(figures)
-    assert "## Verdicts" in (folder / "report.md").read_text()
+    sections = set(re.findall(r'href="#(\w+)">\w', page))
+    assert {name.split("-")[0] for name in ids} == {*figures, *sections}
+    assert "prefers-color-scheme: dark" in page
+    assert "## Speed" in (folder / "report.md").read_text()
 
 
 @pytest.mark.slow
@@ -365,40 +372,41 @@ def test_the_smoke_runs_wandb_record_is_read_back(smoke):
 
 
 @pytest.mark.slow
-def test_rows_of_a_smoke_run_are_not_kept_as_evidence(smoke):
+def test_results_of_a_smoke_run_are_not_kept_as_evidence(smoke):
     _, folder = smoke
     with pytest.raises(ValueError, match="is a smoke run"):
-        rows.commit(rows.read(folder / "rows.jsonl"), folder / "kept", folder.name)
+        results.commit(results.read(folder / "results.jsonl"), folder / "kept", folder.name)
     assert not (folder / "kept").exists()
 
 
 @pytest.mark.slow
-def test_kept_rows_leave_their_raw_times_in_the_file_beside_them(smoke):
+def test_kept_results_leave_their_raw_times_in_the_file_beside_them(smoke):
     _, folder = smoke
-    found = rows.read(folder / "rows.jsonl")
-    clean = [row | {"environment": row["environment"] | {"dirty": False}} for row in found]
-    rows.commit(clean, folder / "kept", "run")
-    kept = rows.read(folder / "kept" / "run.jsonl")
-    assert not any({"raw", "order"} & set(row) for row in kept)
+    made = results.read(folder / "results.jsonl")
+    clean = [replace(r, environment=replace(r.environment, dirty=False)) for r in made]
+    results.commit(clean, folder / "kept", "run")
+    kept = results.read(folder / "kept" / "run.jsonl")
+    timed = results.of_kind(made, kinds.Speed)
+    assert not any(result.comparison.raw for result in results.of_kind(kept, kinds.Speed))
     with lzma.open(folder / "kept" / "run.raw.jsonl.xz", "rt") as file:
         raw = [json.loads(line) for line in file]
-    assert [line["id"] for line in raw] == [row["id"] for row in found if "raw" in row]
+    assert [line["id"] for line in raw] == [result.id for result in timed]
     (columns,) = raw[0]["raw"]["rounds"]  # of one process
-    ((first, *others),) = (record["rounds"] for record in found[1]["raw"])
+    ((first, *others),) = (record["rounds"] for record in timed[0].comparison.raw)
     seconds = [each["blocks"]["candidate"]["seconds"] for each in (first, *others)]
     assert columns["blocks"]["candidate"]["seconds"] == [float(f"{s:.4g}") for s in seconds]
     assert columns["started"][0] == round(first["started"], 1)
     assert columns["load"][0] == float(f"{first['load']:.3g}")
     assert columns["order"][0] == first["order"]
-    assert set("rac") == set(raw[0]["order"][0])
     with pytest.raises(FileExistsError):
-        rows.commit(clean, folder / "kept", "run")
+        results.commit(clean, folder / "kept", "run")
+    dirty = replace(made[0], environment=replace(made[0].environment, dirty=True))
     with pytest.raises(ValueError, match="uncommitted code"):
-        rows.commit([found[0] | {"environment": {"dirty": True}}], folder / "kept", "other")
+        results.commit([dirty], folder / "kept", "other")
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_every_finished_row_on_disk(tmp_path):
+def test_ctrl_c_leaves_every_finished_result_on_disk(tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(tmp_path)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -416,7 +424,7 @@ def test_ctrl_c_leaves_every_finished_row_on_disk(tmp_path):
     assert "what was finished is on disk" in errors
     assert "Traceback" not in errors
     (folder,) = tmp_path.iterdir()
-    assert [row["kind"] for row in rows.read(folder / "rows.jsonl")] == ["equality"]
+    assert [r.kind for r in results.read(folder / "results.jsonl")] == ["equality"]
 
 
 @pytest.mark.slow
