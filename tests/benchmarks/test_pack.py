@@ -16,7 +16,6 @@ from benchmarks.kinds import EqualResult
 from benchmarks.report import charts, entries, tables, verdicts
 from benchmarks.report import throughput as report
 from experiments.study.results import encode
-from vitx.training.provenance import environment
 
 
 def test_a_pack_holds_results_without_places(tmp_path, monkeypatch):
@@ -159,10 +158,10 @@ def test_a_packed_file_adds_a_column_to_the_verdicts(tmp_path, capsys):
 def test_what_went_wrong_can_be_shown_and_sent(tmp_path):
     """An equality check that gave no number; a failure has no figure."""
     undefined = replace(EQUAL, passed=False, output_error=float("nan"), gradient_error=1e-9)
-    wrong = EqualResult(id="2026-11-22T00:00:00Z-1", environment=environment(), batch=2,
+    made = failed()
+    wrong = EqualResult(id="2026-11-22T00:00:00Z-1", environment=made.environment, batch=2,
                         reference="timm:a", candidate="vitx:a", image=(8, 8),
                         equality=undefined, verdict="not equal")  # fmt: skip
-    made = failed()
     bad = replace(speed(), comparison=made.comparison)
     path = tmp_path / "results.jsonl"
     path.write_text(f"{encode(wrong)}\n{encode(bad)}\n")

@@ -117,7 +117,7 @@ def test_a_reference_that_was_timed_with_every_model_is_one_line_of_its_readings
         assert entry.rate().value == pytest.approx(110 * ratio)
         assert entry.rate().low == pytest.approx(110 * entry.result.comparison.ratio.low)
     alike = [throughput("vitx:S/16"), throughput("hf:S/16")]  # their rate but for rounding
-    assert entries.entries(alike)[0].rate() == Interval(100, 100, 100)
+    assert entries.entries(alike)[0].rate() == Interval(100.0, 100.0, 100.0)
     assert charts.charts(alike)
 
 
