@@ -17,7 +17,7 @@ from benchmarks import accuracy, kinds, mutants, speed
 from benchmarks.accuracy import SeedRun
 from benchmarks.kinds import NO_VERDICT
 from benchmarks.report import page, plots
-from benchmarks.report.tables import claimed, speeds
+from benchmarks.report.tables import claimed, speed_table, speeds
 from benchmarks.report.verdicts import speed_figure
 from experiments.recipes import DIGITS
 from experiments.study.pages import floor_text, ratio_text
@@ -397,17 +397,9 @@ def write_report(job: Job) -> None:
 
 def finish(job: Job) -> None:
     """Tables, figures and final values to W&B."""
+    shown = speed_table(job.results.kept)
+    job.run.table("speed", shown.header, shown.body)
     timed = [result for result in speeds(job.results.kept) if result.comparison.ratio]
-    columns = ("reference", "mode", "compile", "ratio", "ratio_low", "ratio_high",
-               "noise_floor", "verdict")  # fmt: skip
-    lines = []
-    for result in timed:
-        comparison, config = result.comparison, result.comparison.config
-        known = comparison.ratio if comparison.floor is not None else None
-        lines.append([result.reference, config.mode, config.compile,
-                      comparison.ratio and comparison.ratio.value, known and known.low,
-                      known and known.high, comparison.floor, comparison.verdict])  # fmt: skip
-    job.run.table("speed", columns, lines)
     for name, path in job.figures.items():
         job.run.figure(name, path.with_suffix(".png"))
     values: dict[str, float] = {tracking.ROW: len(job.results.kept)}

@@ -241,19 +241,14 @@ def _numbers(result: Throughput) -> dict[str, float]:
 def _summary(results: Sequence[Throughput]) -> dict[str, float]:
     """Final values; the rate and its interval if there is one configuration, as in a sweep."""
     values: dict[str, float] = {tracking.ROW: len(results)}
-    if (
-        len(results) != 1
-        or results[0].untimed
-        or not (rate := results[0].comparison.candidate.rate)
-    ):
+    rates = [r.comparison.candidate.rate for r in results if not r.untimed]
+    if len(results) != 1 or not rates or (rate := rates[0]) is None:
         return values
-    name = tracking.IMAGES_PER_S
-    values |= {name: _rate(rate).value}
-    values |= {f"{name}_median": rate.median, f"{name}_low": rate.low, f"{name}_high": rate.high}
+    ends = {"median": rate.median, "low": rate.low, "high": rate.high}
     if rate.mean:
-        ends = {"mean": rate.mean.value, "mean_low": rate.mean.low, "mean_high": rate.mean.high}
-        values |= {f"{name}_{end}": value for end, value in ends.items()}
-    return values
+        ends |= {"mean": rate.mean.value, "mean_low": rate.mean.low, "mean_high": rate.mean.high}
+    values[tracking.IMAGES_PER_S] = _rate(rate).value
+    return values | {f"{tracking.IMAGES_PER_S}_{end}": value for end, value in ends.items()}
 
 
 def _rate(rate: Rate) -> Interval:

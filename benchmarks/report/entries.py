@@ -208,46 +208,26 @@ def how(compiled: str) -> str:
 def write_csv(results: Sequence[Result], path: Path) -> None:
     """Every number of the results with all its digits, a line for each side; failures too."""
     places = settings(results)
-    lines = [
-        dict(_record(cell, side, places.index(setting(cell)) + 1))
-        for cell in cells(results)
-        for side in SIDES
-        if side == "candidate" or (cell.comparison.reference and not cell.untimed)
-    ]
+    lines: list[dict[str, object]] = []
+    for cell in cells(results):
+        comparison, place = cell.comparison, places.index(setting(cell)) + 1
+        ratio = comparison.ratio and asdict(comparison.ratio)
+        shared = {"verdict": comparison.verdict, "reason": comparison.reason, "ratio": ratio,
+                  "floor": comparison.floor}  # fmt: skip
+        sides = {"candidate": None} if cell.untimed else comparison.sides
+        for side, measured in sides.items():
+            config = comparison.config
+            record = {"setting": place, "machine": machine(cell), "model": named(cell, side),
+                      "side": side, "reference": named(cell, "reference"), "mode": config.mode,
+                      "dtype": comparison.dtype, "compile": config.compile, "device": cell.device,
+                      "batch": comparison.batch, "batch_asked": cell.batch_asked,
+                      "checked": cell.checked, "commit": cell.environment.commit}  # fmt: skip
+            lines.append(record | dict(_flat("", shared | (asdict(measured) if measured else {}))))
     header = list(dict.fromkeys(name for line in lines for name in line))
     with path.open("w", encoding="utf8", newline="") as file:
         writer = csv.DictWriter(file, header)
         writer.writeheader()
         writer.writerows(lines)
-
-
-def _record(cell: Throughput, side: str, place: int) -> Iterator[tuple[str, object]]:
-    """The columns of a result's side by their names."""
-    comparison, config, ratio = cell.comparison, cell.comparison.config, cell.comparison.ratio
-    yield from {
-        "setting": place,
-        "machine": machine(cell),
-        "model": named(cell, side),
-        "side": side,
-        "reference": named(cell, "reference"),
-        "mode": config.mode,
-        "dtype": comparison.dtype,
-        "compile": config.compile,
-        "device": cell.device,
-        "batch": comparison.batch,
-        "batch_asked": cell.batch_asked,
-        "verdict": comparison.verdict,
-        "reason": comparison.reason,
-        "checked": cell.checked,
-        "ratio": ratio and ratio.value,
-        "ratio_low": ratio and comparison.floor is not None and ratio.low,
-        "ratio_high": ratio and comparison.floor is not None and ratio.high,
-        "noise_floor": comparison.floor,
-    }.items()
-    measured: Side | None = getattr(comparison, side)
-    if measured and not cell.untimed:
-        yield from _flat("", asdict(measured))
-    yield "commit", cell.environment.commit
 
 
 def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:
