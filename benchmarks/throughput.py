@@ -257,8 +257,8 @@ def _rate(rate: Rate) -> Interval:
 
 
 def _label(settings: Settings) -> str:
-    several = f" and {len(settings.models) - 1} more" if len(settings.models) > 1 else ""
-    return f"{settings.models[0]}{several}"
+    first, *more = settings.models
+    return f"{first} and {len(more)} more" if more else first
 
 
 def _plain(value: object) -> object:
