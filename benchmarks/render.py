@@ -19,6 +19,7 @@ from benchmarks.report import calibration, charts, tables, throughput, verdicts
 from experiments import cli
 from experiments.study import pages
 from experiments.study import results as results_file
+from experiments.study import tables as training_tables
 from experiments.study.pages import Table
 from experiments.study.results import Result
 from vitx.pictures import save
@@ -62,7 +63,8 @@ TABLES = {name: render for name, (_, render) in TITLES.items()}
 
 def fill(text: str, results: Sequence[Result]) -> str:
     """The page with its marked parts filled."""
-    return pages.fill(text, TABLES, results)
+    texts = {"sentence": verdicts.sentence}
+    return pages.fill(text, training_tables.TABLES | TABLES | texts, results)
 
 
 def page(results: Sequence[Result]) -> str:
@@ -95,8 +97,8 @@ def drawn(results: Sequence[Result]) -> dict[Path, Figure]:
 
 
 def committed(more: Iterable[Result] = ()) -> list[Result]:
-    """All committed results, and those that are to be, oldest first."""
-    results = [*results_file.read_all(RESULTS), *more]
+    """All committed results, of training too, and those that are to be, oldest first."""
+    results = [*results_file.read_all(RESULTS), *results_file.read_all(pages.RESULTS), *more]
     return sorted(results, key=lambda result: result.when)
 
 

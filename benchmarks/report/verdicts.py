@@ -14,8 +14,6 @@ from experiments.study.results import Result, latest, of_kind
 from vitx.measure.equality import largest
 from vitx.measure.stats import mean_interval
 
-NOT_MEASURED = "not measured: run `python -m benchmarks --device cuda`"
-NO_TRIALS = "not measured: run `python -m benchmarks --calibrate 120 --device cuda`"
 PLANTED_BUGS = "bugs of one word, planted in the source, that this check catches"
 TRIALS = "trials in which this timing saw a difference"
 
@@ -28,20 +26,36 @@ def headline(results: Sequence[Result]) -> Table:
     for result in _evidence(results):
         line, text = claim(result, results)
         lines.setdefault(line, {}).setdefault(machine(result), []).append(text)
-    unmeasured = [] if {device for device, _ in columns} - {"cpu"} else ["CUDA"]
-    body = []
-    for line, texts in lines.items():
-        cells = ("; ".join(texts.get(machines[column], ["–"])) for column in columns)
-        # The planted bugs are in the source, and score the check itself.
-        missing = "–" if line == PLANTED_BUGS else NOT_MEASURED
-        body.append((line, *cells, *(missing for _ in unmeasured)))
+    body = [
+        (line, *("; ".join(texts.get(machines[column], ["–"])) for column in columns))
+        for line, texts in lines.items()
+    ]
     series = [
         calibration.complete([r for r in results if _column(r) == column]) for column in columns
     ]
     if any(series):
         cells = (calibration.summary(trials) if trials else "–" for trials in series)
-        body.append((TRIALS, *cells, *(NO_TRIALS for _ in unmeasured)))
-    return Table(("claim", *(machines[column] for column in columns), *unmeasured), body)
+        body.append((TRIALS, *cells))
+    return Table(("claim", *(machines[column] for column in columns)), body)
+
+
+def sentence(results: Sequence[Result]) -> str:
+    """Three numbers for a first look: a ratio, the largest error, an accuracy."""
+    shown = _machines(results).values()
+    evidence = [result for result in _evidence(results) if machine(result) in shown]
+    speeds = [
+        speed for speed in of_kind(evidence, Speed)
+        if (speed.comparison.config.mode, speed.comparison.config.compile) == ("inference", "none")
+    ]  # fmt: skip
+    equal, accuracy = of_kind(evidence, EqualResult)[-1], of_kind(evidence, Accuracy)[-1]
+    speed = speeds[0]
+    return (
+        f"On {machine(speed)}, eager inference of {vit(speed)} at batch {speed.comparison.batch} runs "
+        f"at {ratio_text(speed.comparison)} times timm's images per second. Outputs and all "
+        f"gradients in float64 equal timm's in {_equal_text(equal, results)}. A ViT trained from "
+        f"scratch reaches {interval_text(mean_interval(accuracy.candidate_values), '.2%')} test "
+        f"accuracy on {accuracy.data}."
+    )
 
 
 def speed_figure(results: Sequence[Result]) -> Figure:

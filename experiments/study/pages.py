@@ -109,16 +109,20 @@ def floor_text(comparison: Comparison) -> str:
 
 
 def fill(
-    text: str, tables: Mapping[str, Callable[[Sequence[Any]], Table]], results: Sequence[Result]
+    text: str,
+    parts: Mapping[str, Callable[[Sequence[Any]], Table | str]],
+    results: Sequence[Result],
 ) -> str:
-    """Fill each marked part: `<!-- table:NAME -->` or `<!-- code:FILE:Class.method -->`."""
+    """Fill each marked part: `<!-- table:NAME -->`, `<!-- text:NAME -->`, or
+    `<!-- code:FILE:Class.method -->`."""
 
     def part(match: re.Match[str]) -> str:
         kind, name = match[2], match[3]
-        rendered = tables[name](results).markdown() if kind == "table" else _code(*name.split(":"))
-        return f"{match[1]}\n{rendered}\n{match[4]}"
+        rendered = _code(*name.split(":")) if kind == "code" else parts[name](results)
+        shown = rendered.markdown() if isinstance(rendered, Table) else rendered
+        return f"{match[1]}\n{shown}\n{match[4]}"
 
-    pattern = r"(<!-- (table|code):(\S+) -->)\n.*?(<!-- end -->)"
+    pattern = r"(<!-- (table|text|code):(\S+) -->)\n.*?(<!-- end -->)"
     return re.sub(pattern, part, text, flags=re.DOTALL)
 
 

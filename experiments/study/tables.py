@@ -26,6 +26,8 @@ from experiments.study.pages import RESULTS, ROOT, Table, machine
 from experiments.study.pages import table as table_of
 from experiments.study.results import Result, latest, of_kind
 from vitx.measure.stats import Effect, Interval, mean_interval
+from vitx.model.config import size
+from vitx.pictures import architecture
 from vitx.settings import flat
 from vitx.training import tracking
 from vitx.training.config import FREE
@@ -50,6 +52,27 @@ def run_table(results: Results) -> Table:
              f"{seconds:,.0f}", f"{cpu:,.0f}", f"{flops / 1e15:.2g}", where)
         )  # fmt: skip
     return Table(header, body)
+
+
+def recipe_table(results: Results) -> Table:
+    """Every recipe as it is: what it reached here, in what time, and its command."""
+    reached = {
+        recipe: seeds
+        for (recipe, settings, steps, _), seeds in groups(results).items()
+        if settings == "–" and steps == RECIPES[recipe].steps
+    }
+    body = []
+    for name, recipe in RECIPES.items():
+        seeds = reached.get(name, [])
+        text, seconds = "–", "–"
+        if seeds:
+            text = accuracy_text(seeds)
+            seconds = f"{statistics.mean(run.seconds for run in seeds):,.0f}"
+        root = "" if name == "digits" else " --data.root DIR"
+        weights = " --weights FILE" if recipe.weights else ""
+        command = f"`python -m experiments.train {name}{root}{weights}`"
+        body.append((name, text, seconds, command))
+    return Table(("recipe", "test accuracy", "seconds per seed", "command"), body)
 
 
 def groups(results: Results) -> dict[tuple[str, str, int, str], list[Trained]]:
@@ -284,6 +307,7 @@ def _bare(arm: str) -> str:
 
 
 TABLES: dict[str, Callable[[Results], Table]] = {
+    "recipes": recipe_table,
     "runs": run_table,
     "shares": share_table,
     "faults": fault_table,
@@ -293,6 +317,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "variance": variance_table,
 }
 FIGURES: dict[Path, Callable[[Results], Figure]] = {
+    RESULTS / "architecture.svg": lambda _: architecture(size("S/16")),
     RESULTS / "cifar10.svg": curves_figure,
     RESULTS / "questions.svg": questions_figure,
 }
