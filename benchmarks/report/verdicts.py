@@ -50,8 +50,9 @@ def sentence(results: Sequence[Result]) -> str:
     equal, accuracy = of_kind(evidence, EqualResult)[-1], of_kind(evidence, Accuracy)[-1]
     speed = speeds[0]
     return (
-        f"On {machine(speed)}, eager inference of {vit(speed)} at batch {speed.comparison.batch} runs "
-        f"at {ratio_text(speed.comparison)} times timm's images per second. Outputs and all "
+        f"On {machine(speed)}, eager inference of {vit(speed)} at batch "
+        f"{speed.comparison.batch} runs at {ratio_text(speed.comparison)} times timm's images per "
+        "second. Outputs and all "
         f"gradients in float64 equal timm's in {_equal_text(equal, results)}. A ViT trained from "
         f"scratch reaches {interval_text(mean_interval(accuracy.candidate_values), '.2%')} test "
         f"accuracy on {accuracy.data}."
