@@ -22,7 +22,7 @@ from benchmarks.report.calibration import table
 from benchmarks.report.verdicts import headline
 from experiments import cli
 from experiments.study.results import FILE, Results, of_kind
-from vitx.registry import nearest
+from vitx.registry import UserError, nearest
 from vitx.settings import flat
 from vitx.training import parallel, tracking
 
@@ -70,14 +70,14 @@ def main(args: list[str]) -> None:
     # --calibrate 0, which equals False, is a choice too.
     chosen = [mode for mode, value in values.items() if value is not None and value is not False]
     if len(chosen) > 1:
-        raise ValueError(f"--{', --'.join(modes)} exclude each other; choose one")
+        raise UserError(f"--{', --'.join(modes)} exclude each other; choose one")
     cli.goes_with(settings, data="accuracy", batch="accuracy")
     programs = {"check": check_device, "calibrate": calibrate, "accuracy": read}
     for mode, program in programs.items():
         if mode in chosen:
             for name in ("only", "models", "cifar10"):
                 if getattr(settings, name):
-                    raise ValueError(f"--{name} does not go with --{mode}")
+                    raise UserError(f"--{name} does not go with --{mode}")
             program(settings)
             return
     run_stages(settings)
@@ -91,7 +91,7 @@ def run_stages(settings: Settings) -> None:
     every = stages.stages(scale)
     for name in settings.only:
         if name not in every:
-            raise ValueError(f"stage = {name!r} is not one of this scale; {nearest(name, every)}")
+            raise UserError(f"stage = {name!r} is not one of this scale; {nearest(name, every)}")
     chosen = {name: stage for name, stage in every.items() if name in (settings.only or every)}
     config = {"scale": scale.name, "device": str(device), **flat(scale.config)}
     with kept(settings, scale.name, config) as (run, results):
@@ -136,7 +136,7 @@ def calibrate(settings: Settings) -> None:
     """Make the next trials of the calibration, and print what all of them say so far."""
     count = settings.calibrate or 0
     if count < 1:
-        raise ValueError(f"calibrate = {count} must be at least 1")
+        raise UserError(f"calibrate = {count} must be at least 1")
     device = parallel.device(settings.device)
     scale = stages.grown(stages.QUICK, device)
     files = [*render.RESULTS.glob("*.jsonl"), *settings.out.glob(f"*-calibration/{FILE}")]

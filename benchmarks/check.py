@@ -23,6 +23,7 @@ from vitx import data
 from vitx.measure.equality import largest, randomise
 from vitx.model.config import size
 from vitx.model.vit import build
+from vitx.registry import UserError
 from vitx.settings import override
 from vitx.training.provenance import environment
 from vitx.training.state import init, step
@@ -136,7 +137,7 @@ def main(args: list[str]) -> None:
     """Make the kept training."""
     settings = cli.parse(Settings, args, prog="python -m benchmarks.check")
     if TRAJECTORY.exists() and not settings.replace:
-        raise ValueError(
+        raise UserError(
             f"{TRAJECTORY.name} is there already; --replace makes it anew, and a device is checked "
             "by python -m benchmarks --check"
         )

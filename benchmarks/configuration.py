@@ -33,6 +33,7 @@ from vitx.measure.equality import Equality, Unmatched
 from vitx.measure.subjects import as_timed
 from vitx.measure.timing import TimingConfig
 from vitx.model.cost import forward_macs, step_macs
+from vitx.registry import UserError
 from vitx.training.evaluate import evaluating
 
 AUTO_MOST = 4096
@@ -180,7 +181,7 @@ def make_models(configuration: Configuration, device: torch.device) -> tuple[Mod
     candidate = peers.make(configuration.model, device)
     reference = peers.make(configuration.reference, device) if configuration.reference else None
     if reference and reference.image != candidate.image:
-        raise ValueError(
+        raise UserError(
             f"{candidate.name} takes images of {candidate.image}, {reference.name} of "
             f"{reference.image}"
         )
@@ -245,7 +246,7 @@ def finite(model: Model, image: Tensor, config: TimingConfig) -> None:
     with evaluating(module), torch.inference_mode():
         output = module(example)
     if isinstance(output, Tensor) and not output.isfinite().all():
-        raise ValueError(f"{model.name} gives outputs that are not finite")
+        raise UserError(f"{model.name} gives outputs that are not finite")
 
 
 def room_gib(config: TimingConfig) -> float:
@@ -253,7 +254,7 @@ def room_gib(config: TimingConfig) -> float:
     leaves of `config.limit_gib`. Raises ValueError where that is nothing."""
     own = machine.tree_mib(os.getpid()) / 2**10
     if config.limit_gib <= own:
-        raise ValueError(f"limit_gib = {config.limit_gib:g} is less than the {own:.1f} before it")
+        raise UserError(f"limit_gib = {config.limit_gib:g} is less than the {own:.1f} before it")
     return config.limit_gib - own
 
 
@@ -279,7 +280,7 @@ def best_batch(
             try:
                 job = tasks.write(folder / "probe", config, other, candidate.module, example, None)
             except (pickle.PicklingError, AttributeError, TypeError) as error:
-                raise ValueError(
+                raise UserError(
                     f"batch = '{AUTO}' needs models that can be pickled: {error}"
                 ) from None
             del example
@@ -292,7 +293,7 @@ def best_batch(
             tried[str(batch)] = rates[batch]
             batch *= 2
     if not rates:
-        raise ValueError(f"not one image can be timed: {tried['1']}")
+        raise UserError(f"not one image can be timed: {tried['1']}")
     return max(rates, key=lambda each: rates[each]), tried
 
 

@@ -35,6 +35,7 @@ from vitx.measure.equality import SMALLEST, TOLERANCE, largest
 from vitx.measure.machine import KEEP_MEMORY
 from vitx.measure.timing import ARMS, Arm, Mode, PairTimes, TimingConfig, time_rounds
 from vitx.model.config import size
+from vitx.registry import UserError
 from vitx.training import parallel, provenance, tracking
 
 PROG = "python -m benchmarks.gate"
@@ -127,15 +128,15 @@ def check(settings: Settings) -> dict[str, str]:
     cli.at_least(settings, batch=1, processes=2)
     for name in ("threshold", "seconds", "block_s", "limit_s"):
         if not 0 < getattr(settings, name) < math.inf:
-            raise ValueError(f"{name} = {getattr(settings, name)} must be positive and finite")
+            raise UserError(f"{name} = {getattr(settings, name)} must be positive and finite")
     if not settings.mode:
-        raise ValueError("mode names nothing to time")
+        raise UserError("mode names nothing to time")
     size(settings.model)
     commits = {}
     for side, revision in (("reference", settings.against), ("candidate", "HEAD")):
         commit = provenance.git("rev-parse", "--verify", f"{revision}^{{commit}}")
         if not commit:
-            raise ValueError(f"against = {revision!r} is no commit of this checkout")
+            raise UserError(f"against = {revision!r} is no commit of this checkout")
         commits[side] = commit
     return commits
 
@@ -144,7 +145,7 @@ def check(settings: Settings) -> dict[str, str]:
 def worktree(commit: str, folder: Path) -> Iterator[Path]:
     """A commit's files in a folder of their own, until the block ends."""
     if provenance.git("worktree", "add", "--quiet", "--detach", str(folder), commit) is None:
-        raise ValueError(f"git can't check {commit} out into {folder}")
+        raise UserError(f"git can't check {commit} out into {folder}")
     try:
         yield folder
     finally:  # where git can't, it forgets the folder when that is gone
@@ -223,7 +224,7 @@ class Side:
         built = self._ask(self.request)
         self.values = built["values"]
         if not Path(built["file"]).is_relative_to(self.tree.resolve()):
-            raise ValueError(f"{self.tree}: another vitx was imported, {built['file']}")
+            raise UserError(f"{self.tree}: another vitx was imported, {built['file']}")
 
     def _ask(self, request: Mapping[str, object]) -> dict[str, Any]:
         assert self._program.stdin is not None
@@ -235,7 +236,7 @@ class Side:
             self._program.stdin.flush()
             return json.loads(self._program.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
-            raise ValueError(f"a side of the gate ended: {self._last_words()}") from None
+            raise UserError(f"a side of the gate ended: {self._last_words()}") from None
         finally:
             limit.cancel()
 

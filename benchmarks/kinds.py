@@ -16,6 +16,7 @@ from vitx.measure.breakdown import STAGES
 from vitx.measure.comparison import ALONE, ONE_PROCESS, Comparison, Side
 from vitx.measure.equality import TOLERANCE, Equality, largest
 from vitx.measure.stats import Interval
+from vitx.registry import UserError
 
 NO_VERDICT = "smoke run, no verdict"
 """Of a run whose settings are too small to tell anything."""
@@ -60,7 +61,7 @@ class EqualResult(Pair, kind="equality"):
         errors = largest((self.equality.output_error, self.equality.gradient_error))
         passed = self.equality.passed and errors <= TOLERANCE
         if self.verdict == "equal" and not passed:
-            raise ValueError("verdict = 'equal': outputs or gradients differ")
+            raise UserError("verdict = 'equal': outputs or gradients differ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class Timed(Pair):
     def check(self) -> None:
         least = 0 if self.untimed else 1  # the best batch of a failure may be unknown
         if self.comparison.batch < least:
-            raise ValueError(f"batch = {self.comparison.batch} must be at least {least}")
+            raise UserError(f"batch = {self.comparison.batch} must be at least {least}")
         check_numbers(self.comparison)
         if not self.untimed:
             check_ratio(self.comparison, needed=self.needs_ratios)
@@ -113,7 +114,7 @@ class Trial(Control, kind="trial"):
     def check(self) -> None:
         super().check()
         if not 0 <= self.trial < len(shares()) or shares()[self.trial] != self.planted:
-            raise ValueError(f"there is no trial {self.trial} of {self.planted}")
+            raise UserError(f"there is no trial {self.trial} of {self.planted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ class Throughput(Timed, kind="throughput"):
         super().check()
         passed = self.comparison.equality is not None and self.comparison.equality.passed
         if self.checked == CHECKED and not self.untimed and not passed:
-            raise ValueError("checked = 'checked': the outputs were not checked")
+            raise UserError("checked = 'checked': the outputs were not checked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +188,7 @@ class Mutants(Pair, kind="mutants"):
 
     def check(self) -> None:
         if max(self.caught, self.caught_by_common_check) > self.planted:
-            raise ValueError(f"planted = {self.planted}: more were caught")
+            raise UserError(f"planted = {self.planted}: more were caught")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,16 +229,16 @@ class Accuracy(Pair, kind="accuracy"):
 
     def check(self) -> None:
         if self.seeds != len(self.candidate_values):
-            raise ValueError(f"seeds = {self.seeds} of {len(self.candidate_values)} values")
+            raise UserError(f"seeds = {self.seeds} of {len(self.candidate_values)} values")
         if math.isnan(self.low):
             if self.verdict == "equivalent":
-                raise ValueError("verdict = 'equivalent' without an interval")
+                raise UserError("verdict = 'equivalent' without an interval")
             return
         test = stats.equivalence(self.reference_values, self.candidate_values, margin=self.margin)
         claimed = (self.difference, self.low, self.high, self.p_equivalence)
         same = _alike((test.difference, test.low, test.high, test.p_equivalence), claimed)
         if not same or (self.verdict == "equivalent" and not test.equivalent):
-            raise ValueError("the equivalence test is not that of its values")
+            raise UserError("the equivalence test is not that of its values")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +309,7 @@ class Check(Result, kind="check"):
     def check(self) -> None:
         missing = {*self.logits_error, "trajectory"} - self.bands.keys()
         if missing:
-            raise ValueError(f"bands has no {sorted(missing)[0]}")
+            raise UserError(f"bands has no {sorted(missing)[0]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,23 +333,23 @@ def check_ratio(comparison: Comparison, *, needed: bool = True) -> None:
     ratio, floor, verdict = comparison.ratio, comparison.floor, comparison.verdict
     sides = (comparison.candidate, comparison.reference) if ratio else (comparison.candidate,)
     if needed and not all(side and side.rate for side in sides):
-        raise ValueError(f"verdict = {verdict!r} without images per second")
+        raise UserError(f"verdict = {verdict!r} without images per second")
     if ratio is None or floor is None:
         alone = ratio is None and verdict in (ALONE, stats.INCONCLUSIVE)
         one = len(comparison.processes) == 1 and verdict in (ONE_PROCESS, NO_VERDICT)
         if not (alone or (ratio and one)):
-            raise ValueError(f"verdict = {verdict!r} without an interval")
+            raise UserError(f"verdict = {verdict!r} without an interval")
         return
     logs, again = comparison.log_ratios, comparison.log_ratios_again
     if not (logs or again or needed):
         return
     if not len(logs) == len(again) == len(comparison.processes):
-        raise ValueError(f"{len(comparison.processes)} processes of {len(logs)} ratios")
+        raise UserError(f"{len(comparison.processes)} processes of {len(logs)} ratios")
     expected, expected_floor = stats.paired_ratio(logs), stats.noise_floor(again)
     verdicts = (stats.speed_verdict(expected, expected_floor), stats.INCONCLUSIVE, NO_VERDICT)
     same = _alike((*_ends(expected), expected_floor), (*_ends(ratio), floor))
     if not same or verdict not in verdicts:
-        raise ValueError("ratio, floor and verdict are not those of its processes")
+        raise UserError("ratio, floor and verdict are not those of its processes")
 
 
 def check_numbers(comparison: Comparison) -> None:
@@ -357,7 +358,7 @@ def check_numbers(comparison: Comparison) -> None:
         if any(word in name for word in ERRORS):
             continue
         if not abs(value) < MOST or (value < 0 and not any(word in name for word in SIGNED)):
-            raise ValueError(f"{name} = {value} can't be")
+            raise UserError(f"{name} = {value} can't be")
     if comparison.ratio:
         _in_order(_ends(comparison.ratio), above=0)
     for side in filter(None, (comparison.reference, comparison.candidate)):
@@ -387,7 +388,7 @@ def _check_side(side: Side) -> None:
             _in_order((1.0 if number is None else number,), above=0)
     for parts, names in ((side.stages, STAGES), (side.phases, PHASES)):
         if parts is not None and (parts.keys() != {*names} or not sum(parts.values()) > 0):
-            raise ValueError(f"stages or phases are not {', '.join(names)}")
+            raise UserError(f"stages or phases are not {', '.join(names)}")
     if side.saved:
         _in_order(_ends(side.saved.seconds))
     if side.latency:
@@ -404,7 +405,7 @@ def _in_order(values: Sequence[float], above: float = -math.inf) -> None:
     """ValueError unless these are numbers above `above`, none smaller than the one before."""
     ascending = all(a <= b for a, b in itertools.pairwise(values))
     if not (ascending and values[0] > above):
-        raise ValueError(f"{', '.join(map(str, values))} are not in order")
+        raise UserError(f"{', '.join(map(str, values))} are not in order")
 
 
 def _alike(expected: Sequence[float], claimed: Sequence[float]) -> bool:

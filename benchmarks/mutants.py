@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import vitx
 from vitx.interop.timm import read_config
 from vitx.measure.equality import equality
+from vitx.registry import UserError
 
 SOURCE = Path(vitx.__file__).parent
 COMMON_TOLERANCE = 1e-4
@@ -142,7 +143,7 @@ def score() -> list[Score]:
     """Both checks on every mutant; the unmutated model must pass both, or ValueError."""
     references = [reference(options) for options in SHAPES]
     if any(_verdicts(vitx, model) != (False, False) for model in references):
-        raise ValueError("the unmutated model fails a check, so no mutant can be scored")
+        raise UserError("the unmutated model fails a check, so no mutant can be scored")
     scores = []
     for mutant in MUTANTS:
         with mutated(mutant) as package:
@@ -212,7 +213,7 @@ class _Finder(MetaPathFinder, Loader):
         source = file.read_text(encoding="utf8")
         if file == SOURCE / self.mutant.file:
             if source.count(self.mutant.before) != 1:
-                raise ValueError(
+                raise UserError(
                     f"mutant {self.mutant.name!r}: {self.mutant.before!r} stands "
                     f"{source.count(self.mutant.before)} times in {self.mutant.file}, not once"
                 )

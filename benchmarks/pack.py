@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.kinds import Pair
 from experiments.study import results as results_file
 from experiments.study.results import RAW, Result
+from vitx.registry import UserError
 
 FORMAT = "vitx results, packed, 3"
 LIMIT = 200 * 2**10
@@ -44,7 +45,7 @@ def write(results: Sequence[Result], path: Path) -> None:
     packed before: what it was sent as would be lost."""
     origins = [result.origin for result in results if result.origin]
     if origins:
-        raise ValueError(f"results of {origins[0]} were packed before; pack those of a run")
+        raise UserError(f"results of {origins[0]} were packed before; pack those of a run")
     pairs = [result for result in results if isinstance(result, Pair)]
     names = _short_names(name for pair in pairs for name in (pair.reference, pair.candidate))
     kept = []
@@ -58,7 +59,7 @@ def write(results: Sequence[Result], path: Path) -> None:
     content = {"format": FORMAT, "sha256": _digest(kept), "results": kept}
     packed = gzip.compress(json.dumps(content).encode(), mtime=0)
     if len(packed) > LIMIT:
-        raise ValueError(
+        raise UserError(
             f"{len(results)} results make a file of {len(packed) // 2**10} KiB, more than "
             f"{LIMIT // 2**10}; pack fewer"
         )
@@ -73,24 +74,24 @@ def read(path: Path) -> list[Result]:
     shown as if made here, nor as one with those of another file.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is no file of results")
+        raise UserError(f"{path} is no file of results")
     content = path.read_bytes()
     return _unpacked(path, content) if content.startswith(MAGIC) else results_file.read(path)
 
 
 def _unpacked(path: Path, packed: bytes) -> list[Result]:
     if len(packed) > LIMIT:
-        raise ValueError(f"{path} is larger than the {LIMIT // 2**10} KiB of packed results")
+        raise UserError(f"{path} is larger than the {LIMIT // 2**10} KiB of packed results")
     try:
         text = zlib.decompressobj(wbits=31).decompress(packed, MOST)
         content = json.loads(text, parse_constant=results_file.no_number)
     except (ValueError, zlib.error, RecursionError) as error:
-        raise ValueError(f"{path} can't be unpacked: {error}") from None
+        raise UserError(f"{path} can't be unpacked: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is no file of packed results")
+        raise UserError(f"{path} is no file of packed results")
     kept = content.get("results")
     if not isinstance(kept, list) or content.get("sha256") != _digest(kept):
-        raise ValueError(f"{path} does not fit its checksum: it was changed after it was packed")
+        raise UserError(f"{path} does not fit its checksum: it was changed after it was packed")
     results = [
         results_file.decode(values, f"{path} result {number}")
         for number, values in enumerate(kept, 1)

@@ -26,7 +26,7 @@ from vitx.interop.timm import from_timm, live_model
 from vitx.measure.equality import Unmatched
 from vitx.model.config import ModelConfig, size
 from vitx.model.vit import build
-from vitx.registry import nearest
+from vitx.registry import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ def check(name: str) -> None:
     family, _, rest = name.partition(":")
     if family not in FAMILIES or not rest:
         known = [f"{word}:" for word in FAMILIES]
-        raise ValueError(f"model = {name!r} is not known; {nearest(f'{family}:', known)}")
+        raise UserError(f"model = {name!r} is not known; {nearest(f'{family}:', known)}")
     library = LIBRARIES.get(family)
     if library and importlib.util.find_spec(library) is None:
-        raise ValueError(f"model = {name!r} needs {library}: pip install -e '.[peers]'")
+        raise UserError(f"model = {name!r} needs {library}: pip install -e '.[peers]'")
     if family == "python":
         _function(name, rest)
     elif family == "timm" or (family == "vitx" and "/" not in rest):
@@ -60,34 +60,34 @@ def check(name: str) -> None:
 
         if not timm.is_model(rest.partition(".")[0]):
             close = nearest(rest, timm.list_models("*vit*")).partition(" Choices")[0][:80]
-            raise ValueError(f"model = {name!r}: timm has no model {rest!r}; {close}")
+            raise UserError(f"model = {name!r}: timm has no model {rest!r}; {close}")
         try:
             timm.get_pretrained_cfg(rest)
         except RuntimeError as error:  # an unknown tag
-            raise ValueError(f"model = {name!r}: {error}") from None
+            raise UserError(f"model = {name!r}: {error}") from None
     elif family == "torchvision" and "/" not in rest:
         from torchvision.models import list_models
 
         listed = list_models(include="vit_*")
         if rest not in listed:
-            raise ValueError(f"model = {name!r} is not known; {nearest(rest, listed)}")
+            raise UserError(f"model = {name!r} is not known; {nearest(rest, listed)}")
     elif family == "hf" and (Path(rest).is_dir() or rest.startswith(("/", ".", "~"))):
         config = Path(rest, "config.json")
         if not config.is_file():
-            raise ValueError(f"model = {name!r}: there is no {config}")
+            raise UserError(f"model = {name!r}: there is no {config}")
         try:
             content = json.loads(config.read_text(encoding="utf8"))
         except ValueError as error:  # no JSON, or no text
-            raise ValueError(f"model = {name!r}: {config} can't be read: {error}") from None
+            raise UserError(f"model = {name!r}: {config} can't be read: {error}") from None
         if not isinstance(content, dict):
-            raise ValueError(f"model = {name!r}: {config} can't be read: it is no object")
+            raise UserError(f"model = {name!r}: {config} can't be read: it is no object")
         if (kind := content.get("model_type")) != "vit":
-            raise ValueError(f"model = {name!r}: {config} is of a model {kind!r}, not 'vit'")
+            raise UserError(f"model = {name!r}: {config} is of a model {kind!r}, not 'vit'")
     else:
         try:
             size(rest)
         except ValueError as error:
-            raise ValueError(f"model = {name!r}: {error}") from None
+            raise UserError(f"model = {name!r}: {error}") from None
 
 
 def make(name: str, device: torch.device | str = "cpu") -> Model:
@@ -221,7 +221,7 @@ def _function(name: str, rest: str) -> Callable[[], Any]:
     """The function in a file of a person's own."""
     path, _, function = rest.rpartition(":")
     if not Path(path).is_file():
-        raise ValueError(f"model = {name!r}: there is no file {path!r}")
+        raise UserError(f"model = {name!r}: there is no file {path!r}")
     # By its own name, from its own folder, so that other processes can unpickle what it makes.
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
@@ -231,11 +231,11 @@ def _function(name: str, rest: str) -> Callable[[], Any]:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, others)))
     module = cli.module(Path(path).stem, f"model = {name!r}: {path}")
     if Path(str(module.__file__)).resolve() != Path(path).resolve():
-        raise ValueError(
+        raise UserError(
             f"model = {name!r}: another module is named {Path(path).stem}; rename the file"
         )
     if not callable(getattr(module, function, None)):
-        raise ValueError(f"model = {name!r}: {path} has no function {function!r}")
+        raise UserError(f"model = {name!r}: {path} has no function {function!r}")
     return getattr(module, function)
 
 

@@ -20,6 +20,7 @@ from vitx.files import UNREADABLE
 from vitx.interop.timm import from_timm, live_model
 from vitx.measure.equality import largest
 from vitx.measure.machine import now
+from vitx.registry import UserError
 
 
 @dataclass
@@ -58,7 +59,7 @@ def load(name: str) -> nn.Module:
     if folder is None:
         return live_model(name, {"pretrained": True})
     if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} has no config.json beside the weights, as timm writes it")
+        raise UserError(f"{folder} has no config.json beside the weights, as timm writes it")
     import timm
     from safetensors import SafetensorError
 
@@ -66,7 +67,7 @@ def load(name: str) -> nn.Module:
     try:
         return timm.create_model(f"local-dir:{folder}", **given)
     except (*UNREADABLE, SafetensorError) as error:
-        raise ValueError(f"timm can't read {name}: {error}") from error
+        raise UserError(f"timm can't read {name}: {error}") from error
 
 
 def open_folder(folder: Path, settings: dict[str, Any], classes: int) -> ImageFolder:
@@ -78,9 +79,9 @@ def open_folder(folder: Path, settings: dict[str, Any], classes: int) -> ImageFo
         transform: Any = create_transform(**settings)
         pictures = ImageFolder(str(folder), transform, loader=open_picture)
     except FileNotFoundError as error:
-        raise ValueError(f"data = {str(folder)!r}: {error}") from None
+        raise UserError(f"data = {str(folder)!r}: {error}") from None
     if len(pictures.classes) != classes:
-        raise ValueError(
+        raise UserError(
             f"{folder} has {len(pictures.classes)} class folders, the model {classes} outputs"
         )
     return pictures
@@ -95,7 +96,7 @@ def measure(name: str, folder: Path, *, batch: int, device: torch.device) -> dic
     from timm.data.config import resolve_model_data_config
 
     if not folder.is_dir():  # before a model is loaded
-        raise ValueError(f"data = {str(folder)!r} is no folder")
+        raise UserError(f"data = {str(folder)!r} is no folder")
     model: Any = load(name).to(device).eval()
     settings = resolve_model_data_config(model)
     pictures = open_folder(folder, settings, model.num_classes)

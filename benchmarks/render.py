@@ -23,6 +23,7 @@ from experiments.study import tables as training_tables
 from experiments.study.pages import Table
 from experiments.study.results import Result
 from vitx.pictures import save
+from vitx.registry import UserError
 from vitx.training import tracking
 
 ROOT = pages.ROOT
@@ -124,9 +125,9 @@ def main(args: list[str]) -> None:
     settings = cli.parse(Settings, args, prog="python -m benchmarks.render")
     cli.goes_with(settings, pack="files", out="files")
     if settings.files and settings.keep:
-        raise ValueError("--keep goes with no files; choose one")
+        raise UserError("--keep goes with no files; choose one")
     if settings.pack and settings.out:
-        raise ValueError("--out does not go with --pack, which writes one file")
+        raise UserError("--out does not go with --pack, which writes one file")
     if settings.files:
         serve(settings)
     else:
@@ -146,7 +147,7 @@ def serve(settings: Settings) -> None:
     if any(result.comparison.ratio for result in tables.claimed(results)):
         paths.append(save(verdicts.speed_figure(results), out / FIGURE.name))
     if not paths:
-        raise ValueError(f"{settings.files[0]} holds no result that a table shows")
+        raise UserError(f"{settings.files[0]} holds no result that a table shows")
     print("\n".join(map(str, paths)))
 
 
@@ -156,7 +157,7 @@ def rewrite(folders: Sequence[Path]) -> None:
     for path in folders:
         name = path.resolve().name
         if name in kept:
-            raise ValueError(f"two of the folders to keep are called {name}")
+            raise UserError(f"two of the folders to keep are called {name}")
         kept[name] = results_file.read(path / results_file.FILE)
         results_file.check_kept(kept[name], RESULTS, name)
     results = committed(result for made in kept.values() for result in made)

@@ -29,7 +29,7 @@ from vitx.measure.comparison import Comparison
 from vitx.measure.equality import Equality
 from vitx.measure.timing import TimingConfig
 from vitx.model.vit import build
-from vitx.registry import nearest
+from vitx.registry import UserError, nearest
 from vitx.settings import override
 from vitx.training import tracking
 from vitx.training.config import TrainConfig
@@ -113,9 +113,9 @@ def grown(scale: Scale, device: torch.device, cifar10: str = "") -> Scale:
     And CIFAR-10, where its folder is given. Raises ValueError for that elsewhere.
     """
     if cifar10 and scale is SMOKE:
-        raise ValueError(f"cifar10 = {cifar10!r} is not for --smoke, which trains on digits")
+        raise UserError(f"cifar10 = {cifar10!r} is not for --smoke, which trains on digits")
     if device.type != "cuda" and cifar10:
-        raise ValueError(f"cifar10 = {cifar10!r} is for a GPU; accuracy is compared on digits here")
+        raise UserError(f"cifar10 = {cifar10!r} is for a GPU; accuracy is compared on digits here")
     if device.type != "cuda" or scale is SMOKE:
         return scale
     recipe = override(accuracy.CIFAR10, **{"data.root": cifar10}) if cifar10 else scale.recipe
@@ -136,7 +136,7 @@ def narrow(scale: Scale, models: Sequence[str]) -> Scale:
     timed = dict(scale.timed)
     for name in models:
         if name not in timed:
-            raise ValueError(f"model = {name!r} is not timed here; {nearest(name, timed)}")
+            raise UserError(f"model = {name!r} is not timed here; {nearest(name, timed)}")
     return replace(scale, timed=tuple((n, timed[n]) for n in models)) if models else scale
 
 

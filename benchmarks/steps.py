@@ -26,7 +26,7 @@ from vitx.measure.machine import keep_memory
 from vitx.measure.timing import TimingConfig
 from vitx.model.cost import forward_macs
 from vitx.model.vit import build
-from vitx.registry import choose
+from vitx.registry import UserError, choose
 from vitx.settings import override
 from vitx.training import tracking
 from vitx.training.state import init, step
@@ -124,7 +124,7 @@ def first_step(root: str) -> float:
         errors.seek(0)
         if not reached:
             last = (errors.read().strip().splitlines() or ["no word"])[-1]
-            raise ValueError(f"{' '.join(command)} ended before a step: {last}")
+            raise UserError(f"{' '.join(command)} ended before a step: {last}")
     return seconds
 
 

@@ -32,7 +32,7 @@ from vitx.measure import machine, timing
 from vitx.measure.comparison import Rate
 from vitx.measure.stats import Interval
 from vitx.measure.timing import TimingConfig
-from vitx.registry import choose
+from vitx.registry import UserError, choose
 from vitx.training import parallel, tracking
 from vitx.training.provenance import environment
 
@@ -157,12 +157,12 @@ def configurations(settings: Settings) -> list[Configuration]:
         _check_dtype(dtype, device)
     for name in ("batch", "mode", "compile"):
         if not getattr(settings, name):
-            raise ValueError(f"{name} names nothing to time")
+            raise UserError(f"{name} names nothing to time")
     cli.goes_with(settings, unchecked="reference")
     if not settings.limit_s < MOST_SECONDS:
-        raise ValueError(f"limit_s = {settings.limit_s:g} must be less than {MOST_SECONDS:,.0f}")
+        raise UserError(f"limit_s = {settings.limit_s:g} must be less than {MOST_SECONDS:,.0f}")
     if not 0 < settings.seconds < math.inf:
-        raise ValueError(f"seconds = {settings.seconds} must be positive and finite")
+        raise UserError(f"seconds = {settings.seconds} must be positive and finite")
     batches = [_batch(word) for word in settings.batch]
     config = TimingConfig(
         processes=settings.processes,
@@ -175,7 +175,7 @@ def configurations(settings: Settings) -> list[Configuration]:
     )
     names = [name for name in dict.fromkeys(settings.models) if name != settings.reference]
     if not names:
-        raise ValueError("models names no other model than the reference")
+        raise UserError("models names no other model than the reference")
     return [
         Configuration(
             model=name,
@@ -197,7 +197,7 @@ def _batch(word: str) -> int:
     if word == AUTO:
         return 0
     if not word.isdecimal() or int(word) < 1:
-        raise ValueError(f"batch = {word!r} must be a whole number, at least 1, or {AUTO}")
+        raise UserError(f"batch = {word!r} must be a whole number, at least 1, or {AUTO}")
     return int(word)
 
 
@@ -205,7 +205,7 @@ def _check_dtype(dtype: str, device: torch.device) -> None:
     if device.type != "cuda" or dtype != "bfloat16":
         return
     if not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError(f"dtype = {dtype!r}: {torch.cuda.get_device_name(device)} has no bfloat16")
+        raise UserError(f"dtype = {dtype!r}: {torch.cuda.get_device_name(device)} has no bfloat16")
 
 
 def line(result: Throughput) -> str:
@@ -278,7 +278,7 @@ def _newest(group: Path, values: Mapping[str, object]) -> Path | None:
         if {k: v for k, v in read_json(path).items() if k not in free} == same
     ]
     if not folders:
-        raise ValueError(f"{group} holds no run of these settings and versions to resume")
+        raise UserError(f"{group} holds no run of these settings and versions to resume")
     return max(folders, key=lambda path: path.stat().st_mtime)
 
 

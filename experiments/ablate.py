@@ -14,6 +14,7 @@ from experiments.study import answer, preview, runs
 from experiments.study import question as questions
 from experiments.study.question import Question
 from experiments.study.workers import Making
+from vitx.registry import UserError
 
 PROG = "python -m experiments.ablate"
 
@@ -46,7 +47,7 @@ def main(args: list[str]) -> None:
     settings = cli.parse(Settings, flags, prog=f"{PROG} {name}")
     question = questions.read(name, data_root=settings.data_root)
     if settings.run + bool(settings.arm) + settings.sweep > 1:
-        raise ValueError("--run, --arm and --sweep exclude each other; choose one")
+        raise UserError("--run, --arm and --sweep exclude each other; choose one")
     cli.goes_with(settings, skip_timing="run", only_runs="run", seed="arm")
     if settings.sweep:
         print(as_sweep(question, settings), end="")
@@ -73,7 +74,7 @@ def as_sweep(question: Question, settings: Settings) -> str:
     Raises ValueError for a question that trains nothing.
     """
     if not question.trained:
-        raise ValueError(f"{question.name} trains nothing, so there is nothing to sweep")
+        raise UserError(f"{question.name} trains nothing, so there is nothing to sweep")
     command = ["${env}", "python", "-m", "experiments.ablate", question.name]
     return yaml.safe_dump(
         {

@@ -135,20 +135,9 @@ def run(program: Callable[[list[str]], None], args: list[str] | None = None) -> 
     """
     try:
         program(sys.argv[1:] if args is None else args)
-    except (ValueError, OSError) as error:
-        if isinstance(error, ValueError) and not (isinstance(error, UserError) or _ours(error)):
-            raise
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped; what was finished is on disk", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def _ours(error: ValueError) -> bool:
-    """Whether the line that raised it is in this project."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
-    return name.partition(".")[0] in ("vitx", "experiments", "benchmarks", "__main__")

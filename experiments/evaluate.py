@@ -21,6 +21,7 @@ from vitx.data.sources import Images
 from vitx.files import read_json, write_json
 from vitx.model.layers import PatchEmbed
 from vitx.model.vit import Vit
+from vitx.registry import UserError
 from vitx.settings import override
 from vitx.training import evaluate, parallel, tracking
 
@@ -124,13 +125,13 @@ def predict(settings: Settings) -> Predictions:
     vit = vitx.load(settings.run).to(device).eval()
     dataset = data.load(config.data, size=config.model.size)
     if read_json(settings.run / "summary.json").get("fingerprint") != dataset.fingerprint:
-        raise ValueError(
+        raise UserError(
             f"the data are not those that {settings.run} was trained on: other images, or others "
             "in the splits"
         )
     split = getattr(dataset, settings.split)
     if not len(split):
-        raise ValueError(f"the data of {settings.run} have no {settings.split} split")
+        raise UserError(f"the data of {settings.run} have no {settings.split} split")
     logits, target, indices = evaluate.predict(vit, dataset, split)
     return Predictions(vit, dataset, split.take(indices.tolist()), logits, target)
 

@@ -15,6 +15,7 @@ from vitx.data import transforms
 from vitx.data.images import MAX_PIXELS, open_picture
 from vitx.interop import weights
 from vitx.model.preprocessing import Preprocessing
+from vitx.registry import UserError
 from vitx.training import parallel
 
 PROG = "python -m experiments.predict"
@@ -43,11 +44,11 @@ def main(args: list[str]) -> None:
     cli.at_least(settings, top=1, batch=1, max_pixels=1)
     about = weights.describe(settings.run)
     if about.preprocessing is None:
-        raise ValueError(f"{settings.run} does not say how pictures are prepared for it")
+        raise UserError(f"{settings.run} does not say how pictures are prepared for it")
     device = parallel.device(settings.device)
     vit = vitx.load(settings.run).to(device).eval()
     if not vit.config.classes:
-        raise ValueError(f"{settings.run} has no head, so it can't tell classes")
+        raise UserError(f"{settings.run} has no head, so it can't tell classes")
     names = about.classes or tuple(str(number) for number in range(vit.config.classes))
     paths = list(listed(settings.images))
     for start in range(0, len(paths), settings.batch):
@@ -74,7 +75,7 @@ def listed(paths: Sequence[Path]) -> Iterator[Path]:
             continue
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
         if not inside:
-            raise ValueError(f"{path} holds no picture")
+            raise UserError(f"{path} holds no picture")
         yield from inside
 
 

@@ -23,6 +23,7 @@ from vitx import pictures
 from vitx.data.loader import steps_per_epoch
 from vitx.files import read_json
 from vitx.model.cost import cost, training_macs
+from vitx.registry import UserError
 from vitx.training import tracking
 from vitx.training.config import TrainConfig
 from vitx.training.evaluate import Score
@@ -37,7 +38,7 @@ def trained(run: Path) -> kinds.Trained:
     config = read_config(run)
     recipe = read_json(run / "run.json").get("group")
     if recipe not in RECIPES:
-        raise ValueError(f"{run} is no run of a recipe; keep the folder of its answer instead")
+        raise UserError(f"{run} is no run of a recipe; keep the folder of its answer instead")
     environment = msgspec.convert(read_json(run / "environment.json"), Environment)
     accuracy, loss = f"{config.curve}/accuracy", f"{config.curve}/loss"
     events = [event for event in tracking.read_events(run) if accuracy in event]

@@ -19,6 +19,8 @@ from typing import TextIO, TypeGuard
 
 import tyro
 
+from vitx.registry import UserError
+
 try:
     import optuna
 except ImportError as error:
@@ -75,19 +77,19 @@ def main(args: list[str]) -> None:
     sweep = read(settings.file)
     cli.at_least(settings, workers=1, confirm=0, seeds=2)
     if settings.show + settings.wandb + bool(settings.confirm) > 1:
-        raise ValueError("--show, --confirm and --wandb exclude each other; choose one")
+        raise UserError("--show, --confirm and --wandb exclude each other; choose one")
     if settings.only_runs and (settings.show or settings.wandb):
-        raise ValueError("--only-runs is for trials that this program runs")
+        raise UserError("--only-runs is for trials that this program runs")
     cli.goes_with(settings, seeds="confirm")
     if settings.whole:
         if sweep.hyperband is None or settings.wandb:
-            raise ValueError(
+            raise UserError(
                 f"{settings.file}: --whole is for files with early_terminate, and without --wandb"
             )
         sweep = replace(sweep, name=f"{sweep.name}{WHOLE}", hyperband=None)
     if settings.wandb:
         if settings.storage:
-            raise ValueError("--storage is for sweeps without --wandb, whose server keeps them")
+            raise UserError("--storage is for sweeps without --wandb, whose server keeps them")
         agents(sweep, settings)
         return
     reads = settings.show or settings.confirm > 0
@@ -251,13 +253,13 @@ def agents(sweep: Sweep, settings: Settings) -> None:
     sys.stderr.write(made.stderr)
     agent = re.search(r"wandb agent (\S+)", made.stderr)
     if made.returncode or not agent:
-        raise ValueError(f"{sweep.path}: W&B did not take the sweep; see above")
+        raise UserError(f"{sweep.path}: W&B did not take the sweep; see above")
     started = [
         subprocess.Popen([*wandb, "agent", agent[1]], env=here, preexec_fn=machine.end_with_parent)
         for _ in range(settings.workers)
     ]
     if any([process.wait() for process in started]):
-        raise ValueError(f"a W&B agent of {agent[1]} failed; see above")
+        raise UserError(f"a W&B agent of {agent[1]} failed; see above")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from experiments.recipes import RECIPES
 from vitx.data.loader import steps_per_epoch
 from vitx.files import read_json
 from vitx.model.cost import cost
-from vitx.registry import nearest
+from vitx.registry import UserError, nearest
 from vitx.settings import delta, flat
 from vitx.training import parallel, tracking
 from vitx.training.checkpoint import BEFORE, LAST
@@ -52,7 +52,7 @@ def main(args: list[str]) -> None:
         raise SystemExit(0 if args else 2)
     name, *flags = args
     if name not in RECIPES:
-        raise ValueError(f"recipe = {name!r} is not known; {nearest(name, RECIPES)}")
+        raise UserError(f"recipe = {name!r} is not known; {nearest(name, RECIPES)}")
     config, switches = read(name, flags)
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one talks
         describe(name, config)
@@ -96,7 +96,7 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
     label = name_run(config, RECIPES[name])
     folder = switches.folder or (_last(switches.out / name, label) if switches.resume else None)
     if folder and not switches.resume and (folder / "run.json").exists():
-        raise ValueError(f"{folder} holds a run; add --resume to go on with it, or choose another")
+        raise UserError(f"{folder} holds a run; add --resume to go on with it, or choose another")
     resume = folder if switches.resume and folder and _checkpoints(folder) else None
     with processes(parallel.device(switches.device)) as (part, device):
         if switches.resume and not resume and part.first:
@@ -149,7 +149,7 @@ def _last(group: Path, label: str) -> Path:
     folders = [f for f in group.glob("*") if read_json(f / "run.json").get("name") == label]
     checkpoints = [path for folder in folders for path in _checkpoints(folder)]
     if not checkpoints:
-        raise ValueError(f"{group} holds no run named {label} with a checkpoint to resume")
+        raise UserError(f"{group} holds no run named {label} with a checkpoint to resume")
     return max(checkpoints, key=lambda path: path.stat().st_mtime).parent
 
 

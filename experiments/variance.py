@@ -18,7 +18,7 @@ from experiments.study.results import Results
 from experiments.study.runs import Job
 from experiments.study.tables import variance_table
 from experiments.study.workers import Making
-from vitx.registry import choose
+from vitx.registry import UserError, choose
 from vitx.settings import override
 from vitx.training import tracking
 from vitx.training.config import TrainConfig, identity
@@ -95,7 +95,7 @@ def add(
     """Append what the runs give: each metric's variance components and held-out values."""
     made, held = ([ended[job.key] for job in jobs] for jobs in (crossed, held_out))
     if failed := [run.error for run in (*made, *held) if run.error]:
-        raise ValueError(f"{len(failed)} runs failed: {failed[0]}")
+        raise UserError(f"{len(failed)} runs failed: {failed[0]}")
     spreads = {}
     for metric in (tracking.VAL_LOSS, tracking.VAL_ACCURACY):
         values, others = (tuple(run.values[metric] for run in part) for part in (made, held))
@@ -120,7 +120,7 @@ def _base(name: str, data_root: str) -> TrainConfig:
     else:
         base = RECIPES[choose("recipe", name, (*RECIPES, *question.names()))]
     if not base.data.has_val:
-        raise ValueError(f"{name} holds no images out for validation, which this reads")
+        raise UserError(f"{name} holds no images out for validation, which this reads")
     return override(base, **{"data.root": data_root}) if data_root else base
 
 

@@ -12,6 +12,8 @@ from weakref import WeakSet
 
 import torch
 
+from vitx.registry import UserError
+
 UNREADABLE = (
     pickle.UnpicklingError,
     struct.error,
@@ -28,7 +30,7 @@ UNREADABLE = (
 """What the reader of pickles raises for bytes that are none: more than its own class of error."""
 
 
-class Damaged(ValueError):
+class Damaged(UserError):
     """A file that is not a whole checkpoint; says which and why."""
 
 
@@ -75,7 +77,7 @@ def write_through(path: Path, *parts: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-class Busy(ValueError):
+class Busy(UserError):
     """Another process holds a run folder."""
 
 

@@ -50,7 +50,7 @@ def choose(name: str, value: object, choices: Iterable[str]) -> str:
     """The value, if it is one of the choices. Raises ValueError with the nearest if it is not."""
     known = list(choices)
     if value not in known:
-        raise ValueError(f"{name} = {value!r} is not known; {nearest(value, known)}")
+        raise UserError(f"{name} = {value!r} is not known; {nearest(value, known)}")
     return str(value)
 
 
@@ -62,10 +62,10 @@ def resolve(call: str | Callable[..., Any], entries: Registry) -> Callable[..., 
     if not isinstance(call, str):
         if callable(call):
             return call
-        raise ValueError(f"{entries.slot} = {call!r} is neither a name nor a callable")
+        raise UserError(f"{entries.slot} = {call!r} is neither a name nor a callable")
     name, knobs = _parse(call, entries.slot)
     if name not in entries:
-        raise ValueError(f"{entries.slot} = {name!r} is not known; {nearest(name, entries)}")
+        raise UserError(f"{entries.slot} = {name!r} is not known; {nearest(name, entries)}")
     entry = entries[name]
     allowed = {
         key: parameter
@@ -75,7 +75,7 @@ def resolve(call: str | Callable[..., Any], entries: Registry) -> Callable[..., 
     for key, value in knobs.items():
         if key not in allowed:
             hint = nearest(key, allowed) if allowed else "it has none"
-            raise ValueError(f"{entries.slot} = {call!r}: {name} has no knob {key!r}; {hint}")
+            raise UserError(f"{entries.slot} = {call!r}: {name} has no knob {key!r}; {hint}")
         _check_type(entries.slot, call, key, value, allowed[key].annotation)
     return partial(entry, **knobs) if knobs else entry
 
@@ -86,7 +86,7 @@ def _check_type(slot: str, call: str, key: str, value: object, annotation: objec
         return
     if not isinstance(value, types) or (isinstance(value, bool) and annotation is not bool):
         kind = annotation.__name__ if isinstance(annotation, type) else annotation
-        raise ValueError(f"{slot} = {call!r}: {key} must be {kind}, not {value!r}")
+        raise UserError(f"{slot} = {call!r}: {key} must be {kind}, not {value!r}")
 
 
 def _parse(call: str, slot: str) -> tuple[str, dict[str, Any]]:
@@ -94,19 +94,19 @@ def _parse(call: str, slot: str) -> tuple[str, dict[str, Any]]:
     try:
         node = ast.parse(call.strip(), mode="eval").body
     except SyntaxError:
-        raise ValueError(f"{slot} = {call!r} can't be read; {rule}") from None
+        raise UserError(f"{slot} = {call!r} can't be read; {rule}") from None
     if isinstance(node, ast.Name):
         return node.id, {}
     if isinstance(node, ast.Constant) and node.value is None:
         return "None", {}
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.args:
-        raise ValueError(f"{slot} = {call!r} can't be read; {rule}")
+        raise UserError(f"{slot} = {call!r} can't be read; {rule}")
     knobs: dict[str, Any] = {}
     for keyword in node.keywords:
         try:
             knobs[keyword.arg or "**"] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError):
-            raise ValueError(f"{slot} = {call!r}: a knob must be a plain value; {rule}") from None
+            raise UserError(f"{slot} = {call!r}: a knob must be a plain value; {rule}") from None
     return node.func.id, knobs
 
 
@@ -121,7 +121,7 @@ def name_of(slot: Callable[..., Any]) -> str:
                 return name
     name = getattr(slot, "__qualname__", "<lambda>")
     if "<" in name:  # <lambda>, or <locals> of a function, which may make others of that name
-        raise ValueError(
+        raise UserError(
             f"{slot!r} has no name of its own to be recorded by; write it as a def of a module"
         )
     return f"{slot.__module__}.{name}"

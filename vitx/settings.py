@@ -20,7 +20,7 @@ from typing import (
     get_type_hints,
 )
 
-from vitx.registry import choose, name_of, nearest
+from vitx.registry import UserError, choose, name_of, nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -81,10 +81,10 @@ def check(name: str, value: Any, hint: Any) -> None:
         return
     rule = ranges[0].rule if kind is int and ranges else _RULES[kind]
     if not _is_plain(value, kind):
-        raise ValueError(f"{name} = {value!r} {rule}")
+        raise UserError(f"{name} = {value!r} {rule}")
     for numbers in ranges:
         if value not in numbers:
-            raise ValueError(f"{name} = {value!r} {numbers.rule}")
+            raise UserError(f"{name} = {value!r} {numbers.rule}")
 
 
 _RULES = {
@@ -113,7 +113,7 @@ def make(kind: type[Config], **fields: Any) -> Config:
     names = [entry.name for entry in dataclasses.fields(kind)]
     for key in fields:
         if key not in names:
-            raise ValueError(f"{kind.__name__} has no field {key!r}; {nearest(key, names)}")
+            raise UserError(f"{kind.__name__} has no field {key!r}; {nearest(key, names)}")
     return kind(**fields)
 
 
@@ -124,9 +124,7 @@ def override(config: Config, **changes: Any) -> Config:
         inner = getattr(config, part, None)
         if not dataclasses.is_dataclass(inner):
             names = [f.name for f in dataclasses.fields(config)]
-            raise ValueError(
-                f"{type(config).__name__} has no part {part!r}; {nearest(part, names)}"
-            )
+            raise UserError(f"{type(config).__name__} has no part {part!r}; {nearest(part, names)}")
         nested = {k.partition(".")[2]: v for k, v in changes.items() if k.startswith(f"{part}.")}
         direct[part] = override(inner, **nested)  # type: ignore[type-var]
     kept = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
@@ -159,7 +157,7 @@ def from_flat(kind: type[Config], values: Mapping[str, Any], prefix: str = "") -
     for name in values:
         head, dot, _ = name.removeprefix(prefix).partition(".")
         if name.startswith(prefix) and nested.get(head) is not bool(dot):
-            raise ValueError(f"the configuration has an unknown {name}")
+            raise UserError(f"the configuration has an unknown {name}")
     for entry in dataclasses.fields(kind):
         name, inner = prefix + entry.name, hints[entry.name]
         if dataclasses.is_dataclass(inner):
@@ -185,7 +183,7 @@ def _plain(value: Any) -> Any:
 def pair(name: str, value: Any) -> tuple[int, int]:
     pair = value if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2:
-        raise ValueError(f"{name} = {value!r} must be one number or height and width")
+        raise UserError(f"{name} = {value!r} must be one number or height and width")
     for number in pair:
         check(name, number, Whole)
     return pair[0], pair[1]

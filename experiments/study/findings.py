@@ -23,6 +23,7 @@ from experiments.study.runs import Job
 from experiments.study.tables import UNCHANGED, sweep_table
 from experiments.study.trials import RUN, STEPS, Trials, error_of
 from vitx.files import read_json
+from vitx.registry import UserError
 from vitx.settings import override
 from vitx.training import tracking
 
@@ -141,10 +142,10 @@ def candidates(trials: Trials, *, best: int, seeds: int) -> list[tuple[Candidate
     """
     sweep = trials.sweep
     if not sweep.recipe:
-        raise ValueError(f"{sweep.path}: --confirm reruns sweeps of experiments.train only")
+        raise UserError(f"{sweep.path}: --confirm reruns sweeps of experiments.train only")
     ranked = ranking(trials)[:best]
     if not ranked:
-        raise ValueError(f"{sweep.path}: no trial has run to its end yet")
+        raise UserError(f"{sweep.path}: no trial has run to its end yet")
     base, group = override(sweep.base(), **sweep.constants()), f"{sweep.name}-confirmed"
     used = {base.seed, *(trial.params.get("seed", 0) for trial in trials.all())}
     first = max(FRESH, max(used) + 1)

@@ -14,6 +14,7 @@ from experiments.study.results import SCHEMA, Result
 from vitx.measure import stats
 from vitx.measure.comparison import Comparison
 from vitx.measure.stats import Components, Effect
+from vitx.registry import UserError
 from vitx.training import tracking
 from vitx.training.evaluate import Score
 
@@ -55,10 +56,10 @@ class Trained(Result, kind="run"):
     def check(self) -> None:
         for name in ("seed", "steps", "batch"):
             if getattr(self, name) != self.config[name]:
-                raise ValueError(f"{name} = {getattr(self, name)} is not that of config")
+                raise UserError(f"{name} = {getattr(self, name)} is not that of config")
         evaluated = [step for step, _, _ in self.curve]
         if evaluated != sorted(set(evaluated)) or (evaluated and evaluated[-1] > self.steps):
-            raise ValueError(f"curve must have growing steps up to {self.steps}")
+            raise UserError(f"curve must have growing steps up to {self.steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,7 @@ class Answer(Result, kind="answer"):
             self.effects(metric)
         for arm in self.arms:
             if list(arm.values) != self.metrics:
-                raise ValueError(f"arm {arm.name} has other metrics than the baseline")
+                raise UserError(f"arm {arm.name} has other metrics than the baseline")
             if arm.speed:
                 _check_speed(arm.name, arm.speed)
 
@@ -162,9 +163,9 @@ def _check_speed(name: str, speed: Comparison) -> None:
     ratio, floor = stats.paired_ratio(speed.log_ratios), stats.noise_floor(speed.log_ratios_again)
     claimed = (*asdict(speed.ratio).values(), speed.floor)
     if not np.allclose(claimed, (*asdict(ratio).values(), floor), rtol=1e-6):
-        raise ValueError(f"arm {name}: the log ratios give another ratio or floor")
+        raise UserError(f"arm {name}: the log ratios give another ratio or floor")
     if speed.verdict != stats.speed_verdict(ratio, floor):
-        raise ValueError(f"arm {name}: {speed.verdict} does not follow from ratio and floor")
+        raise UserError(f"arm {name}: {speed.verdict} does not follow from ratio and floor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,9 +254,9 @@ class SweepResult(Result, kind="sweep"):
 
     def check(self) -> None:
         if saving(self.trials) != self.saved:
-            raise ValueError(f"the trials give {saving(self.trials)}, not {self.saved}")
+            raise UserError(f"the trials give {saving(self.trials)}, not {self.saved}")
         if not self.confirmed or self.confirmed[0].settings:
-            raise ValueError("the unchanged command must be the first that was confirmed")
+            raise UserError("the unchanged command must be the first that was confirmed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +290,7 @@ class Variance(Result, kind="variance"):
             again = split(spread.values)
             for name, value in asdict(spread.components).items():
                 if not np.allclose(value, getattr(again, name), rtol=1e-6, atol=1e-9):
-                    raise ValueError(f"{metric}: {name} = {value} does not follow from the values")
+                    raise UserError(f"{metric}: {name} = {value} does not follow from the values")
 
 
 def split(values: Sequence[float]) -> Components:
@@ -312,7 +313,7 @@ class Fault(Result, kind="fault"):
 
     def check(self) -> None:
         if not 0 <= self.passed <= self.trials:
-            raise ValueError(f"passed = {self.passed} must lie between 0 and {self.trials}")
+            raise UserError(f"passed = {self.passed} must lie between 0 and {self.trials}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import math
 
 from vitx.model.config import ModelConfig
 from vitx.model.cost import cost
+from vitx.registry import UserError
 from vitx.settings import delta, flat, override
 from vitx.training.config import TrainConfig
 
@@ -22,7 +23,7 @@ def matched(config: TrainConfig, base: TrainConfig, by: str) -> tuple[TrainConfi
     target = _count(base.model, by)
     free = [name for name in ("width", "depth") if f"model.{name}" not in delta(config, base)]
     if not free:
-        raise ValueError("width and depth are both set, so neither can be adjusted to the cost")
+        raise UserError("width and depth are both set, so neither can be adjusted to the cost")
     step = math.lcm(config.model.heads, 4)
 
     def nearest_of(name: str, values: range) -> TrainConfig:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar, get_type_hints
 
 from experiments.study.kinds import Scalar
-from vitx.registry import choose, nearest
+from vitx.registry import UserError, choose, nearest
 from vitx.settings import check
 
 RANGES = ("uniform", "q_uniform", "log_uniform_values", "int_uniform")
@@ -51,15 +51,15 @@ Parameters = Mapping[str, Choice | Range]
 def part(kind: type[Part], keys: object, within: str = "") -> Part:
     """A part of a file, its keys checked by their types. Raises ValueError naming the key."""
     if not isinstance(keys, dict):
-        raise ValueError(f"{within.rstrip('.') or 'the file'} must hold keys")
+        raise UserError(f"{within.rstrip('.') or 'the file'} must hold keys")
     hints = get_type_hints(kind, include_extras=True)
     for key, value in keys.items():
         if key not in hints:
-            raise ValueError(f"{within}{key} is not known; {nearest(key, hints)}")
+            raise UserError(f"{within}{key} is not known; {nearest(key, hints)}")
         check(within + key, value, hints[key])
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if field.default is dataclasses.MISSING and field.name not in keys:
-            raise ValueError(f"{within}{field.name} is missing")
+            raise UserError(f"{within}{field.name} is missing")
     return kind(**keys)
 
 
@@ -76,53 +76,53 @@ class _Parameter:
 def read_parameter(key: str, keys: object) -> Choice | Range:
     """What the keys of one parameter say. Raises ValueError naming `key` and the key in it."""
     if isinstance(keys, dict) and "parameters" in keys:
-        raise ValueError(f"{key}: write nested parameters with dots, such as model.depth")
+        raise UserError(f"{key}: write nested parameters with dots, such as model.depth")
     if not isinstance(keys, dict):
-        raise ValueError(f"{key} must have a value, values, or min and max")
+        raise UserError(f"{key} must have a value, values, or min and max")
     given = part(_Parameter, keys, f"{key}.")
     if given.value is None and given.values is None:
         return _range(key, given)
     for word in ("min", "max", "q"):
         if getattr(given, word) is not None:
-            raise ValueError(f"{key}.{word} does not go with values")
+            raise UserError(f"{key}.{word} does not go with values")
     if given.value is not None and given.values is not None:
-        raise ValueError(f"{key} has both a value and values")
+        raise UserError(f"{key} has both a value and values")
     if given.distribution not in ("", "categorical", "constant"):
-        raise ValueError(f"{key}.distribution = {given.distribution!r} does not go with values")
+        raise UserError(f"{key}.distribution = {given.distribution!r} does not go with values")
     values = [given.value] if given.values is None else given.values
     if not isinstance(values, list) or not values:
-        raise ValueError(f"{key}.values = {values!r} must be a list")
+        raise UserError(f"{key}.values = {values!r} must be a list")
     for value in values:
         _no_number_in_words(key, value)
         if not isinstance(value, str | int | float | bool):
-            raise ValueError(f"{key}: {value!r} must be a plain value")
+            raise UserError(f"{key}: {value!r} must be a plain value")
     if len(set(map(repr, values))) < len(values):
-        raise ValueError(f"{key}.values = {values!r} names a value twice")
+        raise UserError(f"{key}.values = {values!r} names a value twice")
     return Choice(tuple(values))
 
 
 def _range(key: str, given: _Parameter) -> Range:
     if given.min is None or given.max is None:
-        raise ValueError(f"{key} must have a value, values, or min and max")
+        raise UserError(f"{key} must have a value, values, or min and max")
     low, high = _number(f"{key}.min", given.min), _number(f"{key}.max", given.max)
     whole = isinstance(low, int)
     if whole != isinstance(high, int):
-        raise ValueError(f"{key}: min = {low} and max = {high} must be both whole or neither")
+        raise UserError(f"{key}: min = {low} and max = {high} must be both whole or neither")
     if not low < high:
-        raise ValueError(f"{key}: min = {low} must be below max = {high}")
+        raise UserError(f"{key}: min = {low} must be below max = {high}")
     kind = given.distribution or ("int_uniform" if whole else "uniform")
     choose(f"{key}.distribution", kind, RANGES)
     if given.q is not None and kind != "q_uniform":
-        raise ValueError(f"{key}.q goes with q_uniform, not with {kind}")
+        raise UserError(f"{key}.q goes with q_uniform, not with {kind}")
     step = None
     if kind == "q_uniform":
         step = 1 if given.q is None else _number(f"{key}.q", given.q)
     if step is not None and step <= 0:
-        raise ValueError(f"{key}.q = {step} must be positive")
+        raise UserError(f"{key}.q = {step} must be positive")
     if kind == "log_uniform_values" and low <= 0:
-        raise ValueError(f"{key}.min = {low} must be positive for {kind}")
+        raise UserError(f"{key}.min = {low} must be positive for {kind}")
     if kind == "int_uniform" and not whole:
-        raise ValueError(f"{key}.min = {low} must be whole for {kind}")
+        raise UserError(f"{key}.min = {low} must be whole for {kind}")
     if kind in ("uniform", "log_uniform_values") or isinstance(step, float):
         low, high = float(low), float(high)
     return Range(low, high, kind == "log_uniform_values", step)
@@ -131,7 +131,7 @@ def _range(key: str, given: _Parameter) -> Range:
 def _number(key: str, value: Scalar) -> int | float:
     _no_number_in_words(key, value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key} = {value!r} must be a number")
+        raise UserError(f"{key} = {value!r} must be a number")
     return value
 
 
@@ -144,4 +144,4 @@ def _no_number_in_words(key: str, value: object) -> None:
     if number is not None:
         text = str(value) if re.fullmatch(r"-?\d+", str(value)) else repr(number)
         plain = text if "." in text else text.replace("e", ".0e")  # an exponent needs a point
-        raise ValueError(f"{key} = {value!r} is a string to YAML; write {plain}")
+        raise UserError(f"{key} = {value!r} is a string to YAML; write {plain}")

@@ -27,7 +27,7 @@ from experiments.study.matching import matched
 from experiments.study.pages import ROOT
 from experiments.study.runs import Ended, Job
 from vitx.measure import stats
-from vitx.registry import choose, nearest
+from vitx.registry import UserError, choose, nearest
 from vitx.settings import override
 from vitx.training import tracking
 from vitx.training.config import TrainConfig, identity
@@ -120,7 +120,7 @@ class Question:
         well = {seed: run for seed, run in by_seed.items() if run and not run.error}
         for run in well.values():
             if metric not in run.values:
-                raise ValueError(f"{run.folder} has no {metric}: no images were held out for it")
+                raise UserError(f"{run.folder} has no {metric}: no images were held out for it")
         return {seed: run.values[metric] for seed, run in well.items()}
 
     def differences(self, arm: Arm, metric: str, runs: Mapping[str, Ended]) -> dict[int, float]:
@@ -132,7 +132,7 @@ class Question:
         """The arm of that name. Raises ValueError."""
         by_name = {arm.name: arm for arm in self.arms}
         if name not in by_name:
-            raise ValueError(f"arm = {name!r} is none of {self.name}; {nearest(name, by_name)}")
+            raise UserError(f"arm = {name!r} is none of {self.name}; {nearest(name, by_name)}")
         return by_name[name]
 
 
@@ -152,7 +152,7 @@ def read(name: str, *, data_root: str = "") -> Question:
     """
     word = name.replace("-", "_")
     if not word.isidentifier() or importlib.util.find_spec(f"experiments.questions.{word}") is None:
-        raise ValueError(f"question = {name!r} is not known; {nearest(word, names())}")
+        raise UserError(f"question = {name!r} is not known; {nearest(word, names())}")
     module = cli.module(f"experiments.questions.{word}", f"experiments/questions/{word}.py")
     return from_module(module, data_root=data_root)
 
@@ -163,11 +163,11 @@ def from_module(module: ModuleType, *, data_root: str = "") -> Question:
     file = f"experiments/questions/{name}.py"
     for word in ("BASE", "AXES"):
         if not hasattr(module, word):
-            raise ValueError(f"{file} is no question: it sets no {word}")
+            raise UserError(f"{file} is no question: it sets no {word}")
     stated = DEFAULTS | {word: getattr(module, word) for word in WORDS if hasattr(module, word)}
     base, axes, effect = stated["BASE"], stated["AXES"], stated["EFFECT"]
     if not isinstance(base, TrainConfig):
-        raise ValueError(f"{file}: BASE = {base!r} must be a TrainConfig")
+        raise UserError(f"{file}: BASE = {base!r} must be a TrainConfig")
     if data_root:
         base = override(base, **{"data.root": data_root})
     metric, design, match = (
@@ -175,9 +175,9 @@ def from_module(module: ModuleType, *, data_root: str = "") -> Question:
         for word, choices in (("METRIC", METRICS), ("DESIGN", DESIGNS), ("MATCH", MATCHES))
     )
     if not isinstance(effect, int | float) or not 0 < effect < math.inf:
-        raise ValueError(f"{file}: EFFECT = {effect!r} must be a positive number")
+        raise UserError(f"{file}: EFFECT = {effect!r} must be a positive number")
     if metric != tracking.IMAGES_PER_S and not base.data.has_val:
-        raise ValueError(f"{file}: METRIC = {metric!r} is read on validation images; set data.val")
+        raise UserError(f"{file}: METRIC = {metric!r} is read on validation images; set data.val")
     arms = _arms(file, base, axes, design, match)
     seeds = stated.get("SEEDS", range(stats.fewest_seeds(len(arms) - 1)))
     return Question(name, _text(file, module), arms, _seeds(file, seeds), metric, effect)
@@ -202,12 +202,12 @@ def _arms(file: str, base: TrainConfig, axes: object, design: str, match: str) -
         key, arm = _arm(file, base, combination, match)
         arms.setdefault(key, arm)
     if len(arms) - 1 > stats.MOST_COMPARISONS:
-        raise ValueError(
+        raise UserError(
             f"{file}: AXES: {len(arms) - 1} arms are too many to be judged together; at most "
             f"{stats.MOST_COMPARISONS}"
         )
     if len(arms) < 2:
-        raise ValueError(f"{file}: AXES = {axes!r} changes nothing in BASE")
+        raise UserError(f"{file}: AXES = {axes!r} changes nothing in BASE")
     matched_arms = list(arms.values())
     for words, keys in (
         ("are called", [arm.name for arm in matched_arms]),
@@ -215,7 +215,7 @@ def _arms(file: str, base: TrainConfig, axes: object, design: str, match: str) -
     ):
         pairs = zip(matched_arms, keys, strict=True)
         if twice := [arm.name for arm, key in pairs if keys.count(key) > 1]:
-            raise ValueError(f"{file}: AXES: two arms {words} {' and '.join(dict.fromkeys(twice))}")
+            raise UserError(f"{file}: AXES: two arms {words} {' and '.join(dict.fromkeys(twice))}")
     return tuple(matched_arms)
 
 
@@ -224,13 +224,13 @@ def _arm(file: str, base: TrainConfig, combination: Sequence[Level], match: str)
     name = ",".join(label for label, _ in combination if label)
     changes = {field: value for _, fields in combination for field, value in fields.items()}
     for field in SHARED.keys() & changes:
-        raise ValueError(f"{file}: AXES, {name}: {field} can't be varied: {SHARED[field]}")
+        raise UserError(f"{file}: AXES, {name}: {field} can't be varied: {SHARED[field]}")
     try:
         config = override(base, **changes)
         same = match == "none" or identity(config) == identity(base)
         arm = Arm(name, config) if same else Arm(name, *matched(config, base, match))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: AXES, {name}: {error}") from None
+        raise UserError(f"{file}: AXES, {name}: {error}") from None
     _plain(file, f"AXES, {name}", config)
     return identity(config), arm
 
@@ -240,7 +240,7 @@ def _plain(file: str, what: str, config: TrainConfig) -> None:
     for part in (config, config.model, config.data, config.optim):
         for name, value in vars(part).items():
             if callable(value):
-                raise ValueError(
+                raise UserError(
                     f"{file}: {what}: {name} = {value!r} must be a name in its registry"
                 )
 
@@ -248,7 +248,7 @@ def _plain(file: str, what: str, config: TrainConfig) -> None:
 def _levels(file: str, axes: object) -> list[list[Level]]:
     """Each axis's levels."""
     if not isinstance(axes, Mapping) or not axes:
-        raise ValueError(f"{file}: AXES = {axes!r} must name at least one axis with its values")
+        raise UserError(f"{file}: AXES = {axes!r} must name at least one axis with its values")
     return [_axis(file, str(axis), values) for axis, values in axes.items()]
 
 
@@ -261,7 +261,7 @@ def _axis(file: str, axis: str, values: object) -> list[Level]:
     else:
         levels = []
     if not levels:
-        raise ValueError(
+        raise UserError(
             f"{file}: AXES[{axis!r}] = {values!r} must be a list of values, or names with the "
             "fields that each sets"
         )
@@ -272,7 +272,7 @@ def _seeds(file: str, seeds: object) -> tuple[int, ...]:
     plain = tuple(seeds) if isinstance(seeds, Sequence) else ()
     whole = all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in plain)
     if len(plain) < 2 or not whole or len(set(plain)) < len(plain):
-        raise ValueError(
+        raise UserError(
             f"{file}: SEEDS = {seeds!r} must be two or more different whole numbers below 2**31"
         )
     return plain
@@ -283,5 +283,5 @@ def _text(file: str, module: ModuleType) -> str:
     text = inspect.getdoc(module) or ""
     for word in ("Question:", "Expect:", "Cost:", "Run:"):
         if word not in text:
-            raise ValueError(f"{file}: the docstring must say {word.removesuffix(':')}")
+            raise UserError(f"{file}: the docstring must say {word.removesuffix(':')}")
     return text

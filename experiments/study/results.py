@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 import msgspec
 
+from vitx.registry import UserError
 from vitx.training.provenance import Environment, environment
 
 FILE = "results.jsonl"
@@ -95,16 +96,16 @@ def decode(values: Any, where: str) -> Result:
     """The result that these plain values are. Raises ValueError naming `where`."""
     kind = KINDS.get(str(values.get("kind"))) if isinstance(values, dict) else None
     if kind is None or values.get("schema") != SCHEMA:
-        raise ValueError(f"{where} is not a result of schema {SCHEMA}")
+        raise UserError(f"{where} is not a result of schema {SCHEMA}")
     unknown = values.keys() - {"schema", "kind", *(field.name for field in fields(kind))}
     if unknown:
-        raise ValueError(f"{where}: a result of kind {kind.kind} has no {sorted(unknown)[0]}")
+        raise UserError(f"{where}: a result of kind {kind.kind} has no {sorted(unknown)[0]}")
     try:
         result = msgspec.convert(_as_numbers(values), kind)
         _ = result.when
         result.check()
     except (ValueError, ArithmeticError) as error:
-        raise ValueError(f"{where} is no whole result of kind {kind.kind}: {error}") from None
+        raise UserError(f"{where} is no whole result of kind {kind.kind}: {error}") from None
     return result
 
 
@@ -116,21 +117,21 @@ def read(path: Path, *, cut: bool = False) -> list[Result]:
     try:
         text = path.read_text(encoding="utf8")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text") from None
+        raise UserError(f"{path} is not text") from None
     lines = (text[: text.rfind("\n") + 1] if cut else text).splitlines()
     results = []
     for number, line in enumerate(lines, 1):
         try:
             values = json.loads(line, parse_constant=no_number)
         except (ValueError, RecursionError):
-            raise ValueError(f"{path} line {number} is not JSON") from None
+            raise UserError(f"{path} line {number} is not JSON") from None
         results.append(decode(values, f"{path} line {number}"))
     return results
 
 
 def no_number(word: str) -> NoReturn:
     """For `parse_constant`: NaN and Infinity, which Python reads, are no JSON."""
-    raise ValueError(f"{word} is no number")
+    raise UserError(f"{word} is no number")
 
 
 def read_all(folder: Path) -> list[Result]:
@@ -179,11 +180,11 @@ def check_kept(results: Sequence[Result], folder: Path, name: str) -> None:
     """ValueError for results of a smoke run or of uncommitted code, which code outside of a
     checkout is too; FileExistsError if they were kept before."""
     if name.endswith("-smoke"):
-        raise ValueError(f"{name} is a smoke run; its results are not evidence")
+        raise UserError(f"{name} is a smoke run; its results are not evidence")
     for result in results:
         earlier = (*result.environment.before, *getattr(result, "before", ()))
         if result.environment.dirty or any(one.get("dirty") is not False for one in earlier):
-            raise ValueError(f"{name} was made by uncommitted code; its results are not evidence")
+            raise UserError(f"{name} was made by uncommitted code; its results are not evidence")
     path = folder / f"{name}.jsonl"
     if path.exists():
         raise FileExistsError(f"{path} is there already: these results were kept before")

@@ -17,6 +17,7 @@ from vitx import data
 from vitx.data.config import DataConfig
 from vitx.files import Busy, Lock, read_json
 from vitx.interop import weights
+from vitx.registry import UserError
 from vitx.settings import flat, from_flat, override
 from vitx.training import provenance, tracking, vectorize
 from vitx.training.config import FREE, TrainConfig, identity
@@ -78,7 +79,7 @@ def read_config(run: Path) -> TrainConfig:
     path = run / "config.json"
     absent = [n for n in (path.name, weights.FILE, "summary.json") if not (run / n).exists()]
     if absent:
-        raise ValueError(f"{run} is no folder of a finished run: no {' or '.join(absent)}")
+        raise UserError(f"{run} is no folder of a finished run: no {' or '.join(absent)}")
     return configuration(json.loads(path.read_text(encoding="utf8")))
 
 
@@ -152,7 +153,7 @@ def work(jobs: Sequence[Job], how: How) -> None:
         if not any([made(together) for together in _together(left, how.lanes)]):
             time.sleep(POLL_S)  # all are in other workers' hands
     if too_large:
-        raise ValueError(
+        raise UserError(
             f"{len(too_large)} runs are not made, their memory did not suffice; the first is "
             f"{next(iter(too_large.values()))}"
         )

@@ -109,7 +109,7 @@ class Sweep:
         try:
             return train.read(self.recipe, flags)[0]
         except ValueError as error:
-            raise ValueError(f"command: {error}") from None
+            raise UserError(f"command: {error}") from None
 
     def constants(self) -> dict[str, Scalar]:
         """The parameters that every trial sets to the same value, but for the seed."""
@@ -185,16 +185,16 @@ def _sweep(path: Path, file: _File) -> Sweep:
     if metric.name in METRICS:
         goal = "minimize" if METRICS[metric.name] else "maximize"
         if metric.goal != goal:
-            raise ValueError(f"metric.goal = {metric.goal!r} must be {goal!r} for {metric.name}")
+            raise UserError(f"metric.goal = {metric.goal!r} must be {goal!r} for {metric.name}")
     if not isinstance(file.parameters, dict) or not file.parameters:
-        raise ValueError("parameters must name at least one parameter")
+        raise UserError("parameters must name at least one parameter")
     parameters = {
         str(name): read_parameter(f"parameters.{name}", keys)
         for name, keys in file.parameters.items()
     }
     name, rule = path.stem if file.name is None else file.name, file.early_terminate
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"name = {name!r} must be a word, which names the folder of runs")
+        raise UserError(f"name = {name!r} must be a word, which names the folder of runs")
     return Sweep(
         path=path,
         name=name,
@@ -213,18 +213,18 @@ def _command(file: _File) -> tuple[str, ...]:
     """The command's words, with all but ${env} and ${args} filled in."""
     words = file.command
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-        raise ValueError(f"command = {words!r} must be a list of words")
+        raise UserError(f"command = {words!r} must be a list of words")
     if "${program}" in words and not file.program:
-        raise ValueError("program is missing, or a command without ${program}")
+        raise UserError("program is missing, or a command without ${program}")
     known = {"${interpreter}": "python", "${program}": file.program}
     filled = tuple(_from_environment(known.get(word, word)) for word in words)
     for word in filled:
         if word.startswith("${") and word not in ("${env}", "${args}"):
-            raise ValueError(f"command: {word} is not filled in here; {nearest(word, COMMAND)}")
+            raise UserError(f"command: {word} is not filled in here; {nearest(word, COMMAND)}")
     if "${args}" not in filled:
-        raise ValueError("command has no ${args}, so every trial would be the same")
+        raise UserError("command has no ${args}, so every trial would be the same")
     if "experiments.ablate" in filled:
-        raise ValueError(
+        raise UserError(
             "command: the runs of a question are made by python -m experiments.ablate NAME --run, "
             "or by W&B agents"
         )
@@ -236,7 +236,7 @@ def _from_environment(word: str) -> str:
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
-            raise ValueError(f"command: {word} needs the environment variable {match[1]}")
+            raise UserError(f"command: {word} needs the environment variable {match[1]}")
         return os.environ[match[1]]
 
     return re.sub(r"\$\{envvar:(\w+)\}", value, word)
@@ -246,24 +246,22 @@ def _hyperband(keys: dict[str, Scalar]) -> Hyperband:
     rule = part(Hyperband, keys, "early_terminate.")
     for key in ("max_iter", "s"):
         if rule.min_iter and key in keys:
-            raise ValueError(f"early_terminate.{key} does not go with min_iter")
+            raise UserError(f"early_terminate.{key} does not go with min_iter")
     if not (rule.min_iter or rule.max_iter):
-        raise ValueError("early_terminate needs min_iter, or max_iter and s")
+        raise UserError("early_terminate needs min_iter, or max_iter and s")
     if not rule.rungs:
-        raise ValueError(
-            f"early_terminate.max_iter = {rule.max_iter} is less than eta = {rule.eta}"
-        )
+        raise UserError(f"early_terminate.max_iter = {rule.max_iter} is less than eta = {rule.eta}")
     return rule
 
 
 def _trials(file: _File, parameters: Parameters) -> int:
     if file.method != "grid":
         if not file.run_cap:
-            raise ValueError(f"run_cap is missing: a {file.method} sweep has no end of its own")
+            raise UserError(f"run_cap is missing: a {file.method} sweep has no end of its own")
         return file.run_cap
     for name, parameter in parameters.items():
         if isinstance(parameter, Range):
-            raise ValueError(f"parameters.{name}: a grid needs values, not min and max")
+            raise UserError(f"parameters.{name}: a grid needs values, not min and max")
     points = math.prod(len(parameter.ends) for parameter in parameters.values())
     return min(points, file.run_cap or points)
 
@@ -274,17 +272,17 @@ def _check_training(sweep: Sweep) -> None:
     choose("metric.name", sweep.metric, COMPARED)
     base = sweep.base()
     if not base.data.has_val:
-        raise ValueError(f"metric.name: {sweep.metric} needs --data.val in the command")
+        raise UserError(f"metric.name: {sweep.metric} needs --data.val in the command")
     known = flat(base)
     for key, parameter in sweep.parameters.items():
         if key in SHARED and key != "seed":
-            raise ValueError(f"parameters.{key} can't be varied: {SHARED[key]}")
+            raise UserError(f"parameters.{key} can't be varied: {SHARED[key]}")
         if key not in known and (problem := _problem(base, {key: parameter.ends[0]})):
-            raise ValueError(f"parameters.{key}: {problem}")
+            raise UserError(f"parameters.{key}: {problem}")
     problems = _problems(base, sweep.parameters)
     # The sentence names the field; of several keys that one is meant.
     for key, problem in sorted(problems.items(), key=lambda one: one[0] not in one[1]):
-        raise ValueError(f"parameters.{key}: {problem}")
+        raise UserError(f"parameters.{key}: {problem}")
 
 
 def _problems(base: TrainConfig, parameters: Parameters) -> dict[str, str]:

@@ -32,6 +32,7 @@ from experiments.study.kinds import Scalar
 from experiments.study.parameters import Choice, Range
 from experiments.study.sweepfile import Sweep
 from vitx.files import Busy, Lock
+from vitx.registry import UserError
 from vitx.training import provenance
 
 DEFINITION, READY = "definition", "ready"
@@ -90,11 +91,11 @@ class Trials:
                 elif sweep.name in optuna.get_all_study_names(self._storage):
                     self.study = optuna.load_study(**named)
                 else:
-                    raise ValueError(f"storage = {shown!r} holds no sweep named {sweep.name!r}")
+                    raise UserError(f"storage = {shown!r} holds no sweep named {sweep.name!r}")
                 self._fill(shown)
         except (SQLAlchemyError, StorageInternalError, OSError, ImportError) as error:
             words = " ".join(str(error).split())[:200].replace(where, shown)
-            raise ValueError(f"storage = {shown!r} can't be reached: {words}") from None
+            raise UserError(f"storage = {shown!r} can't be reached: {words}") from None
 
     def take(self) -> Claim | None:
         """The next trial to run, with its values; None if none waits."""
@@ -246,7 +247,7 @@ class Trials:
         if DEFINITION not in attributes and empty:
             self.study.set_user_attr(DEFINITION, searched)
         elif attributes.get(DEFINITION) != searched:
-            raise ValueError(
+            raise UserError(
                 f"storage = {where!r} holds another sweep named {self.sweep.name!r}: its method, "
                 "metric, goal, parameters, command or early_terminate differ; choose another name "
                 "or storage"

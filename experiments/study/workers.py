@@ -12,6 +12,7 @@ from typing import Literal
 from experiments import cli
 from experiments.study.runs import How, Job, check_lanes, ended, missing, work
 from vitx.measure import machine
+from vitx.registry import UserError
 from vitx.training import parallel, tracking
 
 
@@ -100,7 +101,7 @@ def spread(module: str, flags: Sequence[str], *, workers: int, folder: Path) -> 
         raise
     failed = [log for log, end in zip(logs, ends, strict=True) if end]
     if failed:
-        raise ValueError(f"a worker failed: {last_words(failed[0])} (all of it is in {failed[0]})")
+        raise UserError(f"a worker failed: {last_words(failed[0])} (all of it is in {failed[0]})")
 
 
 def share(workers: int) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from vitx.data.images import MAX_PIXELS
 from vitx.data.sources import FACTS, SOURCES, Facts
-from vitx.registry import Slot, resolve
+from vitx.registry import Slot, UserError, resolve
 from vitx.settings import (
     Natural,
     NotNegative,
@@ -102,6 +102,6 @@ def _check_randaugment(words: str) -> None:
     # what it does not know. n0 would pick no operation.
     number = r"(m|mmax)\d+|n[1-9]\d*|inc[01]|(mstd|p)\d+(\.\d+)?|t(weights|3aw|3a)"
     if not re.fullmatch(rf"rand(-({number}))*", words):
-        raise ValueError(
+        raise UserError(
             f"data.randaugment = {words!r} must be timm's words, such as rand-m9-mstd0.5"
         )

@@ -13,7 +13,7 @@ from vitx.data.config import DataConfig
 from vitx.data.images import Files, Split, read_all
 from vitx.data.sources import SOURCES, Images, Source
 from vitx.model.preprocessing import Preprocessing
-from vitx.registry import resolve
+from vitx.registry import UserError, resolve
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and deviation of ImageNet's colours, in [0, 1]."""
@@ -94,7 +94,7 @@ def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
             splits[name], bad = read_all(split, skip=config.on_bad_image == "skip")
             skipped += bad
     if "train" not in splits:
-        raise ValueError(f"data.root = {config.root!r} holds no training split")
+        raise UserError(f"data.root = {config.root!r} holds no training split")
     train = splits["train"]
     held = {}
     for name, images in (("test", config.test), ("val", config.val)):
@@ -111,7 +111,7 @@ def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
     if isinstance(train, Split):
         size = (train.image.shape[-2], train.image.shape[-1])
     if size is None:
-        raise ValueError("pictures in files need the size of a model: load(config, size=(h, w))")
+        raise UserError("pictures in files need the size of a model: load(config, size=(h, w))")
     return Dataset(
         train, held["val"], held["test"], source.classes, mean, std, source.origin, config, size,
         source.peak, skipped,
@@ -121,13 +121,13 @@ def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
 def _check_variations(config: DataConfig, train: Images) -> None:
     """ValueError for a variation that images of this kind don't get."""
     if isinstance(train, Split) and config.randaugment:
-        raise ValueError(
+        raise UserError(
             f"data.randaugment = {config.randaugment!r} is for pictures read from files; "
             f"{config.name} is held in memory, where rotate, scale, shear and shift vary images"
         )
     for name in ("rotate", "scale", "shear", "shift"):
         if isinstance(train, Files) and getattr(config, name):
-            raise ValueError(
+            raise UserError(
                 f"data.{name} = {getattr(config, name)} is for images in memory; {config.name} is "
                 "read from files, which data.randaugment varies"
             )
@@ -136,7 +136,7 @@ def _check_variations(config: DataConfig, train: Images) -> None:
 def _part(images: Images, name: str, count: int, config: DataConfig) -> Images:
     """A random part of a split, or all of it for a count of 0."""
     if count > len(images):
-        raise ValueError(f"data.{name} = {count}, but there are only {len(images)} images")
+        raise UserError(f"data.{name} = {count}, but there are only {len(images)} images")
     if count in (0, len(images)):
         return images
     return images.take(_hold_out(images, name, count, config)[1])
@@ -150,11 +150,11 @@ def _hold_out(
 
     labels = images.target.numpy()
     if count >= len(labels):
-        raise ValueError(f"data.{name} = {count}: that many can't be held out of {len(labels)}")
+        raise UserError(f"data.{name} = {count}: that many can't be held out of {len(labels)}")
     counts = torch.unique(images.target, return_counts=True)[1]
     classes, least = len(counts), int(counts.min())
     if config.stratified and (min(count, len(labels) - count) < classes or least < 2):
-        raise ValueError(
+        raise UserError(
             f"data.{name} = {count} of {len(labels)} images can't keep the shares of {classes} "
             "classes; set data.stratified=False, or hold out more"
         )
@@ -174,14 +174,14 @@ def _statistics(train: Images, peak: int, config: DataConfig) -> tuple[Tensor, T
         mean, std = torch.full((2, channels), 0.5)
     elif config.normalise == "imagenet":
         if channels != 3:
-            raise ValueError(f"data.normalise = 'imagenet' is for 3 channels, not {channels}")
+            raise UserError(f"data.normalise = 'imagenet' is for 3 channels, not {channels}")
         mean, std = torch.tensor(IMAGENET)
     elif isinstance(train, Split):
         pixels = rearrange(train.image, "images c h w -> c (images h w)").float()
         std = pixels.std(dim=1)
         return pixels.mean(dim=1), torch.where(std > 0, std, 1.0)  # a constant channel is 0
     else:
-        raise ValueError(
+        raise UserError(
             "data.normalise = 'data' needs images in memory; choose 'imagenet' or 'half' for files"
         )
     return peak * mean, peak * std

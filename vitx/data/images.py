@@ -15,13 +15,15 @@ from einops import rearrange
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from vitx.registry import UserError
+
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded, by default."""
 PORTION = 2_000
 """Pictures that a process decodes at a time; fewer are decoded in this one."""
 
 
-class BadImage(ValueError):
+class BadImage(UserError):
     """A picture that can't be used; says which and why."""
 
 
@@ -108,7 +110,7 @@ def read_all(files: Files, *, skip: bool) -> tuple[Split, list[str]]:
     if bad and not (skip and sizes):
         raise BadImage(bad[0])
     if len(sizes) != 1:
-        raise ValueError(f"pictures of one size were expected, not of {sorted(sizes)[:3]}")
+        raise UserError(f"pictures of one size were expected, not of {sorted(sizes)[:3]}")
     pixels = np.concatenate([portion.pixels for portion in decoded if portion.sizes])
     image = rearrange(torch.from_numpy(pixels), "images h w c -> images c h w").contiguous()
     return Split(

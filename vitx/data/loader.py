@@ -21,6 +21,7 @@ from vitx.data.dataset import Dataset
 from vitx.data.images import BadImage, Files, Split
 from vitx.data.sources import Images
 from vitx.model.axes import Image
+from vitx.registry import UserError
 
 Batch = tuple[Image, Tensor]
 """Normalised images and their class numbers (b), or class probabilities (b, classes) if mixed."""
@@ -56,10 +57,10 @@ def check_batch(dataset: Dataset, batch: int, ranks: int) -> None:
     images, drop_last = len(dataset.train), dataset.config.drop_last
     steps = steps_per_epoch(images, batch, drop_last=drop_last)
     if not steps:
-        raise ValueError(f"batch = {batch} is larger than the training split of {images}")
+        raise UserError(f"batch = {batch} is larger than the training split of {images}")
     least = batch if drop_last else images - (steps - 1) * batch
     if ranks > 1 and least < 2 * ranks:
-        raise ValueError(
+        raise UserError(
             f"a batch of {least} images can't be shared by {ranks} processes, which take at least "
             "2 each" + ("" if drop_last else "; data.drop_last=True leaves out an epoch's last")
         )

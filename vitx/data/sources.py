@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 
 from vitx.data.images import Files, Split, open_picture
-from vitx.registry import Registry, nearest
+from vitx.registry import Registry, UserError, nearest
 
 Images = Split | Files
 
@@ -77,14 +77,14 @@ def places365(*, root: str, max_pixels: int, part: str = "val") -> Source:
 
     parts = {"val": ("val",), "train-standard": ("train-standard", "val")}
     if part not in parts:
-        raise ValueError(f"places365: part = {part!r} is not known; {nearest(part, parts)}")
+        raise UserError(f"places365: part = {part!r} is not known; {nearest(part, parts)}")
     read = partial(_read_file, max_pixels=max_pixels)
     splits, classes = {}, ()
     for name, torchvisions in zip(("train", "test"), parts[part], strict=False):
         try:
             scenes = Places365(root, split=torchvisions, small=True, download=False)
         except RuntimeError as error:  # torchvision's word for missing or changed files
-            raise ValueError(f"data.root = {root!r} holds no Places365: {error}") from None
+            raise UserError(f"data.root = {root!r} holds no Places365: {error}") from None
         items, targets = zip(*scenes.imgs, strict=True)
         splits[name] = Files(items, torch.tensor(targets), read)
         classes = tuple(scenes.classes)
@@ -113,19 +113,19 @@ def hf(*, root: str, max_pixels: int, image: str = "", label: str = "") -> Sourc
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise ValueError("data.name = 'hf' needs datasets: pip install -e '.[hf]'") from error
+        raise UserError("data.name = 'hf' needs datasets: pip install -e '.[hf]'") from error
     if not root:
-        raise ValueError("data.root is empty; hf needs a name on the hub or a folder")
+        raise UserError("data.root is empty; hf needs a name on the hub or a folder")
     saved = Path(root, "dataset_dict.json").exists() or Path(root, "state.json").exists()
     try:
         loaded: Any = datasets.load_from_disk(root) if saved else datasets.load_dataset(root)
     except ValueError as error:
-        raise ValueError(f"data.root = {root!r} can't be read by datasets: {error}") from error
+        raise UserError(f"data.root = {root!r} can't be read by datasets: {error}") from error
     if not isinstance(loaded, dict):
         loaded = {"train": loaded}
     parts: dict[str, Any] = {name: loaded[key] for name, key in _split_names(loaded, root).items()}
     if "train" not in parts:
-        raise ValueError(f"{root} has no split named train; it has {', '.join(loaded)}")
+        raise UserError(f"{root} has no split named train; it has {', '.join(loaded)}")
     features = parts["train"].features
     picture = _column(features, image, datasets.Image, "image")
     labels = _column(features, label, datasets.ClassLabel, "label")
@@ -144,7 +144,7 @@ def fake(
 ) -> Source:  # fmt: skip
     """Noise around one random picture per class: a task without files that a model can learn."""
     if min(images, size, classes, channels) < 1:
-        raise ValueError("data.name = fake(…): images, size, classes and channels are at least 1")
+        raise UserError("data.name = fake(…): images, size, classes and channels are at least 1")
     generator = torch.Generator().manual_seed(0)
     centres = torch.rand(classes, channels, size, size, generator=generator)
     target = torch.arange(images) % classes
@@ -185,7 +185,7 @@ def _split_names(there: Iterable[str], where: str) -> dict[str, str]:
     theirs: dict[str, str] = {}
     for name in there:
         if (ours := SPLITS.get(name)) in theirs:
-            raise ValueError(f"{where} holds both {theirs[ours]} and {name}, which mean one split")
+            raise UserError(f"{where} holds both {theirs[ours]} and {name}, which mean one split")
         if ours:
             theirs[ours] = name
     return theirs
@@ -197,7 +197,7 @@ def _cifar(kind: Any, root: str, max_pixels: int) -> Source:
         try:
             parts = {"train": kind(root, train=True), "test": kind(root, train=False)}
         except RuntimeError as error:  # torchvision's word for missing or changed files
-            raise ValueError(f"{folder / kind.base_folder}: {error}") from None
+            raise UserError(f"{folder / kind.base_folder}: {error}") from None
         splits = {}
         for name, photographs in parts.items():
             image = rearrange(torch.from_numpy(photographs.data), "images h w c -> images c h w")
@@ -207,7 +207,7 @@ def _cifar(kind: Any, root: str, max_pixels: int) -> Source:
     folders = {name: folder / name for name in ("train", "test")}
     if all(path.is_dir() for path in folders.values()):
         return _folders(folders, max_pixels, in_memory=True)
-    raise ValueError(
+    raise UserError(
         f"data.root = {root!r} holds neither {kind.base_folder}/ nor train/ and test/ with a "
         "folder per class"
     )
@@ -224,10 +224,10 @@ def _folders(parts: Mapping[str, Path], max_pixels: int, *, in_memory: bool) -> 
         try:
             pictures = ImageFolder(str(folder))
         except FileNotFoundError as error:
-            raise ValueError(f"{folder} holds no folder per class with pictures: {error}") from None
+            raise UserError(f"{folder} holds no folder per class with pictures: {error}") from None
         if classes and pictures.classes != classes:
             odd = sorted(set(pictures.classes) ^ set(classes))
-            raise ValueError(f"{folder} has other classes than the split before it: {odd[:3]}")
+            raise UserError(f"{folder} has other classes than the split before it: {odd[:3]}")
         classes = pictures.classes
         items, targets = zip(*pictures.samples, strict=True)
         splits[name] = Files(items, torch.tensor(targets), read)
@@ -239,7 +239,7 @@ def _hub_files(part: Any, picture: str, label: str, name: str, max_pixels: int) 
     labels, classes = part[label], part.features[label].num_classes
     for row, number in enumerate(labels):
         if number is None or not 0 <= number < classes:
-            raise ValueError(f"{name}, row {row}: the label {number} is none of {classes} classes")
+            raise UserError(f"{name}, row {row}: the label {number} is none of {classes} classes")
     target = torch.tensor(labels)
     read = partial(_read_row, part=part, picture=picture, name=name, max_pixels=max_pixels)
     return Files(range(len(part)), target, read)
@@ -260,13 +260,13 @@ def _read_row(row: int, *, part: Any, picture: str, name: str, max_pixels: int) 
 def _column(features: Mapping[str, Any], named: str, kind: type, what: str) -> str:
     if named:
         if named not in features:
-            raise ValueError(f"hf: {what} = {named!r} is no column; {nearest(named, features)}")
+            raise UserError(f"hf: {what} = {named!r} is no column; {nearest(named, features)}")
         if not isinstance(features[named], kind):
-            raise ValueError(f"hf: {what} = {named!r} is no column of {kind.__name__} values")
+            raise UserError(f"hf: {what} = {named!r} is no column of {kind.__name__} values")
         return named
     columns = [name for name, feature in features.items() if isinstance(feature, kind)]
     if len(columns) != 1:
-        raise ValueError(
+        raise UserError(
             f"hf: {len(columns)} columns hold {kind.__name__} values "
             f"({', '.join(columns) or ', '.join(features)}); name one with hf({what}='…')"
         )
@@ -275,8 +275,8 @@ def _column(features: Mapping[str, Any], named: str, kind: type, what: str) -> s
 
 def _folder(root: str) -> Path:
     if not root:
-        raise ValueError("data.root is empty; give the folder of the data, --data.root DIR")
+        raise UserError("data.root is empty; give the folder of the data, --data.root DIR")
     folder = Path(root)
     if not folder.is_dir():
-        raise ValueError(f"data.root = {root!r} is not a folder")
+        raise UserError(f"data.root = {root!r} is not a folder")
     return folder

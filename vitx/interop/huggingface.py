@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from vitx.model.preprocessing import CENTRE, Preprocessing
-from vitx.registry import nearest
+from vitx.registry import UserError, nearest
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 """Our names of MLP variants by theirs."""
@@ -36,7 +36,7 @@ class Architecture:
         """The fields of ModelConfig. Raises ValueError for an activation that is no variant."""
         if self.hidden_act not in ACTIVATIONS:
             hint = nearest(self.hidden_act, ACTIVATIONS)
-            raise ValueError(
+            raise UserError(
                 f"config.json: hidden_act = {self.hidden_act!r} can't be expressed; {hint}"
             )
         eps = self.layer_norm_eps
@@ -91,4 +91,4 @@ def _read(path: Path, kind: type[Settings]) -> Settings:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.DecodeError as error:
-        raise ValueError(f"{path} can't be read: {error}") from None
+        raise UserError(f"{path} can't be read: {error}") from None

@@ -13,6 +13,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from vitx.registry import UserError
+
 SAME = "... -> ..."
 
 
@@ -223,13 +225,13 @@ def to_ours(
         if len(missing) == len(rename.theirs) and _optional(rename.ours):
             continue
         if missing:
-            raise ValueError(f"{form.name}: the file lacks {missing[0]}")
+            raise UserError(f"{form.name}: the file lacks {missing[0]}")
         rest -= set(rename.theirs)
         tensors = [state[name] for name in rename.theirs]
         value = torch.stack(tensors) if len(tensors) > 1 else tensors[0]
         ours[rename.ours] = _apply(value, rename.pattern, sizes)
     if rest:
-        raise ValueError(f"{form.name}: no place for {min(rest)} and {len(rest) - 1} more")
+        raise UserError(f"{form.name}: no place for {min(rest)} and {len(rest) - 1} more")
     return ours
 
 
@@ -240,7 +242,7 @@ def to_theirs(state: Mapping[str, Tensor], form: Format, depth: int) -> dict[str
         if rename.ours not in state:
             if _optional(rename.ours):
                 continue
-            raise ValueError(f"{form.name} needs {rename.ours}, which this model has not")
+            raise UserError(f"{form.name} needs {rename.ours}, which this model has not")
         rest.discard(rename.ours)
         left, _, right = rename.pattern.partition(" -> ")
         count = len(rename.theirs)
@@ -248,7 +250,7 @@ def to_theirs(state: Mapping[str, Tensor], form: Format, depth: int) -> dict[str
         parts = value.unbind() if count > 1 else (value,)
         theirs |= {name: part.contiguous() for name, part in zip(rename.theirs, parts, strict=True)}
     if rest:
-        raise ValueError(f"{form.name} has no place for {min(rest)}")
+        raise UserError(f"{form.name} has no place for {min(rest)}")
     return theirs
 
 

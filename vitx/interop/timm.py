@@ -10,7 +10,7 @@ from torch import nn
 
 from vitx.model.config import ModelConfig
 from vitx.model.vit import Vit, build
-from vitx.registry import nearest
+from vitx.registry import UserError, nearest
 
 
 def from_timm(model_or_name: object, **timm_kwargs: Any) -> Vit:
@@ -82,15 +82,15 @@ def live_model(model_or_name: object, timm_kwargs: dict[str, Any]) -> nn.Module:
         if not timm.is_model(model_or_name) and ":" not in model_or_name:
             names = timm.list_models("vit_*") + timm.list_models("deit*")
             hint = nearest(model_or_name, names).partition(" Choices")[0][:80]
-            raise ValueError(f"timm has no model {model_or_name!r}; {hint}")
+            raise UserError(f"timm has no model {model_or_name!r}; {hint}")
         try:
             return timm.create_model(model_or_name, **timm_kwargs)
         except (RuntimeError, TypeError, ValueError) as error:  # timm's of a wrong tag or option
-            raise ValueError(f"timm can't make {model_or_name!r}: {error}") from error
+            raise UserError(f"timm can't make {model_or_name!r}: {error}") from error
     if timm_kwargs:
-        raise ValueError(f"timm_kwargs {sorted(timm_kwargs)} go with a name, not with a live model")
+        raise UserError(f"timm_kwargs {sorted(timm_kwargs)} go with a name, not with a live model")
     if not isinstance(model_or_name, nn.Module):
-        raise ValueError(f"from_timm takes a timm model or its name, not {type(model_or_name)}")
+        raise UserError(f"from_timm takes a timm model or its name, not {type(model_or_name)}")
     return model_or_name
 
 
@@ -100,7 +100,7 @@ def _refuse_inexpressible(model: nn.Module) -> None:
     from timm.models.vision_transformer import Block, VisionTransformer
 
     if type(model) is not VisionTransformer:
-        raise ValueError(
+        raise UserError(
             f"from_timm takes timm's VisionTransformer; {type(model).__name__} is another class"
         )
     m: Any = model
@@ -178,7 +178,7 @@ def _hooks(module: nn.Module) -> bool:
 
 def _check(holds: bool, option: str, value: object) -> None:
     if not holds:
-        raise ValueError(f"timm's {option} = {value} can't be expressed in vitx")
+        raise UserError(f"timm's {option} = {value} can't be expressed in vitx")
 
 
 def _shape(block: Any) -> tuple:

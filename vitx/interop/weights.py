@@ -24,7 +24,7 @@ from vitx.model.config import SLOTS, ModelConfig
 from vitx.model.functional.init import INIT, keyed_generator
 from vitx.model.preprocessing import Preprocessing
 from vitx.model.vit import Vit, build
-from vitx.registry import Registry, Slot, nearest, resolve
+from vitx.registry import Registry, Slot, UserError, nearest, resolve
 from vitx.settings import flat, from_flat, override
 
 FILE = "model.safetensors"
@@ -94,7 +94,7 @@ def start(config: ModelConfig, path: str | Path, *, seed: int = 0) -> Vit:
     for name in flat(config):
         ours, theirs = getattr(config, name), getattr(about.config, name)
         if name not in NO_FUNCTION and not _same(name, ours, theirs):
-            raise ValueError(
+            raise UserError(
                 f"weights = {str(path)!r}: model.{name} is {theirs!r} there and {ours!r} here"
             )
     return _filled(config, state, about.config, path, seed)
@@ -146,7 +146,7 @@ def _check_fit(vit: Vit, state: dict[str, Tensor], path: str | Path) -> None:
     for name in parameters | state:
         here, there = (list(s[name].shape) if name in s else "none" for s in (parameters, state))
         if here != there:
-            raise ValueError(
+            raise UserError(
                 f"{path} does not fit the model: {name} is {there} there and {here} here"
             )
 
@@ -170,7 +170,7 @@ def read(path: str | Path, *, heads: int = 0) -> tuple[dict[str, Tensor], Descri
     for form in _formats(state):
         if form.mark in state:
             return _foreign(state, form, heads, file)
-    raise ValueError(
+    raise UserError(
         f"{file} is of no known format: its tensors are named {', '.join(sorted(state)[:3])}, …"
     )
 
@@ -189,7 +189,7 @@ def export(vit: Vit, path: str | Path, format: str) -> None:
         "hf-vit-model": names.hugging_face(),
     }
     if format not in forms:
-        raise ValueError(f"format = {format!r} is not known; {nearest(format, forms)}")
+        raise UserError(f"format = {format!r} is not known; {nearest(format, forms)}")
     _check_function(vit.config, forms[format])
     state = names.to_theirs(vit.state_dict(), forms[format], vit.config.depth)
     torch.save(state, path)
@@ -205,7 +205,7 @@ def _check_function(config: ModelConfig, form: Format) -> None:
         meant.pop(name, None)
     for name, value in meant.items():
         if not _same(name, getattr(config, name), value):
-            raise ValueError(
+            raise UserError(
                 f"{form.name} means model.{name} = {value!r}, the model has "
                 f"{getattr(config, name)!r}"
             )
@@ -233,7 +233,7 @@ def _foreign(
         architecture, preprocessing = huggingface.settings(file.parent)
     numbers = re.findall(r"(?:layers?|blocks)\.(\d+)", "\n".join(state))
     if not numbers:
-        raise ValueError(f"{file} holds no block of {form.name}")
+        raise UserError(f"{file} holds no block of {form.name}")
     depth = 1 + max(map(int, numbers))
     embedding = next(r for r in form.renames if r.ours == "patch_embed.proj.weight")
     kernel = state[embedding.theirs[0]]
@@ -242,12 +242,12 @@ def _foreign(
     patches = ours["pos_embed"].shape[1] - 1
     grid = math.isqrt(patches)
     if grid**2 != patches:
-        raise ValueError(
+        raise UserError(
             f"{file}: {patches} positions beside the class token's are no square of patches"
         )
     width, known = kernel.shape[0], architecture.num_attention_heads or form.heads
     if not (heads or known):
-        raise ValueError(
+        raise UserError(
             f"{file} does not tell the number of attention heads: give it, load(path, heads=…); "
             f"it divides {width}"
         )
@@ -278,7 +278,7 @@ def _patch_sizes(kernel: Tensor, channels: int) -> tuple[int, int, int]:
 def _check_heads(given: int, known: int, file: Path) -> None:
     """ValueError where both are known, and differ."""
     if given and known and given != known:
-        raise ValueError(f"{file}: the model has {known} attention heads, not {given}")
+        raise UserError(f"{file}: the model has {known} attention heads, not {given}")
 
 
 def _file(folder: Path) -> Path:
@@ -299,13 +299,13 @@ def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
                 return tensors, opened.metadata() or {}
         except SafetensorError as error:
-            raise ValueError(f"{file} is no safetensors file: {error}") from None
+            raise UserError(f"{file} is no safetensors file: {error}") from None
     state = plain(file, file)
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
-        raise ValueError(f"{file} holds no state dict")
+        raise UserError(f"{file} holds no state dict")
     return state, {}
 
 
@@ -314,7 +314,7 @@ def _described(text: str, file: Path) -> Description:
     try:
         about = msgspec.json.decode(text, type=_Metadata)
     except msgspec.DecodeError as error:
-        raise ValueError(f"{file}: its description can't be read: {error}") from None
+        raise UserError(f"{file}: its description can't be read: {error}") from None
     return Description(from_flat(ModelConfig, about.config), about.classes, about.preprocessing)
 
 

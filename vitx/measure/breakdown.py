@@ -20,6 +20,7 @@ from vitx.measure.comparison import Latency, Saved
 from vitx.measure.machine import now
 from vitx.measure.stats import Interval
 from vitx.measure.timing import Arm, Block
+from vitx.registry import UserError
 from vitx.training import state as training
 from vitx.training.config import TrainConfig
 
@@ -134,7 +135,7 @@ def stages(model: nn.Module, image: Tensor) -> dict[str, float]:
     return {stage: statistics.median(seconds) for stage, seconds in times.items()}
 
 
-class Unknown(ValueError):
+class Unknown(UserError):
     """A model whose stages can't be told apart."""
 
 

@@ -32,6 +32,7 @@ from vitx.measure.timing import SIDES, PairTimes, TimingConfig
 from vitx.measure.worker import CannotRebuild, TaskFailed, Workers, private_folder
 from vitx.model.compiler import needs_compiler
 from vitx.model.cost import forward_macs
+from vitx.registry import UserError
 
 __all__ = ["Comparison", "TimingConfig", "compare", "equality", "randomise", "speed"]
 
@@ -90,7 +91,7 @@ def speed(
 
 def _refuse_no_image(example: Tensor) -> None:
     if not len(example):
-        raise ValueError("example holds no image")
+        raise UserError("example holds no image")
 
 
 def _before(

@@ -17,6 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vitx.registry import UserError
+
 TOLERANCE = 1e-10
 """Largest relative difference of outputs and gradients in float64."""
 
@@ -51,7 +53,7 @@ _FUSED_QKV = re.compile(r"(^|[._])(qkv|in_proj)([._]|$)")
 _QUERY_KEY = re.compile(r"(^|[._])(q|k|query|key|w_q|w_k|q_proj|k_proj)([._]|$)")
 
 
-class Unmatched(ValueError):
+class Unmatched(UserError):
     """The weights of one module can't be put into the other."""
 
 
@@ -100,9 +102,9 @@ def equality(
     where there is nothing to compare: no image, no parameter, no gradients, no tensor as output.
     """
     if not len(example):
-        raise ValueError("example holds no image")
+        raise UserError("example holds no image")
     if not torch.is_grad_enabled():
-        raise ValueError("gradients can't be compared within torch.no_grad or inference_mode")
+        raise UserError("gradients can't be compared within torch.no_grad or inference_mode")
     device = exact_device(example)
     a, b = (
         deepcopy(model).to(device).double().eval().requires_grad_(True)
@@ -117,7 +119,7 @@ def equality(
         out_a, grads_a = _outputs_and_gradients(a, image, seed)
     out_b, grads_b = _outputs_and_gradients(b, image, seed)
     if out_a.shape != out_b.shape:
-        raise ValueError(f"outputs are {tuple(out_a.shape)} and {tuple(out_b.shape)}")
+        raise UserError(f"outputs are {tuple(out_a.shape)} and {tuple(out_b.shape)}")
     entropy = seen.mean()
     output_error = _largest(out_b - out_a) / max(_largest(out_a), 1e-300)
     expected = convert(grads_a)
@@ -203,11 +205,11 @@ def copy_weights(reference: nn.Module, candidate: nn.Module, keys: Keys | None) 
 
 def _check_names(keys: Mapping[str, str], state: Mapping[str, Tensor]) -> None:
     if strangers := sorted(keys.keys() - state.keys()):
-        raise ValueError(
+        raise UserError(
             f"the state dicts do not match: keys names what the reference has not: {strangers[0]}"
         )
     if len({keys.get(name, name) for name in state}) < len(state):
-        raise ValueError("keys gives two names of the reference the same name in the candidate")
+        raise UserError("keys gives two names of the reference the same name in the candidate")
 
 
 def exact_device(example: Tensor) -> torch.device:
@@ -265,7 +267,7 @@ def timed_error(
 def _refuse_randomness(model: nn.Module, image: Tensor) -> None:
     with torch.no_grad():
         if not torch.equal(model(image), model(image)):
-            raise ValueError(
+            raise UserError(
                 "the model draws random numbers in training, so its error can't be measured; "
                 "set its dropout and drop-path rates to 0"
             )
@@ -319,13 +321,13 @@ def _outputs_and_gradients(
     """Outputs, and the gradients of a random linear function of them, at most so many at once."""
     names, parameters = list(dict(model.named_parameters())), list(model.parameters())
     if not parameters:
-        raise ValueError(f"{type(model).__name__} has no parameter")
+        raise UserError(f"{type(model).__name__} has no parameter")
     cotangents, outputs = torch.empty(0), []
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for part in image.split(most or len(image)):
         out = model(part) if run is None else run(part)
         if not isinstance(out, Tensor) or not out.ndim:
-            raise ValueError(f"{type(model).__name__} gives no tensor with an output an image")
+            raise UserError(f"{type(model).__name__} gives no tensor with an output an image")
         if not outputs:
             shape = out.shape if len(part) == len(image) else (len(image), *out.shape[1:])
             generator = torch.Generator().manual_seed(seed + 1)

@@ -11,6 +11,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import optimize, stats
 
+from vitx.registry import UserError
+
 INCONCLUSIVE = "inconclusive"
 FLOOR_LIMIT = 0.03
 """With a noise floor above this fraction a comparison of speeds is called inconclusive."""
@@ -34,7 +36,7 @@ class Interval:
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean with Student's interval over independent values; at least two of them."""
     if len(values) < 2:
-        raise ValueError(f"an interval needs at least 2 values, not {len(values)}")
+        raise UserError(f"an interval needs at least 2 values, not {len(values)}")
     mean = float(np.mean(values))
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
@@ -73,7 +75,7 @@ def speed_verdict(ratio: Interval, floor: float) -> str:
     return "no difference seen"
 
 
-class Uninformative(ValueError):
+class Uninformative(UserError):
     """Samples that say nothing about a difference of means."""
 
 
@@ -103,9 +105,9 @@ def equivalence(
     """
     a, b = np.asarray(reference, dtype=float), np.asarray(candidate, dtype=float)
     if min(len(a), len(b)) < 2:
-        raise ValueError(f"equivalence needs at least 2 values per side, not {len(a)} and {len(b)}")
+        raise UserError(f"equivalence needs at least 2 values per side, not {len(a)} and {len(b)}")
     if margin <= 0:
-        raise ValueError(f"margin = {margin} must be positive")
+        raise UserError(f"margin = {margin} must be positive")
     if np.array_equal(a, b):
         raise Uninformative("both sides hold the same values: draw them independently")
     difference = float(b.mean() - a.mean())
@@ -126,7 +128,7 @@ def power(*, margin: float, std: float, seeds: int) -> float:
     pooled, where `equivalence` estimates the two apart.
     """
     if seeds < 2 or std <= 0 or margin <= 0:
-        raise ValueError(f"power needs seeds >= 2, std > 0, margin > 0: {seeds}, {std}, {margin}")
+        raise UserError(f"power needs seeds >= 2, std > 0, margin > 0: {seeds}, {std}, {margin}")
     df = 2 * (seeds - 1)
     error = std * math.sqrt(2 / seeds)
     quantiles = (np.arange(2000) + 0.5) / 2000
@@ -140,7 +142,7 @@ def seeds_for(*, margin: float, std: float, chance: float = 0.9, most: int = 200
     for seeds in range(2, most + 1):
         if power(margin=margin, std=std, seeds=seeds) >= chance:
             return seeds
-    raise ValueError(f"a margin of {margin} with std {std} needs more than {most} seeds")
+    raise UserError(f"a margin of {margin} with std {std} needs more than {most} seeds")
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def sign_flip(differences: Sequence[float]) -> float:
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
-        raise ValueError(f"a sign-flip test needs at least 2 pairs, not {len(values)}")
+        raise UserError(f"a sign-flip test needs at least 2 pairs, not {len(values)}")
     sums = np.abs(_signs(len(values)) @ values)
     return float(np.mean(sums >= sums[0] * (1 - 1e-12)))  # rounding makes no tie a difference
 
@@ -249,7 +251,7 @@ def fewest_seeds(family: int) -> int:
     Raises ValueError for more than MOST_COMPARISONS, where no number of pairs is enough.
     """
     if family > MOST_COMPARISONS:
-        raise ValueError(f"family = {family} must be at most {MOST_COMPARISONS} comparisons")
+        raise UserError(f"family = {family} must be at most {MOST_COMPARISONS} comparisons")
     return max(8, math.floor(math.log2(2 * family / ALPHA)) + 1)
 
 
@@ -261,7 +263,7 @@ def paired_power(*, effect: float, std: float, seeds: int, family: int = 1) -> f
     seeds than `fewest_seeds`, where nothing is claimed.
     """
     if seeds < 2 or std <= 0 or family < 1:
-        raise ValueError(f"power needs seeds >= 2, std > 0, family >= 1: {seeds}, {std}, {family}")
+        raise UserError(f"power needs seeds >= 2, std > 0, family >= 1: {seeds}, {std}, {family}")
     if seeds < fewest_seeds(family):
         return 0.0
     sums = np.abs(_noise(seeds) + (abs(effect) / std) * _signs(seeds).sum(axis=1))
@@ -314,7 +316,7 @@ def components(values: np.ndarray) -> Components:
     """
     sizes, mean = values.shape, float(values.mean())
     if values.ndim < 2 or min(sizes) < 2:
-        raise ValueError(f"components need at least 2 factors of 2 levels, not {sizes}")
+        raise UserError(f"components need at least 2 factors of 2 levels, not {sizes}")
     if values.min() == values.max():
         raise Uninformative(f"all values are {mean}: there is no variance to split")
     squares, freedom, cells = [], [], []

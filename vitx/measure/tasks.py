@@ -23,6 +23,7 @@ from vitx.measure.subjects import Subject, as_timed, make_arm, prepare, step_con
 from vitx.measure.timing import ARMS, Arm, PairTimes, TimingConfig, iterations_of, warm_up
 from vitx.measure.worker import REBUILD_FAILED, private_folder
 from vitx.model.compiler import needs_compiler
+from vitx.registry import UserError
 from vitx.training import state as training
 
 
@@ -85,7 +86,7 @@ def write(
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:
-        raise ValueError(
+        raise UserError(
             "torch.backends.*.fp32_precision is set, which fresh processes can't take over; use "
             "torch.set_float32_matmul_precision"
         ) from None

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from vitx.measure.machine import Machine, Watch, gpu, page_faults, synchronise
-from vitx.registry import choose
+from vitx.registry import UserError, choose
 
 PROTOCOL = 4
 """How pairs are timed and judged. A change by which a timing may say something else raises it: what
@@ -67,12 +67,12 @@ class TimingConfig:
         for name, choices in (("mode", MODES), ("compile", COMPILES), ("dtype", DTYPES)):
             choose(name, getattr(self, name), choices)
         if self.processes < 1:
-            raise ValueError(f"processes = {self.processes} must be at least 1")
+            raise UserError(f"processes = {self.processes} must be at least 1")
         for name in ("pair_s", "block_s", "warm_up_s", "limit_s"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+                raise UserError(f"{name} = {getattr(self, name)} must be positive")
         if not self.limit_gib >= 0:
-            raise ValueError(f"limit_gib = {self.limit_gib} must be 0 or positive")
+            raise UserError(f"limit_gib = {self.limit_gib} must be 0 or positive")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ import shutil
 
 import torch
 
+from vitx.registry import UserError
+
 
 def cpp_compiler() -> str | None:
     """The C++ compiler that torch.compile finds on this machine for the CPU, or None."""
@@ -16,4 +18,4 @@ def cpp_compiler() -> str | None:
 def needs_compiler(device: torch.device | str) -> None:
     """ValueError if compiling for the device takes a C++ compiler and none is found."""
     if torch.device(device).type == "cpu" and not cpp_compiler():
-        raise ValueError("torch.compile needs a C++ compiler on the CPU, and none was found")
+        raise UserError("torch.compile needs a C++ compiler on the CPU, and none was found")

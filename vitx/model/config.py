@@ -12,7 +12,7 @@ from vitx.model.functional.placement import PLACEMENT
 from vitx.model.functional.pool import POOL, cls
 from vitx.model.functional.position import POSITION, sincos2d
 from vitx.model.layers import PATCHIFY
-from vitx.registry import Slot, nearest, resolve
+from vitx.registry import Slot, UserError, nearest, resolve
 from vitx.settings import (
     Natural,
     Rate,
@@ -98,27 +98,27 @@ class ModelConfig:
         check_fields(self, "model.")
         for axis, image, patch in zip(("height", "width"), self.size, self.patch_size, strict=True):
             if image % patch:
-                raise ValueError(
+                raise UserError(
                     f"model.patch = {patch} does not divide the image {axis} {image}; "
                     f"nearest that does: {nearest_divisors(image, patch)}"
                 )
         if self.width % self.heads:
-            raise ValueError(
+            raise UserError(
                 f"model.heads = {self.heads} does not divide model.width = {self.width}; "
                 f"nearest that does: {nearest_divisors(self.width, self.heads)}"
             )
         if self.hidden < 1:
-            raise ValueError(
+            raise UserError(
                 f"model.mlp_ratio = {self.mlp_ratio} must give the MLP at least one hidden unit"
             )
         chosen = {name: resolve(getattr(self, name), entries) for name, entries in SLOTS.items()}
         if chosen["pool"] is cls and not self.class_token:
-            raise ValueError(
+            raise UserError(
                 "model.pool = 'cls' reads the class token, but model.class_token is False; "
                 "choose model.pool = 'mean'"
             )
         if getattr(chosen["position"], "func", chosen["position"]) is sincos2d and self.width % 4:
-            raise ValueError(
+            raise UserError(
                 f"model.position = 'sincos2d' needs a model.width that 4 divides, not {self.width}"
             )
 
@@ -162,9 +162,9 @@ def size(name: str, **fields: Any) -> ModelConfig:
     """
     word, slash, patch = name.partition("/")
     if word not in SIZES:
-        raise ValueError(f"size = {name!r} is not known; {nearest(word, SIZES)}")
+        raise UserError(f"size = {name!r} is not known; {nearest(word, SIZES)}")
     if not (slash and patch.isdecimal() and int(patch)):
-        raise ValueError(f"size = {name!r} needs a patch size in pixels, such as {word}/16")
+        raise UserError(f"size = {name!r} needs a patch size in pixels, such as {word}/16")
     width, depth, heads = SIZES[word]
     values = {"width": width, "depth": depth, "heads": heads, "patch": int(patch)}
     return make(ModelConfig, **(values | fields))

@@ -15,7 +15,7 @@ from vitx.model.axes import Function, Image, Mask, Read, Tokens, Weights
 from vitx.model.functional.attention import WEIGHTS
 from vitx.model.functional.drop import drop_path
 from vitx.model.functional.patches import conv, unfold
-from vitx.registry import Registry
+from vitx.registry import Registry, UserError
 
 
 class Linear(nn.Linear):
@@ -78,11 +78,9 @@ class Stem(nn.Module):
         super().__init__()
         steps = int(math.log2(patch[0]))
         if patch != (2**steps, 2**steps) or not steps:
-            raise ValueError(
-                f"model.patchify = 'stem' needs a patch of 2, 4, 8, 16, …, not {patch}"
-            )
+            raise UserError(f"model.patchify = 'stem' needs a patch of 2, 4, 8, 16, …, not {patch}")
         if width % 2 ** (steps - 1):
-            raise ValueError(
+            raise UserError(
                 f"model.patchify = 'stem' halves model.width {steps - 1} times: {width} is not "
                 f"a multiple of {2 ** (steps - 1)}"
             )
@@ -178,7 +176,7 @@ class Attention(nn.Module):
         """The attention map, recomputed from the queries and keys that `core` receives."""
         function = WEIGHTS.get(getattr(self.core, "func", self.core))
         if function is None:
-            raise ValueError(
+            raise UserError(
                 f"model.attention = {self.core!r} has no attention maps: "
                 "add its function to vitx.model.functional.attention.WEIGHTS"
             )

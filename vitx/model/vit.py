@@ -30,7 +30,7 @@ from vitx.model.layers import (
     Norm,
     patch_embedding,
 )
-from vitx.registry import resolve
+from vitx.registry import UserError, resolve
 
 
 class Block(nn.Module):
@@ -164,7 +164,7 @@ class Vit(nn.Module):
         The last block computes only the queries that are read, which changes no value.
         """
         if mask is not None and self.training and self.config.patch_drop:
-            raise ValueError("a mask is over all tokens, but model.patch_drop leaves some out")
+            raise UserError("a mask is over all tokens, but model.patch_drop leaves some out")
         x = self.embed(image)
         *body, last = self.blocks
         for block in body:
@@ -175,7 +175,7 @@ class Vit(nn.Module):
         """Class token, registers and patches, with their positions."""
         c = self.config
         if image.shape[1:] != (c.channels, *c.size):
-            raise ValueError(
+            raise UserError(
                 f"image is {tuple(image.shape)}, the model takes "
                 f"(batch, {c.channels}, {c.size[0]}, {c.size[1]})"
             )

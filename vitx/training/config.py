@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from vitx.data.config import DataConfig
 from vitx.data.sources import Facts
 from vitx.model.config import ModelConfig
-from vitx.registry import Slot, choose, resolve
+from vitx.registry import Slot, UserError, choose, resolve
 from vitx.settings import (
     Natural,
     NotNegative,
@@ -62,7 +62,7 @@ class OptimConfig:
             choose("optim.name", self.name, (*OPTIMIZERS, *map(str, names)))
         schedule = resolve(self.schedule, SCHEDULE)
         if not all(0 <= schedule(progress / 10) <= 1 for progress in range(11)):
-            raise ValueError(
+            raise UserError(
                 f"optim.schedule = {self.schedule!r} must stay between 0 and 1, the share of lr"
             )
 
@@ -119,19 +119,19 @@ class TrainConfig:
     def __post_init__(self):
         check_fields(self)
         if self.batch % self.accumulate:
-            raise ValueError(
+            raise UserError(
                 f"accumulate = {self.accumulate} does not divide batch = {self.batch}; "
                 f"nearest that does: {nearest_divisors(self.batch, self.accumulate)}"
             )
         if facts := self.data.facts:
             check_fit(self.model, self.data.name, facts)
         if self.data.facts and self.data.train_images < 1:
-            raise ValueError(
+            raise UserError(
                 f"data.val = {self.data.val} and data.test = {self.data.test} leave no image of "
                 f"{self.data.facts.train} for training"
             )
         if 0 < self.data.train_images < self.batch and self.data.drop_last:
-            raise ValueError(
+            raise UserError(
                 f"batch = {self.batch} is larger than the training split of "
                 f"{self.data.train_images}"
             )
@@ -145,7 +145,7 @@ def check_fit(model: ModelConfig, source: object, facts: Facts) -> None:
         ("classes", model.classes, facts.classes),
     ):
         if value != of_data:
-            raise ValueError(
+            raise UserError(
                 f"model.{name} = {value} does not fit the data set {source}, which has {of_data}"
             )
 

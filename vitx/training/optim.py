@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitx.registry import nearest, resolve
+from vitx.registry import UserError, nearest, resolve
 from vitx.training.config import OptimConfig
 from vitx.training.muon import Muon
 from vitx.training.schedule import SCHEDULE
@@ -35,13 +35,13 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         names = fnmatch.filter(parameters, pattern)
         if not names:
-            raise ValueError(
+            raise UserError(
                 f"optim.freeze = {pattern!r} matches no parameter; {nearest(pattern, parameters)}"
             )
         for name in names:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ValueError(f"optim.freeze = {list(patterns)} leaves no parameter to train")
+        raise UserError(f"optim.freeze = {list(patterns)} leaves no parameter to train")
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[Group]:
@@ -141,12 +141,12 @@ def _timm(name: str, groups: list[Group], config: OptimConfig) -> torch.optim.Op
     taken = {"beta1": bool(how), "beta2": "betas" in how}
     for beta, is_taken in taken.items():
         if not is_taken and getattr(config, beta) != getattr(usual, beta):
-            raise ValueError(f"optim.{beta} is no number of optim.name = {name!r}")
+            raise UserError(f"optim.{beta} is no number of optim.name = {name!r}")
     try:
         # timm would add weight decay of its own making to parameters, so it gets the groups.
         return create_optimizer_v2(groups, opt=name, lr=config.lr, weight_decay=0.0, **how)  # type: ignore[arg-type]
     except (TypeError, AssertionError, ImportError, ValueError) as error:
-        raise ValueError(f"optim.name = {name!r} can't be made so: {error}") from error
+        raise UserError(f"optim.name = {name!r} can't be made so: {error}") from error
 
 
 def _muon(
@@ -167,7 +167,7 @@ def _muon(
     matrices = [group | {"parts": number} for number in (3, 1) for group in of(number)]
     rest = of(0)
     if not matrices:
-        raise ValueError("optim.name = 'muon' is for matrices of blocks, but all are frozen")
+        raise UserError("optim.name = 'muon' is for matrices of blocks, but all are frozen")
     muon = Muon(matrices, config.lr, momentum=config.beta1)
     return [muon, _fused("adamw", rest, config)] if rest else [muon]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitx.metrics import Sums, numbers
+from vitx.registry import UserError
 
 Value = TypeVar("Value")
 
@@ -110,7 +111,7 @@ def device(name: str = "") -> torch.device:
     kind, _, number = name.partition(":")
     count = max(torch.accelerator.device_count(), 1)
     if name and (kind not in here or not (number or "0").isdecimal() or int(number or 0) >= count):
-        raise ValueError(f"device = {name!r} is not on this machine; choices: {', '.join(here)}")
+        raise UserError(f"device = {name!r} is not on this machine; choices: {', '.join(here)}")
     if accelerator is None or kind == "cpu":
         return torch.device("cpu")
     if number:

@@ -15,6 +15,7 @@ from vitx import data
 from vitx.data.dataset import Dataset
 from vitx.interop import weights
 from vitx.model.compiler import needs_compiler
+from vitx.registry import UserError
 from vitx.settings import delta, flat, from_flat
 from vitx.training import checkpoint, parallel
 from vitx.training.config import FREE, TrainConfig
@@ -93,7 +94,7 @@ def _resume(training: Training, folder: Path) -> None:
     saved = checkpoint.load(folder)
     refuse_changes(training.config, saved["config"])
     if saved["data"] != training.fingerprint:
-        raise ValueError(
+        raise UserError(
             f"the data are not those of the run in {folder}: other images, or others in the "
             "splits; start a new run"
         )
@@ -131,11 +132,11 @@ def check_data(config: TrainConfig, dataset: Dataset, part: Part = ALONE) -> Non
         ("classes", config.model.classes, len(dataset.classes)),
     ):
         if value != of_data:
-            raise ValueError(f"model.{name} = {value} does not fit the data, which have {of_data}")
+            raise UserError(f"model.{name} = {value} does not fit the data, which have {of_data}")
     if dataset.size != config.model.size:
-        raise ValueError(f"model.image = {config.model.size} does not fit the data: {dataset.size}")
+        raise UserError(f"model.image = {config.model.size} does not fit the data: {dataset.size}")
     if not len(getattr(dataset, config.curve)):
-        raise ValueError(
+        raise UserError(
             f"curve = {config.curve!r}, but the data have no such split; set data.{config.curve}, "
             "the number of images to hold out, or choose the other split"
         )
@@ -167,7 +168,7 @@ def refuse_changes(config: TrainConfig, before: Mapping[str, object]) -> None:
     """ValueError naming the first setting that differs from a checkpoint's and matters."""
     for name, value in delta(config, from_flat(TrainConfig, before)).items():
         if name not in FREE:
-            raise ValueError(
+            raise UserError(
                 f"{name} = {value!r}, but the run to resume was started with "
                 f"{before.get(name)!r}; only {', '.join(FREE)} may change"
             )

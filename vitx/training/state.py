@@ -14,6 +14,7 @@ from vitx import metrics
 from vitx.data.loader import Batch
 from vitx.interop import weights
 from vitx.model.vit import build
+from vitx.registry import UserError
 from vitx.training import optim, parallel
 from vitx.training.config import TrainConfig
 from vitx.training.loss import cross_entropy
@@ -23,7 +24,7 @@ GROWTH_STEPS = 2000
 """Steps without overflow after which the scale of float16 gradients doubles."""
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
     """A loss or gradient was not finite."""
 
 
@@ -264,7 +265,7 @@ def unpack(state: State, packed: dict[str, Any]) -> None:
         getattr(state, name).copy_(packed[name])
     state.steps_done = packed["steps_done"]
     if len(packed["random"]) != state.part.ranks:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint is of {len(packed['random'])} processes, not {state.part.ranks}"
         )
     state.sums.copy_(packed["sums"][state.part.rank])
@@ -273,7 +274,7 @@ def unpack(state: State, packed: dict[str, Any]) -> None:
     device, random = state.bad_step.device, packed["random"][state.part.rank]
     made_on = list(random)[-1]
     if made_on != device.type:
-        raise ValueError(f"the checkpoint was made on {made_on}; on {device.type} draws differ")
+        raise UserError(f"the checkpoint was made on {made_on}; on {device.type} draws differ")
     torch.set_rng_state(random["cpu"])
     if device.type != "cpu":
         module = torch.get_device_module(device)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitx.files import Lock, read_json, write_json
+from vitx.registry import UserError
 from vitx.training.provenance import environment, git
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def wandb_mode(flag: str | None = None) -> tuple[str, str]:
     )
     mode, why = next((mode, why) for mode, why in choices if mode)
     if mode not in MODES:
-        raise ValueError(f"W&B mode {mode!r} ({why}) is not known; choices: {', '.join(MODES)}")
+        raise UserError(f"W&B mode {mode!r} ({why}) is not known; choices: {', '.join(MODES)}")
     return mode, why
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vitx import data
 from vitx.data.loader import Batch
 from vitx.interop import weights
+from vitx.registry import UserError
 from vitx.settings import flat
 from vitx.training import checkpoint, evaluate, optim, parallel, tracking
 from vitx.training.config import TrainConfig
@@ -128,7 +129,7 @@ def training_metrics(training: Training, gradient_norm: Tensor) -> Event:
     reported = parallel.reported_means(state.reported, state.part)
     for name in reported:
         if name in tracking.METRICS:
-            raise ValueError(f"metric = {name!r} is logged by the trainer itself; choose another")
+            raise UserError(f"metric = {name!r} is logged by the trainer itself; choose another")
     return {
         tracking.STEP: state.steps_done,
         tracking.TRAIN_LOSS: loss / images,

@@ -16,7 +16,7 @@ from vitx import data, metrics
 from vitx.data.loader import Batch
 from vitx.model.functional.attention import ATTENTION, sdpa
 from vitx.model.vit import build
-from vitx.registry import resolve
+from vitx.registry import UserError, resolve
 from vitx.settings import delta, override
 from vitx.training import optim
 from vitx.training import state as training_state
@@ -49,16 +49,16 @@ def check(configs: Sequence[TrainConfig]) -> None:
     for config in others:
         for name in delta(config, first):
             if name not in COMMON:
-                raise ValueError(f"lanes may differ in {', '.join(COMMON)}, not in {name}")
+                raise UserError(f"lanes may differ in {', '.join(COMMON)}, not in {name}")
     for name in NOISE:
         if rate := getattr(first.model, name):
-            raise ValueError(
+            raise UserError(
                 f"model.{name} = {rate} draws inside the model, where lanes would share one "
                 "generator; set it to 0, or train seed by seed"
             )
     for name, plain in PLAIN.items():
         if (value := getattr(first, name)) != plain:
-            raise ValueError(f"{name} = {value!r} is not for lanes, which take {plain!r}")
+            raise UserError(f"{name} = {value!r} is not for lanes, which take {plain!r}")
 
 
 ByName = dict[str, Tensor]

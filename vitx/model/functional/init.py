@@ -9,7 +9,7 @@ import math
 
 from torch import Generator, Tensor, empty, nn
 
-from vitx.registry import Registry
+from vitx.registry import Registry, UserError
 
 Shape = tuple[int, ...]
 
@@ -93,9 +93,7 @@ def _others(name: str, value: Tensor, generator: Generator) -> Tensor:
         return value.zero_()
     if name.endswith("weight") and value.ndim == 1:
         return value.fill_(1.0)
-    raise ValueError(
-        f"this init scheme has no rule for the parameter {name!r} {tuple(value.shape)}"
-    )
+    raise UserError(f"this init scheme has no rule for the parameter {name!r} {tuple(value.shape)}")
 
 
 INIT = Registry("model.init", timm, xavier, torch, normal)

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitx.registry import Registry
+from vitx.registry import Registry, UserError
 
 
 def learned(grid: tuple[int, int], width: int, *, prefix: int) -> nn.Parameter:
@@ -22,7 +22,7 @@ def sincos2d(
     k = 0 … d/4 - 1. `width` must be a multiple of 4.
     """
     if width % 4:
-        raise ValueError(f"sincos2d needs model.width to be a multiple of 4, not {width}")
+        raise UserError(f"sincos2d needs model.width to be a multiple of 4, not {width}")
     rows, columns = (torch.arange(size, dtype=torch.float64) for size in grid)
     quarter = width // 4
     exponent = torch.arange(quarter, dtype=torch.float64) / max(quarter - 1, 1)
