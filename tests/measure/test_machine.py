@@ -149,8 +149,10 @@ def test_a_process_that_ends_while_others_are_listed_is_left_out():
     """As `tree_mib` meets them, five times a second."""
     program = "import subprocess\nwhile True: subprocess.run(['true'])"
     with subprocess.Popen([sys.executable, "-c", program]) as child:
-        start, most = time.monotonic(), 0
-        while (passed := time.monotonic() - start) < 2 or (not most and passed < 60):
-            most = max(most, len(machine.descendants(child.pid)))
-        child.kill()
+        try:
+            start, most = time.monotonic(), 0
+            while (passed := time.monotonic() - start) < 2 or (not most and passed < 60):
+                most = max(most, len(machine.descendants(child.pid)))
+        finally:
+            child.kill()
     assert most == 1

@@ -268,7 +268,11 @@ def descendants(process: int) -> set[int]:
         return set()
     # psutil reads every process of the machine, which takes 25 times as long beside what is timed.
     direct: set[int] = set()
-    for path in Path(f"/proc/{process}/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
-            direct |= set(map(int, path.read_text().split()))
+    threads: list[str] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+        threads = os.listdir(f"/proc/{process}/task")
+    for thread in threads:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            listed = Path(f"/proc/{process}/task/{thread}/children").read_text()
+            direct |= set(map(int, listed.split()))
     return direct.union(*map(descendants, direct))
