@@ -17,6 +17,11 @@ from vitx.model.functional.drop import drop_path
 from vitx.model.functional.patches import conv, unfold
 from vitx.registry import Registry, UserError
 
+# einops (0.8) notes each type of tensor when it first meets it. Noted while torch.compile traces,
+# that is a guard which fails, and the second call would compile everything again.
+for _known in (torch.empty(0, device="cpu"), nn.Parameter(torch.empty(0, device="cpu"))):
+    rearrange(_known, "n -> n")
+
 
 class Linear(nn.Linear):
     """PyTorch's, left unfilled: the model draws every parameter by its own init."""
