@@ -100,7 +100,8 @@ def trainer(
     With `curve` a block reads as many images as fall to its steps of what the recipe reads.
     """
     state = init(config, model=model)
-    dataset = replace(dataset, config=config.data)
+    # Whole batches only: a smaller one would be compiled anew, and make a block shorter.
+    dataset = replace(dataset, config=override(config.data, drop_last=True))
     stream = data.batches(dataset, batch=config.batch, seed=config.seed)
 
     def block(steps: int) -> float:

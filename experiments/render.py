@@ -39,7 +39,10 @@ def trained(run: Path) -> kinds.Trained:
     recipe = read_json(run / "run.json").get("group")
     if recipe not in RECIPES:
         raise UserError(f"{run} is no run of a recipe; keep the folder of its answer instead")
-    environment = msgspec.convert(read_json(run / "environment.json"), Environment)
+    try:
+        environment = msgspec.convert(read_json(run / "environment.json"), Environment)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{run / 'environment.json'} can't be read: {error}") from None
     accuracy, loss = f"{config.curve}/accuracy", f"{config.curve}/loss"
     events = [event for event in tracking.read_events(run) if accuracy in event]
     costs, summary = cost(config.model), read_json(run / "summary.json")

@@ -1,4 +1,4 @@
-"""README says what the files and the rows say, and its code runs."""
+"""README says what the files and the results say, and its code runs."""
 
 import re
 from dataclasses import replace

@@ -104,7 +104,7 @@ def decode(values: Any, where: str) -> Result:
         result = msgspec.convert(_as_numbers(values), kind)
         _ = result.when
         result.check()
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError, msgspec.ValidationError) as error:
         raise UserError(f"{where} is no whole result of kind {kind.kind}: {error}") from None
     return result
 

@@ -163,7 +163,8 @@ class Trials:
     def stale(self) -> int:
         """Trials that another version has run."""
         now = provenance.version()
-        return sum(t.user_attrs.get(VERSION, now) != now for t in self.all())
+        ended = [t.user_attrs for t in self.all() if {STEPS, VERSION} & t.user_attrs.keys()]
+        return sum(attributes.get(VERSION) != now for attributes in ended)
 
     @property
     def ended(self) -> bool:

@@ -27,7 +27,7 @@ class Making:
     vectorize: int = 1
     """Seeds that are trained as one program; for small models."""
     fresh: bool = False
-    """Make again what other code made."""
+    """Make again what another version made."""
     out: Path = tracking.OUT
     """Folder of run folders, shared by all programs; by default VITX_OUT, or runs."""
     data_root: str = ""

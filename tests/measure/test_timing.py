@@ -34,7 +34,7 @@ def test_a_pair_finds_planted_times(monkeypatch):
     """With blocks of known length, the median log ratios are those lengths' ratios."""
     seconds = {"reference": 0.20, "again": 0.21, "candidate": 0.10}
     monkeypatch.setattr(machine.Watch, "read", lambda self: Machine(0.0, 0.0, None, 0.0))
-    times = timing.time_rounds(arms(seconds), replace(QUICK, block_s=0.3), 0, CPU)
+    times = timing.time_rounds(arms(seconds), replace(QUICK, block_s=0.3, warm_up_s=60.0), 0, CPU)
     candidate, again = times.log_ratios()
     assert candidate == pytest.approx((math.log(2.0) + math.log(2.1)) / 2)
     assert again == pytest.approx(math.log(0.20 / 0.21))

@@ -142,9 +142,12 @@ def _time(
         compiled = Path(cache or temporary, "compiled")
         try:
             job = tasks.write(place, base.config, reference, candidate, example, keys)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            return _one_process(base, reference, candidate, example, str(error))
+        try:
             with Workers() as workers:
                 return _in_processes(base, workers, job, compiled, say)
-        except (pickle.PicklingError, AttributeError, TypeError, CannotRebuild) as error:
+        except CannotRebuild as error:
             return _one_process(base, reference, candidate, example, str(error))
 
 

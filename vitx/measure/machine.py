@@ -84,7 +84,7 @@ class Watch:
     def _clock_mhz(self) -> float | None:
         """The mean clock of these cores; of all where the system does not list each."""
         used = clocks_mhz()
-        if len(used) == psutil.cpu_count():
+        if len(used) == _configured_cores():
             used = [clock for core, clock in enumerate(used) if core in self._cores] or used
         return sum(used) / len(used) if used else None
 
@@ -169,7 +169,7 @@ class CpuSeconds(NamedTuple):
 def cpu_seconds(numbers: set[int]) -> CpuSeconds | None:
     """Of these cores together; None where the system does not list each, as in some containers."""
     listed = psutil.cpu_times(percpu=True)
-    if not numbers or max(numbers) >= len(listed):
+    if not numbers or len(listed) != _configured_cores():
         return None
     each = [listed[number] for number in numbers]
 
@@ -177,6 +177,12 @@ def cpu_seconds(numbers: set[int]) -> CpuSeconds | None:
         return sum(getattr(times, kind, 0.0) for times in each for kind in kinds)
 
     return CpuSeconds(total("user", "nice", "system", "irq", "softirq"), total("steal"))
+
+
+def _configured_cores() -> int:
+    """Cores of the machine, those that are switched off too: psutil's lists leave them out, so that
+    a place in a list is a core's number only where all are on."""
+    return os.sysconf("SC_NPROCESSORS_CONF")
 
 
 def clocks_mhz() -> list[float]:

@@ -214,7 +214,9 @@ def warm_up(arms: Mapping[str, Arm], config: TimingConfig) -> WarmUp:
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     counts = dict.fromkeys(arms, 1)
     steady: set[str] = set()
-    while len(steady) < len(arms) and time.perf_counter() - start < config.warm_up_s:
+    while not all(seconds.values()) or (
+        len(steady) < len(arms) and time.perf_counter() - start < config.warm_up_s
+    ):
         for name, arm in arms.items():
             seconds[name].append(arm.block(counts[name]) / counts[name])
             counts[name] = max(1, math.ceil(config.block_s / seconds[name][-1]))

@@ -1,7 +1,7 @@
 """Several seeds, and learning rates, of one small model trained as one program.
 
 The parameters of all lanes lie in tensors with a leading axis `s`; a lane's `State` is that of
-`train.init`, with views into them. Forward and backward passes run once for all lanes, by
+`state.init`, with views into them. Forward and backward passes run once for all lanes, by
 `torch.vmap`. All that follows in a step, and every metric, is the code of a run alone.
 """
 
