@@ -1,10 +1,16 @@
 """The planted slowdown: the same function with the stated share of added work."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from benchmarks import render, speed
+from benchmarks.kinds import Control, Speed
+from benchmarks.report import tables, verdicts
+from experiments.study.results import of_kind
 from vitx.measure.equality import equality
+from vitx.measure.stats import Interval
 from vitx.model.cost import forward_macs
 
 
@@ -18,24 +24,30 @@ def test_the_planted_slowdown_adds_its_share_of_macs_and_changes_no_value():
     assert equality(pair.reference, slowed, pair.example, keys=keys).passed
 
 
-def pairs():
-    """The committed rows of vitx against timm by the main job."""
-    rows = (row for row in render.committed() if row["kind"] == "speed" and "what" not in row)
-    return [row for row in rows if "page_faults" in row]
+def speeds():
+    """The committed timings of vitx beside timm by the main job, of kept memory."""
+    committed = of_kind(render.committed(), Speed)
+    return [result for result in committed if result.comparison.config.keep_memory]
 
 
-def test_a_failed_control_takes_no_place_among_the_speeds():
-    rows = pairs()
-    rows[-1] |= {"keep_memory": True}
-    failed = rows[-1] | {"kind": "failure", "candidate": "timm:vit_tiny_patch16_224 again"}
-    assert render.speed_rows([*rows, failed]) == render.speed_rows(rows)
-    ours = rows[-1] | {"kind": "failure"}
-    assert ours in render.speed_rows([*rows, ours])
+def test_a_failed_timing_is_shown_and_a_failed_control_is_no_speed():
+    results = speeds()
+    last = results[-1]
+    comparison = replace(last.comparison, verdict="failed", ratio=None, floor=None, processes=())
+    labels = {"id": last.id, "environment": last.environment, "reference": last.reference}
+    labels |= {"candidate": "timm again", "comparison": comparison}
+    control = Control(**labels, planted=0.0, planted_counted=0.0)
+    assert tables.speeds([*results, control]) == tables.speeds(results)
+    failed = replace(last, comparison=comparison)
+    assert failed in tables.speeds([*results, failed])
 
 
 def test_only_timings_with_freed_memory_kept_are_claimed():
-    (*_, last) = pairs()
-    kept, default = (last | {"keep_memory": keep, "ratio": 1.5 - keep} for keep in (True, False))
-    assert render.claimed([kept, default]) == render.claimed([default, kept]) == [kept]
-    assert [line[4] for line in render.speed_table([default, kept]).body] == ["kept", "by default"]
-    assert "1.500" not in render.headline([kept, default]).markdown()
+    kept = speeds()[-1]
+    config = replace(kept.comparison.config, keep_memory=False)
+    ratio = Interval(1.5, 1.4, 1.6)
+    default = replace(kept, comparison=replace(kept.comparison, config=config, ratio=ratio))
+    assert tables.claimed([kept, default]) == tables.claimed([default, kept]) == [kept]
+    shown = tables.speed_table([default, kept]).records()
+    assert [line["freed memory"] for line in shown] == ["kept", "by default"]
+    assert "1.500" not in verdicts.headline([kept, default]).markdown()

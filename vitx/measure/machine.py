@@ -169,7 +169,7 @@ class CpuSeconds(NamedTuple):
 def cpu_seconds(numbers: set[int]) -> CpuSeconds | None:
     """Of these cores together; None where the system does not list each, as in some containers."""
     listed = psutil.cpu_times(percpu=True)
-    if not numbers or len(listed) != _configured_cores():
+    if not numbers or len(listed) != _configured_cores() or max(numbers) >= len(listed):
         return None
     each = [listed[number] for number in numbers]
 
