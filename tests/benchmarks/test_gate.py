@@ -65,7 +65,7 @@ def test_a_gate_times_two_commits_and_fails_for_the_slower_one(tmp_path):
     path = tmp_path / "vitx" / "model" / "layers.py"
     text, line = path.read_text(), "        q, k, v = self.split(tokens, queries)\n"
     assert text.count(line) == 1
-    path.write_text("import time\n" + text.replace(line, f"        time.sleep(0.02)\n{line}"))
+    path.write_text("import time\n" + text.replace(line, f"        time.sleep(0.25)\n{line}"))
     git("commit", "-am", "after")
     words = ["--against", "HEAD~1", "--model", "Pico/16", "--mode", "inference", "--processes",
              "4", "--seconds", "0.2", "--block-s", "0.01", "--threshold", "0.5"]  # fmt: skip
