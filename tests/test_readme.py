@@ -94,6 +94,16 @@ def test_the_length_and_tables_keep_their_limits():
     assert all(table.count("\n") <= 2 + 8 for table in tables)
 
 
+def test_the_output_that_readme_shows_is_that_of_its_lines(unchecked, capsys):
+    """But for rounding, which differs between machines, and the entropy of random images."""
+    code, output = re.search(
+        r"```python\n(.*?)```\n\n```\n(.*?)```", README, flags=re.DOTALL
+    ).groups()
+    exec(code, {})
+    vague = re.compile(r"\d\.\de-\d+|\d+%")
+    assert vague.sub("…", capsys.readouterr().out) == vague.sub("…", output)
+
+
 def test_the_python_of_the_readme_runs(unchecked, tmp_path, monkeypatch):
     """All but the timing call and the variant, which has a test of its own."""
     monkeypatch.chdir(render.ROOT)

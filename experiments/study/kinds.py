@@ -164,7 +164,8 @@ def _check_speed(name: str, speed: Comparison) -> None:
     claimed = (*asdict(speed.ratio).values(), speed.floor)
     if not np.allclose(claimed, (*asdict(ratio).values(), floor), rtol=1e-6):
         raise UserError(f"arm {name}: the log ratios give another ratio or floor")
-    if speed.verdict != stats.speed_verdict(ratio, floor):
+    # On a machine that was disturbed the verdict is that nothing can be said.
+    if speed.verdict not in (stats.speed_verdict(ratio, floor), stats.INCONCLUSIVE):
         raise UserError(f"arm {name}: {speed.verdict} does not follow from ratio and floor")
 
 

@@ -296,6 +296,8 @@ def test_an_arm_whose_timing_failed_says_why():
 )
 def test_a_speed_that_its_processes_do_not_give_is_refused(changes, message):
     answer_of({"0": 0.1}, {"0": 0.1}).check()
+    disturbed = replace(SLOWER, verdict="inconclusive")  # whatever its ratio is
+    answer_of({"0": 0.1}, {"0": 0.1}, speed=disturbed).check()
     wrong = replace(SLOWER, **(changes or {"floor": 0.02}))
     with pytest.raises(ValueError, match=message):
         answer_of({"0": 0.1}, {"0": 0.1}, speed=wrong).check()
