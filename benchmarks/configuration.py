@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers
-from benchmarks.kinds import CHECKED, UNTIMED
+from benchmarks.kinds import CHECKED
 from benchmarks.peers import Model
 from benchmarks.report.entries import AUTO
 from vitx.files import write_whole
@@ -110,7 +110,7 @@ def measured_in_process(configuration: Configuration, folder: Path) -> Measured:
         return Measured(comparison=untimed(configuration, "failed", words), batches_tried={})
     measured: Measured = pickle.loads(path.read_bytes())  # from that private folder
     comparison = measured.comparison
-    if status and comparison.verdict not in UNTIMED and comparison.candidate.utilisation is None:
+    if status and not comparison.untimed and comparison.candidate.utilisation is None:
         reason = "; ".join(filter(None, (comparison.reason, f"no utilisation: {words}")))
         return replace(measured, comparison=replace(comparison, reason=reason))
     return measured
@@ -169,7 +169,7 @@ def measure(configuration: Configuration, folder: Path) -> Iterator[Measured]:
         checked=CHECKED if checked else f"not checked: {why}",
     )
     yield measured
-    if comparison.verdict in UNTIMED:
+    if comparison.untimed:
         return
     with within(config.limit_s):
         after = peak.peak(getattr(torch, config.dtype), device, list(shapes))

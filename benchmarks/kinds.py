@@ -1,43 +1,31 @@
 """The kinds of results that programs of this folder make, and what is checked of each."""
 
-import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from msgspec import Meta
 
 from experiments.study.results import Result
 from vitx.measure import stats
 from vitx.measure.breakdown import STAGES
-from vitx.measure.comparison import ALONE, ONE_PROCESS, Comparison, Side
+from vitx.measure.comparison import Comparison, Count, Positive
 from vitx.measure.equality import TOLERANCE, Equality, largest
-from vitx.measure.stats import Interval
 from vitx.registry import UserError
 
-NO_VERDICT = "smoke run, no verdict"
-"""Of a run whose settings are too small to tell anything."""
 CHECKED = "checked"
 """Said of outputs that were compared with the reference's."""
-UNTIMED = ("failed", "not timed", "not equal")
-"""Verdicts of a timing that has no ratio or rate to show."""
-MOST = 1e21
-"""No number of a timing is larger."""
-SIGNED = ("log_ratio", "remainder", "residual", "saved")
-"""Numbers that may be negative: logarithms, and differences of times, which are noisy."""
-ERRORS = ("equality", "timed_error")
-"""Numbers that may be infinite or undefined."""
+DIFFERENCES = {"residual", "remainder"}
+"""Stages whose time is what others leave, so that noise may make it negative."""
 PHASES = ("forward", "backward", "optimizer")
 """Of a training step."""
 TRIALS = {0.0: 60, 0.03: 30, 0.05: 30}
 """Trials of the timing by the planted share of further work."""
 
-Count = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Positive = Annotated[float, Meta(gt=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +65,18 @@ class Timed(Pair):
     @property
     def untimed(self) -> bool:
         """Whether there is nothing to show but the reason."""
-        return self.comparison.verdict in UNTIMED
+        return self.comparison.untimed
 
     def check(self) -> None:
-        least = 0 if self.untimed else 1  # the best batch of a failure may be unknown
-        if self.comparison.batch < least:
-            raise UserError(f"batch = {self.comparison.batch} must be at least {least}")
-        check_numbers(self.comparison)
-        if not self.untimed:
-            check_ratio(self.comparison, needed=self.needs_ratios)
+        self.comparison.check(ratios=self.needs_ratios)
+        for side in self.comparison.sides.values():
+            for parts, names in ((side.stages, STAGES), (side.phases, PHASES)):
+                if parts is None:
+                    continue
+                if parts.keys() != {*names}:
+                    raise UserError(f"stages or phases are not {', '.join(names)}")
+                if sum(parts.values()) <= 0 or min(parts[k] for k in {*names} - DIFFERENCES) < 0:
+                    raise UserError(f"{parts} are no seconds of stages or phases")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +227,8 @@ class Accuracy(Pair, kind="accuracy"):
             return
         test = stats.equivalence(self.reference_values, self.candidate_values, margin=self.margin)
         claimed = (self.difference, self.low, self.high, self.p_equivalence)
-        same = _alike((test.difference, test.low, test.high, test.p_equivalence), claimed)
+        expected = (test.difference, test.low, test.high, test.p_equivalence)
+        same = np.allclose(expected, claimed, rtol=1e-6, atol=1e-12)
         if not same or (self.verdict == "equivalent" and not test.equivalent):
             raise UserError("the equivalence test is not that of its values")
 
@@ -282,10 +274,14 @@ class Check(Result, kind="check"):
     """Of each dtype's logits, and of the `trajectory`."""
 
     @property
+    def apart(self) -> dict[str, float]:
+        """How far the device is from the CPU, by the name of the band."""
+        return self.logits_error | {"trajectory": self.trajectory_apart}
+
+    @property
     def within(self) -> dict[str, bool]:
         """Whether each deviation lies within its band."""
-        apart = self.logits_error | {"trajectory": self.trajectory_apart}
-        return {name: error <= self.bands[name] for name, error in apart.items()}
+        return {name: error <= self.bands[name] for name, error in self.apart.items()}
 
     @property
     def verdict(self) -> str:
@@ -295,20 +291,14 @@ class Check(Result, kind="check"):
         """What was compared, how far it is apart, its band, and whether it lies within."""
         names = {dtype: f"logits in {dtype}, float64 on the CPU" for dtype in self.logits_error}
         names["trajectory"] = f"losses of {len(self.losses)} steps"
-        apart = self.logits_error | {"trajectory": self.trajectory_apart}
+        words = {True: "yes", False: "no"}
         return [
-            (
-                name,
-                f"{apart[key]:.1e}",
-                f"{self.bands[key]:.0e}",
-                "yes" if self.within[key] else "no",
-            )
-            for key, name in names.items()
+            (names[key], f"{error:.1e}", f"{self.bands[key]:.0e}", words[self.within[key]])
+            for key, error in self.apart.items()
         ]
 
     def check(self) -> None:
-        missing = {*self.logits_error, "trajectory"} - self.bands.keys()
-        if missing:
+        if missing := self.apart.keys() - self.bands.keys():
             raise UserError(f"bands has no {sorted(missing)[0]}")
 
 
@@ -326,89 +316,3 @@ def shares() -> tuple[float, ...]:
     planted = [share for share, count in TRIALS.items() for _ in range(count)]
     random.Random(0).shuffle(planted)
     return tuple(planted)
-
-
-def check_ratio(comparison: Comparison, *, needed: bool = True) -> None:
-    """ValueError if ratio, floor and verdict are not those of the processes' log ratios."""
-    ratio, floor, verdict = comparison.ratio, comparison.floor, comparison.verdict
-    sides = (comparison.candidate, comparison.reference) if ratio else (comparison.candidate,)
-    if needed and not all(side and side.rate for side in sides):
-        raise UserError(f"verdict = {verdict!r} without images per second")
-    if ratio is None or floor is None:
-        alone = ratio is None and verdict in (ALONE, stats.INCONCLUSIVE)
-        one = len(comparison.processes) == 1 and verdict in (ONE_PROCESS, NO_VERDICT)
-        if not (alone or (ratio and one)):
-            raise UserError(f"verdict = {verdict!r} without an interval")
-        return
-    logs, again = comparison.log_ratios, comparison.log_ratios_again
-    if not (logs or again or needed):
-        return
-    if not len(logs) == len(again) == len(comparison.processes):
-        raise UserError(f"{len(comparison.processes)} processes of {len(logs)} ratios")
-    expected, expected_floor = stats.paired_ratio(logs), stats.noise_floor(again)
-    verdicts = (stats.speed_verdict(expected, expected_floor), stats.INCONCLUSIVE, NO_VERDICT)
-    same = _alike((*_ends(expected), expected_floor), (*_ends(ratio), floor))
-    if not same or verdict not in verdicts:
-        raise UserError("ratio, floor and verdict are not those of its processes")
-
-
-def check_numbers(comparison: Comparison) -> None:
-    """ValueError for a number that can't be: too large, negative, or an interval out of order."""
-    for name, value in numbers(asdict(comparison)):
-        if any(word in name for word in ERRORS):
-            continue
-        if not abs(value) < MOST or (value < 0 and not any(word in name for word in SIGNED)):
-            raise UserError(f"{name} = {value} can't be")
-    if comparison.ratio:
-        _in_order(_ends(comparison.ratio), above=0)
-    for side in filter(None, (comparison.reference, comparison.candidate)):
-        _check_side(side)
-
-
-def numbers(value: object, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every single number within a value, under its names joined."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key != "raw":
-                yield from numbers(item, f"{name}_{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from numbers(item, name)
-    elif isinstance(value, float | int) and not isinstance(value, bool):
-        yield name, value
-
-
-def _check_side(side: Side) -> None:
-    if side.rate:
-        _in_order((side.rate.low, side.rate.median, side.rate.high), above=0)
-        if side.rate.mean:
-            _in_order(_ends(side.rate.mean), above=0)
-    if used := side.utilisation:
-        for number in (used.flops, used.peak_low, used.peak_high, used.bandwidth, used.bytes):
-            _in_order((1.0 if number is None else number,), above=0)
-    for parts, names in ((side.stages, STAGES), (side.phases, PHASES)):
-        if parts is not None and (parts.keys() != {*names} or not sum(parts.values()) > 0):
-            raise UserError(f"stages or phases are not {', '.join(names)}")
-    if side.saved:
-        _in_order(_ends(side.saved.seconds))
-    if side.latency:
-        for quantile in (side.latency.p50, side.latency.p90, side.latency.p99):
-            _in_order(_ends(quantile), above=0)
-
-
-def _ends(interval: Interval) -> tuple[float, float, float]:
-    """An interval's value between its ends."""
-    return interval.low, interval.value, interval.high
-
-
-def _in_order(values: Sequence[float], above: float = -math.inf) -> None:
-    """ValueError unless these are numbers above `above`, none smaller than the one before."""
-    ascending = all(a <= b for a, b in itertools.pairwise(values))
-    if not (ascending and values[0] > above):
-        raise UserError(f"{', '.join(map(str, values))} are not in order")
-
-
-def _alike(expected: Sequence[float], claimed: Sequence[float]) -> bool:
-    """Whether two lists of numbers are the same but for rounding."""
-    pairs = zip(expected, claimed, strict=True)
-    return all(math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12) for one, other in pairs)

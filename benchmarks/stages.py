@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from benchmarks import accuracy, kinds, mutants, speed
 from benchmarks.accuracy import SeedRun
-from benchmarks.kinds import NO_VERDICT
 from benchmarks.report import page, plots
 from benchmarks.report.tables import claimed, speed_table, speeds
 from benchmarks.report.verdicts import speed_figure
@@ -25,7 +24,7 @@ from experiments.study.results import AnyResult, Result, Results
 from experiments.study.runs import lasting
 from vitx import data, pictures
 from vitx.data.images import Files
-from vitx.measure.comparison import Comparison
+from vitx.measure.comparison import NO_VERDICT, Comparison
 from vitx.measure.equality import Equality
 from vitx.measure.timing import TimingConfig
 from vitx.model.vit import build
@@ -230,7 +229,7 @@ def add_speed(
     """One timed configuration: its result, and a line for people; a smoke run gives no verdict."""
     with timing(job, what) as places:
         comparison = speed.time_pair(pair, config, checked=checked, say=job.say, **places)
-        if job.scale.name == "smoke" and comparison.verdict not in kinds.UNTIMED:
+        if job.scale.name == "smoke" and not comparison.untimed:
             comparison = replace(comparison, verdict=NO_VERDICT)
         job.add(kinds.Speed, **pair.labels, comparison=comparison)
     say_ratio(job, what, comparison)

@@ -18,7 +18,7 @@ from experiments.study.pages import (
     table,
 )
 from experiments.study.results import AnyResult, Result, latest, of_kind
-from vitx.measure.comparison import Side
+from vitx.measure.comparison import NO_VERDICT, Side
 from vitx.measure.stats import mean_interval
 
 SIDES = ("reference", "candidate")
@@ -178,7 +178,7 @@ def accuracy_table(results: Sequence[Result]) -> Table:
 
 def tested(result: Accuracy) -> bool:
     """Whether there is a test of equivalence that says something."""
-    return result.low == result.low and result.verdict != kinds.NO_VERDICT  # not NaN
+    return result.low == result.low and result.verdict != NO_VERDICT  # not NaN
 
 
 def equivalence_test(result: Accuracy) -> str:

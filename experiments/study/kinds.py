@@ -153,20 +153,7 @@ class Answer(Result, kind="answer"):
             if list(arm.values) != self.metrics:
                 raise UserError(f"arm {arm.name} has other metrics than the baseline")
             if arm.speed:
-                _check_speed(arm.name, arm.speed)
-
-
-def _check_speed(name: str, speed: Comparison) -> None:
-    """ValueError where ratio, floor or verdict do not follow from the kept log ratios."""
-    if speed.ratio is None or speed.floor is None:
-        return
-    ratio, floor = stats.paired_ratio(speed.log_ratios), stats.noise_floor(speed.log_ratios_again)
-    claimed = (*asdict(speed.ratio).values(), speed.floor)
-    if not np.allclose(claimed, (*asdict(ratio).values(), floor), rtol=1e-6):
-        raise UserError(f"arm {name}: the log ratios give another ratio or floor")
-    # On a machine that was disturbed the verdict is that nothing can be said.
-    if speed.verdict not in (stats.speed_verdict(ratio, floor), stats.INCONCLUSIVE):
-        raise UserError(f"arm {name}: {speed.verdict} does not follow from ratio and floor")
+                arm.speed.check()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,9 +37,9 @@ LESS = dict.fromkeys(breakdown.STAGES, -0.01)
         ({"comparison.ratio": None, "comparison.verdict": "faster"}, "'faster' without an"),
         ({"comparison.processes.0.log_ratio": None}, "3 processes of 2 ratios"),
         ({"comparison.processes": []}, "0 processes of 0 ratios|at least 2 values"),
-        ({"comparison.candidate.peak_mib": -1}, "candidate_peak_mib = -1"),
+        ({"comparison.candidate.peak_mib": -1}, r">= 0.0 - at `\$.comparison.candidate.peak_mib`"),
         ({"comparison.candidate.macs": 1e300}, "no whole result"),
-        ({"comparison.reference.stages": LESS}, "stages_patchify = -0.01"),
+        ({"comparison.reference.stages": LESS}, "'patchify': -0.01.* no seconds of"),
         ({"comparison.candidate.saved": {
             "pairs": 3, "seconds": {"value": 1.0, "low": 2.0, "high": 3.0}}}, "2.0, 1.0, 3.0"),
         ({"comparison.equality": None}, "the outputs were not checked"),
@@ -51,7 +51,7 @@ LESS = dict.fromkeys(breakdown.STAGES, -0.01)
         ({"comparison.batch": 0}, "batch = 0 must be at least 1"),
         ({"comparison.candidate.peak_mib": "many"}, "Expected `float | null`"),
         ({"comparison.candidate.rate": SLOW}, "not in order"),
-        ({"comparison.candidate.rate": NONE}, "not in order"),
+        ({"comparison.candidate.rate": NONE}, "> 0.0 - at"),
     ],
 )  # fmt: skip
 def test_a_result_that_cant_be_or_claims_too_much_is_refused(tmp_path, changes, message):

@@ -7,8 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 from scipy import optimize, stats
 
 from vitx.registry import UserError
@@ -22,15 +24,27 @@ PATTERNS = 2048
 """Patterns of signs that a sign-flip test looks at, at most."""
 MOST_COMPARISONS = int(ALPHA * PATTERNS)
 """Comparisons of a family with which p, adjusted, can still fall below ALPHA."""
+LARGEST = 1e21
+"""No measured number is as large, whatever its unit."""
+Finite = Annotated[float, Meta(gt=-LARGEST, lt=LARGEST)]
+
+
+def check_order(low: float, value: float, high: float) -> None:
+    """ValueError unless the value lies between its ends."""
+    if not low <= value <= high:
+        raise UserError(f"{low}, {value}, {high} are not in order")
 
 
 @dataclass(frozen=True)
 class Interval:
     """An estimate and its interval."""
 
-    value: float
-    low: float
-    high: float
+    value: Finite
+    low: Finite
+    high: Finite
+
+    def __post_init__(self):
+        check_order(self.low, self.value, self.high)
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
