@@ -30,7 +30,7 @@ from vitx.data.config import DataConfig
 from vitx.data.dataset import load
 from vitx.files import read_json
 from vitx.measure import stats, timing
-from vitx.measure.comparison import Comparison, Process, Side
+from vitx.measure.comparison import Comparison, Process, Rate, Side
 from vitx.measure.stats import Interval
 from vitx.model.cost import cost
 from vitx.settings import override
@@ -238,8 +238,9 @@ SLOWER = Comparison(
     verdict="slower",
     ratio=stats.paired_ratio(LOGS),
     floor=stats.noise_floor(FLOORS),
-    reference=Side(peak_mib=10.0),
-    candidate=Side(peak_mib=13.0),
+    reference=Side(Rate(10.0, 9.0, 11.0), peak_mib=10.0),
+    candidate=Side(Rate(9.0, 8.0, 10.0), peak_mib=13.0),
+    batch=8,
     device="cpu",
     processes=tuple(map(Process, LOGS, FLOORS)),
 )
@@ -289,9 +290,9 @@ def test_an_arm_whose_timing_failed_says_why():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "the log ratios give another ratio or floor"),
-        ({"ratio": Interval(0.9, 0.8, 0.9)}, "the log ratios give another ratio or floor"),
-        ({"verdict": "faster"}, "faster does not follow from ratio and floor"),
+        ({}, "are not those of its processes"),
+        ({"ratio": Interval(0.9, 0.8, 0.9)}, "are not those of its processes"),
+        ({"verdict": "faster"}, "are not those of its processes"),
     ],
 )
 def test_a_speed_that_its_processes_do_not_give_is_refused(changes, message):
@@ -472,16 +473,16 @@ def test_identity_is_all_but_what_changes_no_number():
     assert identity(override(pictures, **{"data.root": "dogs"})) != identity(pictures)
 
 
-MINE = '''"""Is attention by cosines as good as by products?
+MINE = '''"""Is attention with capped scores as good?
 
-Question: on digits. Expect: as good (Liu et al. 2022). Cost: a minute.
+Question: on digits. Expect: as good (Gemma Team 2024). Cost: a minute.
 Run: python -m experiments.ablate mine --run
 """
 from experiments.recipes import DIGITS
 from vitx.settings import override
 
 BASE = override(DIGITS, steps=3, eval_every=3, batch=16)
-AXES = {"model.attention": ["cosine", "cosine(temperature=0.3)"]}
+AXES = {"model.attention": ["capped", "capped(cap=0.3)"]}
 '''
 
 
@@ -500,18 +501,19 @@ SEEDS = [0, 1]
 
 @pytest.mark.slow
 def test_a_newcomer_adds_an_attention_and_asks_whether_it_helps(tmp_path):
-    """The walk of the README: a function and its name in one file, a question in another."""
+    """The guide's diff: a function and its name in one file; and a question in another."""
     for name in ("vitx", "experiments"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("results"))
-    readme = (ROOT / "README.md").read_text()
-    (block,) = re.findall(r"```python\n(def cosine.*?)```", readme, flags=re.DOTALL)
-    function, table = block.split("\n\n\n")
+    guide = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    (diff,) = re.findall(r"attention\.py\n(\+def .*?)\n---", guide, flags=re.DOTALL)
+    added = [line[1:] for line in diff.splitlines() if line.startswith("+")]
+    (removed,) = (line[1:] for line in diff.splitlines() if line.startswith("-"))
     path = tmp_path / "vitx" / "model" / "functional" / "attention.py"
     text = path.read_text()
-    (before,) = re.findall(r"^ATTENTION = Registry.*$", text, flags=re.MULTILINE)
-    path.write_text(text.replace(before, f"{function}\n\n\n{table.strip()}"))
+    assert text.count(removed) == 1
+    path.write_text(text.replace(removed, "\n".join(added)))
     (tmp_path / "experiments" / "questions" / "mine.py").write_text(MINE)
-    assert len(function.splitlines()) + 1 <= 20
+    assert len(added) <= 20
     assert len(MINE.splitlines()) <= 10
 
     def ablate(*words):
@@ -521,15 +523,15 @@ def test_a_newcomer_adds_an_attention_and_asks_whether_it_helps(tmp_path):
             capture_output=True, check=True,
         ).stdout  # fmt: skip
 
-    assert "mine: Is attention by cosines as good as by products?" in ablate("-h")
-    assert "model.attention=cosine(temperature=0.3)" in ablate("mine")
+    assert "mine: Is attention with capped scores as good?" in ablate("-h")
+    assert "model.attention=capped(cap=0.3)" in ablate("mine")
     said = ablate("mine", "--run", "--skip-timing", "--vectorize", "8", "--wandb", "disabled")
     assert "not timed" in said
     (csv_file,) = tmp_path.glob("runs/mine/answer-*/answer.csv")
     with csv_file.open() as file:
         lines = list(csv.DictReader(file))
     assert [line["arm"] for line in lines] == [
-        "model.attention=cosine", "model.attention=cosine(temperature=0.3)",
+        "model.attention=capped", "model.attention=capped(cap=0.3)",
     ]  # fmt: skip
     assert {line["pairs"] for line in lines} == {"8"}
     assert all("too few" not in line["verdict"] for line in lines)
