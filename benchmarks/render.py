@@ -64,7 +64,7 @@ TABLES = {name: render for name, (_, render) in TITLES.items()}
 
 def fill(text: str, results: Sequence[Result]) -> str:
     """The page with its marked parts filled."""
-    texts = {"sentence": verdicts.sentence}
+    texts = {"sentence": verdicts.sentence, "seen": training_tables.seen_text}
     return pages.fill(text, training_tables.TABLES | TABLES | texts, results)
 
 

@@ -147,7 +147,7 @@ def attention_grid(
                 axes.imshow(attention[column].cpu().numpy(), cmap="viridis", alpha=0.65)
     for axes, true, predicted in zip(grid[0], truth, guess, strict=True):
         right = true == predicted
-        title = true if right else f"{true}\ncalled {predicted}"
+        title = true if right else f"{true}\ncalled\n{predicted}"
         axes.set_title(title, fontsize=7, color="#007755" if right else "#BB0000")
     return figure
 
@@ -235,7 +235,8 @@ def filters(kernel: Tensor, *, count: int = 28) -> Figure:
     kernels = rearrange(scaled, "k (c p q) -> k c p q", c=c, p=p, q=q).cpu()
     if c not in (1, 3):
         kernels = kernels[:, :1]
-    return pictures({f"from {7 * k + 1}": list(part) for k, part in enumerate(kernels.split(7))})
+    lines = [list(part) for part in kernels.split(7)]
+    return pictures({f"{7 * k + 1} to {7 * k + len(part)}": part for k, part in enumerate(lines)})
 
 
 def architecture(config: ModelConfig) -> Figure:

@@ -103,6 +103,24 @@ def accuracy_text(seeds: Sequence[Trained]) -> str:
     return f"{mean.value:.2%} ({mean.low:.2%} to {mean.high:.2%})"
 
 
+SEEN = ("scratch-cifar10", 3_920)
+"""Recipe and steps of the run that README shows pictures of."""
+
+
+def seen_text(results: Results) -> str:
+    """The run whose attention, positions and filters README shows, and how it was made."""
+    recipe, steps = SEEN
+    run = latest((r for r in of_kind(results, Trained) if (r.recipe, r.steps) == SEEN), type)[0]
+    accuracy = f"{run.test.accuracy:.2%} ± {run.test.standard_error:.2%}, one seed"
+    return (
+        f"What a ViT has learned after {steps:,} steps of `{recipe}` (test accuracy {accuracy}). "
+        "Left: what the class token reads of eight test images. Middle: how alike the positions of "
+        "the patches are. Right: the first principal components of the patch filters. Made by "
+        f"`python -m experiments.train {recipe} --steps {steps} --data.root DIR` and "
+        "`python -m experiments.evaluate RUN`."
+    )
+
+
 PROJECT_IMAGES = 100 * 50_000
 """Images that the from-scratch project trains on, epoch by epoch."""
 
