@@ -44,7 +44,7 @@ class Pair:
     example: Tensor
 
     @property
-    def labels(self) -> dict[str, Any]:
+    def labels(self) -> dict[str, str | tuple[int, ...]]:
         """The fields of a result that say what was compared."""
         return {
             "reference": f"timm:{self.name}",

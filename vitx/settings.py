@@ -72,7 +72,7 @@ def check_fields(config: DataclassInstance, prefix: str = "") -> None:
         check(prefix + name, getattr(config, name), hint)
 
 
-def check(name: str, value: Any, hint: Any) -> None:
+def check(name: str, value: object, hint: Any) -> None:
     """Check a bool, int, float or Literal by its type and ranges; other types take any value."""
     kind, *ranges = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     if get_origin(kind) is Literal:
@@ -94,7 +94,7 @@ _RULES = {
 }
 
 
-def _is_plain(value: Any, kind: type) -> bool:
+def _is_plain(value: object, kind: type) -> bool:
     """Whether a value is of this kind; an int is a float too, and a bool is no number."""
     if kind is bool or isinstance(value, bool):
         return isinstance(value, kind) and kind is bool
@@ -168,13 +168,13 @@ def from_flat(kind: type[Config], values: Mapping[str, Any], prefix: str = "") -
     return kind(**fields)
 
 
-def delta(config: Any, base: Any) -> dict[str, Any]:
+def delta(config: DataclassInstance, base: DataclassInstance) -> dict[str, Any]:
     """The dotted fields in which `config` differs from `base`, with config's values."""
     before = flat(base)
     return {key: value for key, value in flat(config).items() if before[key] != value}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return list(value)
     return name_of(value) if callable(value) else value

@@ -163,7 +163,7 @@ def commit(results: Sequence[Result], folder: Path, name: str) -> None:
     """
     check_kept(results, folder, name)
     folder.mkdir(parents=True, exist_ok=True)
-    raw: list[dict[str, Any]] = []
+    raw: list[dict[str, object]] = []
     with (folder / f"{name}.jsonl").open("x", encoding="utf8") as file:
         for result in results:
             values = json.loads(encode(result))
@@ -190,7 +190,7 @@ def check_kept(results: Sequence[Result], folder: Path, name: str) -> None:
         raise FileExistsError(f"{path} is there already: these results were kept before")
 
 
-def _take_raw(values: Any) -> Any:
+def _take_raw(values: object) -> object:
     """Remove the raw values from a result's, at whatever depth they lie."""
     if not isinstance(values, dict):
         return None
@@ -200,7 +200,7 @@ def _take_raw(values: Any) -> Any:
     return taken
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """The value as JSON has it, with infinite and undefined numbers as words."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
@@ -216,13 +216,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _unknown(field: Field, value: Any) -> bool:
+def _unknown(field: Field, value: object) -> bool:
     """Whether this is the field's default, and empty."""
     default = field.default if field.default_factory is MISSING else field.default_factory()
     return default in (None, "", (), [], {}) and value == default
 
 
-def _as_numbers(value: Any) -> Any:
+def _as_numbers(value: object) -> object:
     """The value with the words for such numbers as numbers."""
     if isinstance(value, str) and value in NOT_FINITE:
         return float(value)
@@ -231,7 +231,7 @@ def _as_numbers(value: Any) -> Any:
     return [_as_numbers(item) for item in value] if isinstance(value, list) else value
 
 
-def _rounded(value: Any, digits: int = 4) -> Any:
+def _rounded(value: object, digits: int = 4) -> object:
     """The value with its floats to so many digits, times of day to tenths of a second."""
     if isinstance(value, float):
         return round(value, 1) if abs(value) > 1e6 else float(f"{value:.{digits}g}")
@@ -242,7 +242,7 @@ def _rounded(value: Any, digits: int = 4) -> Any:
     return value
 
 
-def _columns(value: Any) -> Any:
+def _columns(value: object) -> object:
     """The value with each list of objects that have the same keys as one object of lists."""
     if isinstance(value, dict):
         return {key: _columns(item) for key, item in value.items()}

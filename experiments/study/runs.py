@@ -39,7 +39,7 @@ class Ended:
     folder: Path
     device: str
     values: dict[str, Any]
-    environment: dict[str, Any]
+    environment: dict[str, object]
     error: str = ""
 
     @property

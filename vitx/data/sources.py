@@ -245,7 +245,7 @@ def _hub_files(part: Any, picture: str, label: str, name: str, max_pixels: int) 
     return Files(range(len(part)), target, read)
 
 
-def _read_file(path: str, *, max_pixels: int) -> Any:
+def _read_file(path: str, *, max_pixels: int) -> object:
     return open_picture(Path(path), max_pixels=max_pixels)
 
 
@@ -257,7 +257,7 @@ def _read_row(row: int, *, part: Any, picture: str, name: str, max_pixels: int) 
     return open_picture(stored["bytes"], name=label, max_pixels=max_pixels)
 
 
-def _column(features: Mapping[str, Any], named: str, kind: type, what: str) -> str:
+def _column(features: Mapping[str, object], named: str, kind: type, what: str) -> str:
     if named:
         if named not in features:
             raise UserError(f"hf: {what} = {named!r} is no column; {nearest(named, features)}")

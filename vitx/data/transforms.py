@@ -102,7 +102,7 @@ class Cover:
     def __init__(self, size: tuple[int, int]):
         self.size = size
 
-    def __call__(self, picture: Any) -> Any:
+    def __call__(self, picture: Any) -> object:
         from torchvision.transforms.functional import resize
 
         factor = max(self.size[0] / picture.height, self.size[1] / picture.width)
