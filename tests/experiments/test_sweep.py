@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
@@ -514,29 +515,27 @@ def test_another_machines_trial_is_left_alone_until_it_is_silent(tmp_path, monke
 
 
 @pytest.fixture
-def postgres(tmp_path):
+def postgres():
     """A PostgreSQL server of this machine on a free port."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    program = shutil.which("initdb") or (str(found[-1]) if found else None)
+    known = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    program = shutil.which("initdb") or (str(known[-1]) if known else None)
     if program is None:
         pytest.skip("PostgreSQL is not installed")
-    bin_folder, data = Path(program).parent, tmp_path / "postgres"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    if as_user:
-        data.mkdir()
-        shutil.chown(data, "postgres")
-        for parent in list(data.parents)[:3]:
-            parent.chmod(0o755)
-    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
-    subprocess.run([*as_user, program, "-D", str(data), "-A", "trust", "-U", "vitx"], **quiet)
-    options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1"
-    control = [*as_user, str(bin_folder / "pg_ctl"), "-D", str(data), "-w"]
-    subprocess.run([*control, "-o", options, "-l", str(data / "log"), "start"], **quiet)
-    yield f"postgresql://vitx@127.0.0.1:{port}/postgres"
-    subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+    # pytest's own folders can't be entered by another user.
+    with tempfile.TemporaryDirectory(prefix="vitx-") as data:
+        if as_user:
+            shutil.chown(data, "postgres")
+        quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
+        subprocess.run([*as_user, program, "-D", data, "-A", "trust", "-U", "vitx"], **quiet)
+        options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1"
+        control = [*as_user, str(Path(program).parent / "pg_ctl"), "-D", data, "-w"]
+        subprocess.run([*control, "-o", options, "-l", f"{data}/log", "start"], **quiet)
+        yield f"postgresql://vitx@127.0.0.1:{port}/postgres"
+        subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
 
 
 @pytest.mark.slow
