@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import torch
-from matplotlib.figure import Figure
 
 from experiments.study import plots
 from experiments.study.kinds import Answer, ArmResult
@@ -56,11 +55,11 @@ def write(question: Question, how: How, *, timed: bool = True) -> Path:
         )
         shown.write_csv(run.folder / "answer.csv")
         run.table("answer", shown.header, shown.body)
-        if points(answer):
-            picture = pictures.save(figure(answer), run.figures / "answer.png")
+        if dots := points(answer):
+            figure = plots.tradeoff(dots, metric=answer.metric, title=answer.question)
+            picture = pictures.save(figure, run.figures / "answer.png")
             run.figure(f"{question.metric} against speed", picture)
-        print(shown.markdown())
-        print(f"answer: {run.folder}")
+        print(f"{shown.markdown()}\nanswer: {run.folder}")
     return run.folder
 
 
@@ -71,7 +70,7 @@ def add(
     timings: Mapping[str, ArmTiming],
 ) -> Answer:
     """Append the answer that these runs, by identity, and timings, by arm, give."""
-    made = [run for arm in question.arms for run in question.ended(arm, runs)]
+    made = [run for arm in question.arms for run in question.ended(arm, runs).values()]
     environments = [timing.environment for timing in timings.values()]
     return results.add(
         Answer,
@@ -92,17 +91,19 @@ def add(
 def _arm(
     question: Question, arm: Arm, runs: Mapping[str, Ended], timing: ArmTiming | None
 ) -> ArmResult:
-    base, made, costs = question.arms[0], question.ended(arm, runs), cost(arm.config.model)
+    made, costs = list(question.ended(arm, runs).values()), cost(arm.config.model)
     trained = (tracking.VAL_LOSS, tracking.VAL_ACCURACY) if question.trained else ()
-    metrics = sorted(trained, key=lambda metric: metric != question.metric)
-    values = {metric: question.values(arm, metric, runs) for metric in metrics}
+    values = {
+        metric: {str(seed): value for seed, value in question.values(arm, metric, runs).items()}
+        for metric in sorted(trained, key=lambda metric: metric != question.metric)
+    }
     return ArmResult(
         name=arm.name,
-        changes=delta(arm.config, base.config),
+        changes=delta(arm.config, question.arms[0].config),
         adjusted=arm.adjusted,
         parameters=costs.parameters,
         macs=costs.macs,
-        values={m: {str(seed): v for seed, v in by_seed.items()} for m, by_seed in values.items()},
+        values=values,
         failed=tuple(run.error for run in made if run.error),
         images=tuple(sorted({run.images for run in made} - {""})),
         stale=sum(run.stale for run in made),
@@ -184,8 +185,8 @@ def _speed(comparison: Comparison | None) -> tuple[str, str]:
 
 def _memory(comparison: Comparison | None) -> str:
     sides = (comparison.reference, comparison.candidate) if comparison else ()
-    before, after = (side.peak_mib if side else None for side in sides or (None, None))
-    return "–" if before is None or after is None else f"{after - before:+.0f}"
+    peaks = [side.peak_mib for side in sides if side and side.peak_mib is not None]
+    return f"{peaks[1] - peaks[0]:+.0f}" if len(peaks) == 2 else "–"
 
 
 def points(answer: Answer) -> list[plots.Point]:
@@ -202,8 +203,3 @@ def points(answer: Answer) -> list[plots.Point]:
         and arm.speed.ratio
         and arm.speed.floor is not None
     ]
-
-
-def figure(answer: Answer) -> Figure:
-    """What each arm gains beside what it costs."""
-    return plots.tradeoff(points(answer), metric=answer.metric, title=answer.question)

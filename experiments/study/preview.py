@@ -1,5 +1,6 @@
 """The preview of a question: its runs, the time that they take, and what the seeds can show."""
 
+import itertools
 import math
 import shlex
 import statistics
@@ -45,14 +46,14 @@ def show(question: Question, how: How, flags: Sequence[str] = ()) -> None:
     if not question.trained:
         print(f"nothing is trained; time it: {command}")
         return
+    jobs = question.jobs()
     left = [
         each
-        for arm, each in zip(question.arms, seconds, strict=True)
-        for seed in question.seeds
-        if missing([question.job(arm, seed)], runs, fresh=how.fresh)
+        for job, each in zip(jobs, itertools.cycle(seconds), strict=False)  # seed by seed
+        if missing([job], runs, fresh=how.fresh)
     ]
     print(
-        f"{len(question.arms) * len(question.seeds)} runs, {len(left)} of them to be made: about "
+        f"{len(jobs)} runs, {len(left)} of them to be made: about "
         f"{sum(left) / 60:.0f} min one after the other, data not counted"
     )
     for line in sensitivity(question, deviation(question, runs)):
@@ -68,7 +69,7 @@ def table(question: Question, runs: Mapping[str, Ended], seconds: Sequence[float
         costs, made = cost(arm.config.model), question.ended(arm, runs)
         body.append(
             (arm.name, f"{costs.parameters:,}", f"{costs.macs:,}", f"{each:.0f}",
-             f"{len(made)} of {len(question.seeds)}", str(sum(run.stale for run in made)),
+             f"{len(made)} of {len(question.seeds)}", str(sum(run.stale for run in made.values())),
              arm.adjusted or "–")
         )  # fmt: skip
     return Table(header, body)
@@ -112,16 +113,16 @@ def sensitivity(question: Question, known: Deviation | None) -> list[str]:
         what = "1 comparison needs" if family == 1 else f"{family} comparisons need"
         return [*words, f"no verdict: {what} at least {needed} seeds"]
     if known is None:
-        words.append(
+        unknown = (
             "smallest effect: not known before three pairs are there, or the seed variance of the "
             "baseline is stored: python -m experiments.variance"
         )
-        return words
+        return [*words, unknown]
     least = stats.smallest_effect(std=known.std, seeds=seeds, family=family)
     power = stats.paired_power(effect=question.effect, std=known.std, seeds=seeds, family=family)
-    words.append(
+    return [
+        *words,
         f"smallest effect on {question.metric} with {POWER:.0%} power: {least:.4f}; power for the "
         f"effect of interest, {question.effect:g}: {power:.0%} (standard deviation of a difference "
-        f"{known.std:.4f}, {known.source})"
-    )
-    return words
+        f"{known.std:.4f}, {known.source})",
+    ]

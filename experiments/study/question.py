@@ -12,6 +12,7 @@ It may also set SEEDS, METRIC (val/loss if not set; images_per_s to time without
 it has the baseline's).
 """
 
+import dataclasses
 import importlib.util
 import inspect
 import itertools
@@ -19,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Literal
 
 from experiments import cli
 from experiments.study.kinds import paired
@@ -28,7 +29,7 @@ from experiments.study.pages import ROOT
 from experiments.study.runs import Ended, Job
 from vitx.measure import stats
 from vitx.registry import UserError, choose, nearest
-from vitx.settings import override
+from vitx.settings import check_fields, override, within
 from vitx.training import tracking
 from vitx.training.config import TrainConfig, identity
 
@@ -40,10 +41,6 @@ METRICS = {
     tracking.VAL_ACCURACY: False,
     tracking.IMAGES_PER_S: False,
 }
-DESIGNS = ("one", "full")
-MATCHES = ("none", "macs", "params")
-DEFAULTS = {"METRIC": tracking.VAL_LOSS, "EFFECT": 0.01, "DESIGN": "one", "MATCH": "none"}
-WORDS = ("BASE", "AXES", "SEEDS", "METRIC", "EFFECT", "DESIGN", "MATCH")
 SHARED = {
     "seed": "the seeds of all arms are set by SEEDS",
     **dict.fromkeys(
@@ -52,6 +49,22 @@ SHARED = {
     ),
 }
 """Fields that no axis may set, and why."""
+
+
+Effect = Annotated[float, within(0, math.inf, ends="()", rule="must be a positive number")]
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a question's file sets."""
+
+    BASE: TrainConfig
+    AXES: Mapping[str, object]
+    SEEDS: Sequence[int] | None = None
+    METRIC: str = tracking.VAL_LOSS
+    EFFECT: Effect = 0.01
+    DESIGN: Literal["one", "full"] = "one"
+    MATCH: Literal["none", "macs", "params"] = "none"
 
 
 @dataclass(frozen=True)
@@ -90,10 +103,6 @@ class Question:
         """The first line of its text."""
         return self.text.partition("\n")[0]
 
-    def seeded(self, arm: Arm) -> list[TrainConfig]:
-        """The arm's configuration with each seed."""
-        return [override(arm.config, seed=seed) for seed in self.seeds]
-
     @property
     def trained(self) -> bool:
         """Whether runs answer it; a question of speed alone is answered by timing."""
@@ -110,14 +119,14 @@ class Question:
         name = f"{arm.name[:80]},seed={seed}"  # short enough for a folder
         return Job(self.name, name, override(arm.config, seed=seed))
 
-    def ended(self, arm: Arm, runs: Mapping[str, Ended]) -> list[Ended]:
-        """The arm's runs that have ended, of all runs by identity."""
-        return [runs[key] for config in self.seeded(arm) if (key := identity(config)) in runs]
+    def ended(self, arm: Arm, runs: Mapping[str, Ended]) -> dict[int, Ended]:
+        """The arm's runs that have ended, by seed, of all runs by identity."""
+        keys = {seed: self.job(arm, seed).key for seed in self.seeds}
+        return {seed: runs[key] for seed, key in keys.items() if key in runs}
 
     def values(self, arm: Arm, metric: str, runs: Mapping[str, Ended]) -> dict[int, float]:
         """A final value per seed, of the runs that ended well."""
-        by_seed = {config.seed: runs.get(identity(config)) for config in self.seeded(arm)}
-        well = {seed: run for seed, run in by_seed.items() if run and not run.error}
+        well = {seed: run for seed, run in self.ended(arm, runs).items() if not run.error}
         for run in well.values():
             if metric not in run.values:
                 raise UserError(f"{run.folder} has no {metric}: no images were held out for it")
@@ -125,8 +134,7 @@ class Question:
 
     def differences(self, arm: Arm, metric: str, runs: Mapping[str, Ended]) -> dict[int, float]:
         """Arm minus baseline per seed, of the pairs that ended well."""
-        before, after = (self.values(one, metric, runs) for one in (self.arms[0], arm))
-        return paired(before, after)
+        return paired(*(self.values(one, metric, runs) for one in (self.arms[0], arm)))
 
     def arm(self, name: str) -> Arm:
         """The arm of that name. Raises ValueError."""
@@ -160,128 +168,109 @@ def read(name: str, *, data_root: str = "") -> Question:
 def from_module(module: ModuleType, *, data_root: str = "") -> Question:
     """The question that a module states. Raises ValueError naming its file and the key."""
     name = module.__name__.rpartition(".")[2]
-    file = f"experiments/questions/{name}.py"
+    path = f"experiments/questions/{name}.py"
     for word in ("BASE", "AXES"):
         if not hasattr(module, word):
-            raise UserError(f"{file} is no question: it sets no {word}")
-    stated = DEFAULTS | {word: getattr(module, word) for word in WORDS if hasattr(module, word)}
-    base, axes, effect = stated["BASE"], stated["AXES"], stated["EFFECT"]
-    if not isinstance(base, TrainConfig):
-        raise UserError(f"{file}: BASE = {base!r} must be a TrainConfig")
-    if data_root:
-        base = override(base, **{"data.root": data_root})
-    metric, design, match = (
-        choose(f"{file}: {word}", stated[word], choices)
-        for word, choices in (("METRIC", METRICS), ("DESIGN", DESIGNS), ("MATCH", MATCHES))
-    )
-    if not isinstance(effect, int | float) or not 0 < effect < math.inf:
-        raise UserError(f"{file}: EFFECT = {effect!r} must be a positive number")
-    if metric != tracking.IMAGES_PER_S and not base.data.has_val:
-        raise UserError(f"{file}: METRIC = {metric!r} is read on validation images; set data.val")
-    arms = _arms(file, base, axes, design, match)
-    seeds = stated.get("SEEDS", range(stats.fewest_seeds(len(arms) - 1)))
-    return Question(name, _text(file, module), arms, _seeds(file, seeds), metric, effect)
+            raise UserError(f"{path} is no question: it sets no {word}")
+    words = [field.name for field in dataclasses.fields(_File)]
+    file = _File(**{word: getattr(module, word) for word in words if hasattr(module, word)})
+    try:
+        return _question(name, inspect.getdoc(module) or "", file, data_root)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
-Level = tuple[str, dict[str, Any]]
+def _question(name: str, text: str, file: _File, data_root: str) -> Question:
+    """The question that a file's values make. Raises ValueError naming the key."""
+    if not isinstance(file.BASE, TrainConfig):
+        raise UserError(f"BASE = {file.BASE!r} must be a TrainConfig")
+    check_fields(file)
+    choose("METRIC", file.METRIC, METRICS)
+    if file.METRIC != tracking.IMAGES_PER_S and not file.BASE.data.has_val:
+        raise UserError(f"METRIC = {file.METRIC!r} is read on validation images; set data.val")
+    for word in ("Question", "Expect", "Cost", "Run"):
+        if f"{word}:" not in text:
+            raise UserError(f"the docstring must say {word}")
+    base = override(file.BASE, **{"data.root": data_root}) if data_root else file.BASE
+    arms = _arms(file, base)
+    seeds = range(stats.fewest_seeds(len(arms) - 1)) if file.SEEDS is None else file.SEEDS
+    plain = tuple(seeds) if isinstance(seeds, Sequence) else ()
+    whole = all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in plain)
+    if len(plain) < 2 or not whole or len(set(plain)) < len(plain):
+        raise UserError(
+            f"SEEDS = {seeds!r} must be two or more different whole numbers below 2**31"
+        )
+    return Question(name, text, arms, plain, file.METRIC, file.EFFECT)
+
+
+Level = tuple[str, dict[str, object]]
 """What a level is called, and the fields that it sets."""
 
 
-def _arms(file: str, base: TrainConfig, axes: object, design: str, match: str) -> tuple[Arm, ...]:
+def _arms(file: _File, base: TrainConfig) -> tuple[Arm, ...]:
     """The baseline and every arm that differs from it."""
-    levels = _levels(file, axes)
-    if design == "one":
+    if not isinstance(file.AXES, Mapping) or not file.AXES:
+        raise UserError(f"AXES = {file.AXES!r} must name at least one axis with its values")
+    levels = [_levels(str(axis), values) for axis, values in file.AXES.items()]
+    if file.DESIGN == "one":
         combinations = [[level] for values in levels for level in values]
     else:
         unvaried: Level = ("", {})
         combinations = itertools.product(*([unvaried, *values] for values in levels))
-    _plain(file, "BASE", base)
     # Combinations that set the same come once, under their first name.
-    arms = {identity(base): Arm(BASELINE, base)}
+    by_identity = {identity(base): Arm(BASELINE, base)}
     for combination in combinations:
-        key, arm = _arm(file, base, combination, match)
-        arms.setdefault(key, arm)
+        key, arm = _arm(base, combination, file.MATCH)
+        by_identity.setdefault(key, arm)
+    arms = tuple(by_identity.values())
     if len(arms) - 1 > stats.MOST_COMPARISONS:
         raise UserError(
-            f"{file}: AXES: {len(arms) - 1} arms are too many to be judged together; at most "
+            f"AXES: {len(arms) - 1} arms are too many to be judged together; at most "
             f"{stats.MOST_COMPARISONS}"
         )
     if len(arms) < 2:
-        raise UserError(f"{file}: AXES = {axes!r} changes nothing in BASE")
-    matched_arms = list(arms.values())
+        raise UserError(f"AXES = {file.AXES!r} changes nothing in BASE")
     for words, keys in (
-        ("are called", [arm.name for arm in matched_arms]),
-        ("are the same once their cost is matched:", [identity(a.config) for a in matched_arms]),
+        ("are called", [arm.name for arm in arms]),
+        ("are the same once their cost is matched:", [identity(arm.config) for arm in arms]),
     ):
-        pairs = zip(matched_arms, keys, strict=True)
+        pairs = zip(arms, keys, strict=True)
         if twice := [arm.name for arm, key in pairs if keys.count(key) > 1]:
-            raise UserError(f"{file}: AXES: two arms {words} {' and '.join(dict.fromkeys(twice))}")
-    return tuple(matched_arms)
+            raise UserError(f"AXES: two arms {words} {' and '.join(dict.fromkeys(twice))}")
+    for arm in arms:
+        for part in (arm.config, arm.config.model, arm.config.data, arm.config.optim):
+            for name, value in vars(part).items():
+                if callable(value):  # runs are kept, and found again, by words
+                    rule = "must be a name in its registry"
+                    raise UserError(f"{arm.name}: {name} = {value!r} {rule}")
+    return arms
 
 
-def _arm(file: str, base: TrainConfig, combination: Sequence[Level], match: str) -> tuple[str, Arm]:
+def _arm(base: TrainConfig, combination: Sequence[Level], match: str) -> tuple[str, Arm]:
     """The arm of a combination of levels, its cost matched; and the identity of what was set."""
     name = ",".join(label for label, _ in combination if label)
     changes = {field: value for _, fields in combination for field, value in fields.items()}
     for field in SHARED.keys() & changes:
-        raise UserError(f"{file}: AXES, {name}: {field} can't be varied: {SHARED[field]}")
+        raise UserError(f"AXES, {name}: {field} can't be varied: {SHARED[field]}")
     try:
         config = override(base, **changes)
         same = match == "none" or identity(config) == identity(base)
         arm = Arm(name, config) if same else Arm(name, *matched(config, base, match))
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: AXES, {name}: {error}") from None
-    _plain(file, f"AXES, {name}", config)
+        raise UserError(f"AXES, {name}: {error}") from None
     return identity(config), arm
 
 
-def _plain(file: str, what: str, config: TrainConfig) -> None:
-    """ValueError for a function: runs are kept, and found again, by words."""
-    for part in (config, config.model, config.data, config.optim):
-        for name, value in vars(part).items():
-            if callable(value):
-                raise UserError(
-                    f"{file}: {what}: {name} = {value!r} must be a name in its registry"
-                )
-
-
-def _levels(file: str, axes: object) -> list[list[Level]]:
-    """Each axis's levels."""
-    if not isinstance(axes, Mapping) or not axes:
-        raise UserError(f"{file}: AXES = {axes!r} must name at least one axis with its values")
-    return [_axis(file, str(axis), values) for axis, values in axes.items()]
-
-
-def _axis(file: str, axis: str, values: object) -> list[Level]:
+def _levels(axis: str, values: object) -> list[Level]:
     """The levels of one axis: a field's values, or named sets of fields."""
+    levels = []
     if isinstance(values, Mapping) and all(isinstance(v, Mapping) for v in values.values()):
         levels = [(str(name), dict(fields)) for name, fields in values.items()]
     elif isinstance(values, Sequence) and not isinstance(values, str):
         levels = [(f"{axis}={value}", {axis: value}) for value in values]
-    else:
-        levels = []
     if not levels:
         raise UserError(
-            f"{file}: AXES[{axis!r}] = {values!r} must be a list of values, or names with the "
-            "fields that each sets"
+            f"AXES[{axis!r}] = {values!r} must be a list of values, or names with the fields that "
+            "each sets"
         )
     return levels
-
-
-def _seeds(file: str, seeds: object) -> tuple[int, ...]:
-    plain = tuple(seeds) if isinstance(seeds, Sequence) else ()
-    whole = all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in plain)
-    if len(plain) < 2 or not whole or len(set(plain)) < len(plain):
-        raise UserError(
-            f"{file}: SEEDS = {seeds!r} must be two or more different whole numbers below 2**31"
-        )
-    return plain
-
-
-def _text(file: str, module: ModuleType) -> str:
-    """The docstring, which must say what a reader needs to know."""
-    text = inspect.getdoc(module) or ""
-    for word in ("Question:", "Expect:", "Cost:", "Run:"):
-        if word not in text:
-            raise UserError(f"{file}: the docstring must say {word.removesuffix(':')}")
-    return text
