@@ -2,8 +2,8 @@
 
 import re
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -14,7 +14,6 @@ from experiments.study import answer, plots
 from experiments.study.kinds import (
     SOURCES,
     Answer,
-    Candidate,
     Fault,
     SweepResult,
     Trained,
@@ -22,7 +21,7 @@ from experiments.study.kinds import (
     paired,
     step_timings,
 )
-from experiments.study.pages import RESULTS, ROOT, Table, machine
+from experiments.study.pages import RESULTS, ROOT, Columns, Table, interval_text, machine
 from experiments.study.pages import table as table_of
 from experiments.study.results import Result, latest, of_kind
 from vitx.measure.stats import Effect, Interval, mean_interval
@@ -37,70 +36,73 @@ TIMINGS = ROOT / "benchmarks" / "results"
 """Committed results of timing."""
 
 
+@dataclass(frozen=True)
+class Group:
+    """The latest run of every seed of a recipe, with the same settings, steps and machine."""
+
+    recipe: str
+    changed: str
+    """Settings in which the runs differ from the recipe, but for seed, steps and FREE ones."""
+    steps: int
+    machine: str
+    seeds: list[Trained]
+
+    @property
+    def accuracy(self) -> str:
+        """The mean with its interval over seeds; of one seed the standard error of its images."""
+        values = [run.test.accuracy for run in self.seeds]
+        if len(values) == 1:
+            return f"{values[0]:.2%} ± {self.seeds[0].test.standard_error:.2%} (one seed)"
+        if len(values) == 2:
+            return f"{statistics.mean(values):.2%} (two seeds)"
+        return interval_text(mean_interval(values), ".2%")
+
+    def mean(self, name: str) -> float:
+        """Of a field over the seeds."""
+        return statistics.mean(getattr(run, name) for run in self.seeds)
+
+
+def groups(results: Results) -> list[Group]:
+    """The groups, in the order of their first runs."""
+    by_key: dict[tuple[str, str, int, str], list[Trained]] = {}
+    for run in of_kind(results, Trained):
+        recipe, free = flat(RECIPES[run.recipe]), (*FREE, "seed", "steps")
+        changes = [f"{k}={v}" for k, v in run.config.items() if k not in free and recipe[k] != v]
+        key = (run.recipe, ", ".join(changes) or "–", run.steps, machine(run))
+        by_key.setdefault(key, []).append(run)
+    return [Group(*key, latest(runs, lambda run: run.seed)) for key, runs in by_key.items()]
+
+
 def run_table(results: Results) -> Table:
     """Every recipe that was run, its seeds together."""
-    header = ("recipe", "changed", "steps", "seeds", "test accuracy", "seconds a seed",
-              "CPU seconds", "PFLOP", "machine")  # fmt: skip
-    body = []
-    for (recipe, settings, steps, where), seeds in groups(results).items():
-        seconds, cpu, flops = (
-            statistics.mean(getattr(run, name) for run in seeds)
-            for name in ("seconds", "cpu_seconds", "training_flops")
-        )
-        body.append(
-            (recipe, settings, f"{steps:,}", str(len(seeds)), accuracy_text(seeds),
-             f"{seconds:,.0f}", f"{cpu:,.0f}", f"{flops / 1e15:.2g}", where)
-        )  # fmt: skip
-    return Table(header, body)
+    columns: Columns = {
+        "recipe": lambda group: group.recipe,
+        "changed": lambda group: group.changed,
+        "steps": lambda group: f"{group.steps:,}",
+        "seeds": lambda group: str(len(group.seeds)),
+        "test accuracy": lambda group: group.accuracy,
+        "seconds a seed": lambda group: f"{group.mean('seconds'):,.0f}",
+        "CPU seconds": lambda group: f"{group.mean('cpu_seconds'):,.0f}",
+        "PFLOP": lambda group: f"{group.mean('training_flops') / 1e15:.2g}",
+        "machine": lambda group: group.machine,
+    }
+    return table_of(groups(results), columns)
 
 
 def recipe_table(results: Results) -> Table:
     """Every recipe as it is: what it reached here, in what time, and its command."""
     reached = {
-        recipe: seeds
-        for (recipe, settings, steps, _), seeds in groups(results).items()
-        if settings == "–" and steps == RECIPES[recipe].steps
+        group.recipe: (group.accuracy, f"{group.mean('seconds'):,.0f}")
+        for group in groups(results)
+        if group.changed == "–" and group.steps == RECIPES[group.recipe].steps
     }
     body = []
     for name, recipe in RECIPES.items():
-        seeds = reached.get(name, [])
-        text, seconds = "–", "–"
-        if seeds:
-            text = accuracy_text(seeds)
-            seconds = f"{statistics.mean(run.seconds for run in seeds):,.0f}"
         root = "" if name == "digits" else " --data.root DIR"
         weights = " --weights FILE" if recipe.weights else ""
         command = f"`python -m experiments.train {name}{root}{weights}`"
-        body.append((name, text, seconds, command))
+        body.append((name, *reached.get(name, ("–", "–")), command))
     return Table(("recipe", "test accuracy", "seconds per seed", "command"), body)
-
-
-def groups(results: Results) -> dict[tuple[str, str, int, str], list[Trained]]:
-    """The latest run of every seed, by recipe, changed settings, steps and machine."""
-    by_key: dict[tuple[str, str, int, str], list[Trained]] = {}
-    for run in of_kind(results, Trained):
-        key = (run.recipe, changed(run), run.steps, machine(run))
-        by_key.setdefault(key, []).append(run)
-    return {key: latest(runs, lambda run: run.seed) for key, runs in by_key.items()}
-
-
-def changed(run: Trained) -> str:
-    """The settings in which a run differs from its recipe, but for seed, steps and FREE ones."""
-    recipe = flat(RECIPES[run.recipe])
-    free = (*FREE, "seed", "steps")
-    settings = [f"{k}={v}" for k, v in run.config.items() if k not in free and recipe[k] != v]
-    return ", ".join(settings) or "–"
-
-
-def accuracy_text(seeds: Sequence[Trained]) -> str:
-    """The mean with its interval over seeds; of one seed the standard error of its images."""
-    values = [run.test.accuracy for run in seeds]
-    if len(values) == 1:
-        return f"{values[0]:.2%} ± {seeds[0].test.standard_error:.2%} (one seed)"
-    if len(values) < 3:
-        return f"{statistics.mean(values):.2%} (two seeds)"
-    mean = mean_interval(values)
-    return f"{mean.value:.2%} ({mean.low:.2%} to {mean.high:.2%})"
 
 
 SEEN = ("scratch-cifar10", 3_920)
@@ -110,7 +112,7 @@ SEEN = ("scratch-cifar10", 3_920)
 def seen_text(results: Results) -> str:
     """The run whose attention, positions and filters README shows, and how it was made."""
     recipe, steps = SEEN
-    run = latest((r for r in of_kind(results, Trained) if (r.recipe, r.steps) == SEEN), type)[0]
+    run = [run for run in of_kind(results, Trained) if (run.recipe, run.steps) == SEEN][-1]
     accuracy = f"{run.test.accuracy:.2%} ± {run.test.standard_error:.2%}, one seed"
     return (
         f"What a ViT has learned after {steps:,} steps of `{recipe}` (test accuracy {accuracy}). "
@@ -133,15 +135,15 @@ def share_table(results: Results) -> Table:
     """
     ratios = {machine(timing): timing.comparison.ratio for timing in step_timings(TIMINGS, "epoch")}
     body = []
-    for (recipe, settings, steps, where), seeds in groups(results).items():
-        ratio = ratios.get(where)
-        if recipe != "cifar10" or settings != "–" or ratio is None:
+    for group in groups(results):
+        ratio = ratios.get(group.machine)
+        if group.recipe != "cifar10" or group.changed != "–" or ratio is None:
             continue
-        part = steps * seeds[0].batch / PROJECT_IMAGES
-        low, value, high = (part / bound for bound in (ratio.high, ratio.value, ratio.low))
+        part = group.steps * group.seeds[0].batch / PROJECT_IMAGES
+        share = Interval(part / ratio.value, part / ratio.high, part / ratio.low)
         body.append(
-            (f"{recipe}, {steps:,} steps", accuracy_text(seeds), str(len(seeds)),
-             f"{value:.1%} ({low:.1%} to {high:.1%})", where)
+            (f"{group.recipe}, {group.steps:,} steps", group.accuracy, str(len(group.seeds)),
+             interval_text(share, ".1%"), group.machine)
         )  # fmt: skip
     header = ("run", "test accuracy", "seeds", "share of the original's time (95 %)", "machine")
     return Table(header, body)
@@ -149,15 +151,13 @@ def share_table(results: Results) -> Table:
 
 def fault_table(results: Results) -> Table:
     """Counts of the last campaign, one line per fault."""
-    return table_of(
-        latest(of_kind(results, Fault), lambda result: result.fault),
-        {
-            "fault": lambda result: result.fault,
-            "trials": lambda result: str(result.trials),
-            "passed": lambda result: str(result.passed),
-            "commit": lambda result: (result.environment.commit or "–")[:7],
-        },
-    )
+    columns: Columns = {
+        "fault": lambda result: result.fault,
+        "trials": lambda result: str(result.trials),
+        "passed": lambda result: str(result.passed),
+        "commit": lambda result: (result.environment.commit or "–")[:7],
+    }
+    return table_of(latest(of_kind(results, Fault), lambda result: result.fault), columns)
 
 
 def answers(results: Results) -> list[Answer]:
@@ -172,13 +172,12 @@ def answer_table(results: Results) -> Table:
     body = []
     for one in answers(results):
         for cells in answer.table(one).records():
-            metric = f"Δ {one.metric}"
-            change = f"{cells[metric]} {one.metric}" if metric in cells else "–"
-            names = ("Δ images/s", "speed", "Δ MACs", "pairs")
+            cells = {"p": "–", "verdict": "–"} | cells
+            names = ("p", "verdict", "Δ images/s", "speed", "Δ MACs", "pairs")
+            change = cells.get(f"Δ {one.metric}")
             body.append(
-                (one.question, cells["arm"], change, cells.get("p", "–"),
-                 cells.get("verdict", "–"), *(cells[name] for name in names),
-                 f"{one.seconds / 60:.0f}", machine(one))
+                (one.question, cells["arm"], f"{change} {one.metric}" if change else "–",
+                 *(cells[name] for name in names), f"{one.seconds / 60:.0f}", machine(one))
             )  # fmt: skip
     return Table(header, body)
 
@@ -196,33 +195,26 @@ def sweep_table(results: Results) -> Table:
               "verdict", "seeds", "machine")  # fmt: skip
     body = []
     for sweep in sweeps(results):
-        start = (sweep.sweep, _trials(sweep), str(sweep.saved.stopped), f"{sweep.saved.share:.0%}")
+        total, states = len(sweep.trials), [trial.state for trial in sweep.trials]
+        ended = total - states.count("running") - states.count("waiting")
+        trials = f"{ended} of {total}" if ended < total else str(ended)
+        stale = f" (stale: {sweep.stale})" if sweep.stale else ""
+        saved = (str(sweep.saved.stopped), f"{sweep.saved.share:.0%}")
         for one, gain in zip(sweep.confirmed, [None, *sweep.gains], strict=True):
-            body.append((*start, *_confirmed(sweep, one, gain), machine(sweep)))
+            among = f" (mean of {one.seeds})" if one.seeds > 1 else ""
+            body.append(
+                (sweep.sweep, trials + stale, *saved, cli.label(one.settings) or UNCHANGED,
+                 sweep.metric, "–" if one.value is None else f"{one.value:.4g}{among}",
+                 _mean_text(one.reached), *_effect_texts(gain),
+                 f"{len(one.reached)} of {len(one.values)}", machine(sweep))
+            )  # fmt: skip
     return Table(header, body)
 
 
-def _trials(sweep: SweepResult) -> str:
-    """How many trials a sweep has, and how many of them ended."""
-    ended = sum(trial.state in ("complete", "pruned", "fail") for trial in sweep.trials)
-    total = len(sweep.trials)
-    count = f"{ended} of {total}" if ended < total else str(ended)
-    return count + (f" (stale: {sweep.stale})" if sweep.stale else "")
-
-
-def _confirmed(sweep: SweepResult, one: Candidate, gain: Effect | None) -> tuple[str, ...]:
-    """The cells of one confirmed setting, from `settings` to `seeds`."""
-    among = f" (mean of {one.seeds})" if one.seeds > 1 else ""
-    return (
-        cli.label(one.settings) or UNCHANGED,
-        sweep.metric,
-        "–" if one.value is None else f"{one.value:.4g}{among}",
-        _mean_text(list(one.reached.values()), ""),
-        _interval_text(gain.difference, "+") if gain else "–",
-        f"{gain.p:.3f}" if gain else "–",
-        gain.verdict if gain else "–",
-        f"{len(one.reached)} of {len(one.values)}",
-    )
+def _effect_texts(effect: Effect | None) -> tuple[str, str, str]:
+    if effect is None:
+        return "–", "–", "–"
+    return interval_text(effect.difference, "+.4f"), f"{effect.p:.3f}", effect.verdict
 
 
 def sweeps(results: Results) -> list[SweepResult]:
@@ -242,21 +234,17 @@ def stopping_table(results: Results) -> Table:
         if whole is None:
             continue
         stopped, ended = (one.confirmed[1].reached for one in (sweep, whole))
-        pairs = list(paired(ended, stopped).values())
+        pairs = paired(ended, stopped)
         body.append(
-            (name, f"{sweep.saved.share:.0%}", sweep.metric, _mean_text(list(stopped.values()), ""),
-             _mean_text(list(ended.values()), ""), _mean_text(pairs, "+"), str(len(pairs)), where)
+            (name, f"{sweep.saved.share:.0%}", sweep.metric, _mean_text(stopped),
+             _mean_text(ended), _mean_text(pairs, "+.4f"), str(len(pairs)), where)
         )  # fmt: skip
     return Table(header, body)
 
 
-def _mean_text(values: Sequence[float], sign: str) -> str:
+def _mean_text(by_seed: Mapping[str, float], form: str = ".4f") -> str:
     """The mean with its 95 % interval; a dash for fewer than two values."""
-    return _interval_text(mean_interval(values), sign) if len(values) > 1 else "–"
-
-
-def _interval_text(interval: Interval, sign: str) -> str:
-    return f"{interval.value:{sign}.4f} ({interval.low:{sign}.4f} to {interval.high:{sign}.4f})"
+    return interval_text(mean_interval([*by_seed.values()]), form) if len(by_seed) > 1 else "–"
 
 
 def variance_table(results: Results) -> Table:
@@ -272,7 +260,7 @@ def variance_table(results: Results) -> Table:
             inside = sum(of.low <= value <= of.high for value in spread.held_out)
             body.append(
                 (one.name, metric, str(one.runs), f"{of.mean:.4f}",
-                 f"{of.std:.4f} ({of.std_low:.4f} to {of.std_high:.4f})",
+                 interval_text(Interval(of.std, of.std_low, of.std_high), ".4f"),
                  *(f"{share:.0%}" for share in of.shares), f"{inside} of {len(spread.held_out)}",
                  machine(one))
             )  # fmt: skip
@@ -289,13 +277,18 @@ Curve = list[tuple[float, float]]
 def curves(results: Results) -> dict[str, tuple[float, list[Curve]]]:
     """Mean CPU seconds and the seeds' curves of the CIFAR-10 recipes that were run as they are."""
     by_name = {}
-    for (recipe, settings, steps, _), seeds in groups(results).items():
-        if recipe in ("scratch-cifar10", "cifar10") and settings == "–":
-            split = {"val": "validation", "test": "test"}[seeds[0].curve_of]
-            count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
-            points = [[(step / steps, value) for step, value, _ in run.curve] for run in seeds]
-            seconds = statistics.mean(run.cpu_seconds for run in seeds)
-            by_name[f"{recipe}, {steps:,} steps: {split}, {count}"] = seconds, points
+    for group in groups(results):
+        if group.recipe in ("scratch-cifar10", "cifar10") and group.changed == "–":
+            split = {"val": "validation", "test": "test"}[group.seeds[0].curve_of]
+            count = "one seed" if len(group.seeds) == 1 else f"{len(group.seeds)} seeds"
+            name = f"{group.recipe}, {group.steps:,} steps: {split}, {count}"
+            by_name[name] = (
+                group.mean("cpu_seconds"),
+                [
+                    [(step / group.steps, value) for step, value, _ in run.curve]
+                    for run in group.seeds
+                ],
+            )
     return by_name
 
 
@@ -306,8 +299,10 @@ def curves_figure(results: Results) -> Figure:
 
 def questions_figure(results: Results) -> Figure:
     """Every arm whose question is judged by accuracy."""
+    field = r"[\w.]+="
     points = [
-        replace(point, label=f"{one.question.replace('_', ' ')}: {_bare(point.label)}")
+        # Of an arm's name the fields are left out, which the question tells.
+        replace(point, label=f"{one.question.replace('_', ' ')}: {re.sub(field, '', point.label)}")
         for one in answers(results)
         if one.metric == tracking.VAL_ACCURACY
         for point in answer.points(one)
@@ -317,11 +312,6 @@ def questions_figure(results: Results) -> Figure:
         label="change of validation accuracy,\npoints",
         title="arm minus baseline, 95 % for all arms of a question at once",
     )
-
-
-def _bare(arm: str) -> str:
-    """An arm's name without the fields, which the question tells."""
-    return re.sub(r"[\w.]+=", "", arm)
 
 
 TABLES: dict[str, Callable[[Results], Table]] = {
