@@ -3,7 +3,6 @@
 import bisect
 import math
 
-from vitx.model.config import ModelConfig
 from vitx.model.cost import cost
 from vitx.registry import UserError
 from vitx.settings import delta, flat, override
@@ -20,20 +19,24 @@ def matched(config: TrainConfig, base: TrainConfig, by: str) -> tuple[TrainConfi
     multiples of it and of 4. What `config` itself changes in `base` stays; ValueError if that is
     both. Also returns what was changed and how near it comes, in words.
     """
-    target = _count(base.model, by)
+    counted, words = {"macs": ("macs", "MACs"), "params": ("parameters", "parameters")}[by]
+    target = getattr(cost(base.model), counted)
     free = [name for name in ("width", "depth") if f"model.{name}" not in delta(config, base)]
     if not free:
         raise UserError("width and depth are both set, so neither can be adjusted to the cost")
     step = math.lcm(config.model.heads, 4)
 
+    def share(one: TrainConfig) -> float:
+        return getattr(cost(one.model), counted) / target
+
+    def off(one: TrainConfig) -> float:
+        return abs(share(one) - 1)
+
     def nearest_of(name: str, values: range) -> TrainConfig:
         made = [override(config, **{f"model.{name}": value}) for value in values]
         # The cost grows with the value, so a few of them are counted.
-        place = bisect.bisect_left(made, target, key=lambda one: _count(one.model, by))
+        place = bisect.bisect_left(made, 1, key=share)
         return min(made[max(place - 1, 0) : place + 1], key=off)
-
-    def off(one: TrainConfig) -> float:
-        return abs(_count(one.model, by) / target - 1)
 
     if off(config) == 0:
         return config, ""
@@ -48,11 +51,4 @@ def matched(config: TrainConfig, base: TrainConfig, by: str) -> tuple[TrainConfi
         f"{name.partition('.')[2]} {before[name]} to {value}"
         for name, value in delta(best, config).items()
     ]
-    words = {"macs": "MACs", "params": "parameters"}[by]
-    share = _count(best.model, by) / target
-    return best, f"{', '.join(changed) or 'nothing nearer'}; {share:.3f} of the {words}"
-
-
-def _count(model: ModelConfig, by: str) -> int:
-    costs = cost(model)
-    return {"macs": costs.macs, "params": costs.parameters}[by]
+    return best, f"{', '.join(changed) or 'nothing nearer'}; {share(best):.3f} of the {words}"

@@ -1,7 +1,8 @@
 """Tables, and pages whose tables and quoted code are rendered from results and source files."""
 
-import ast
 import csv
+import inspect
+import pkgutil
 import re
 import textwrap
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -73,9 +74,8 @@ def machine(result: Result) -> str:
     """What it was measured on: the GPU, or the CPU with its cores, and its threads where these are
     others in number; and the file that it was sent as."""
     at = result.environment
-    threads = (
-        "" if at.threads in (None, at.cores) else f", {at.threads} thread{'s' * (at.threads > 1)}"
-    )
+    other = at.threads not in (None, at.cores)
+    threads = f", {at.threads} thread{'s' * (at.threads != 1)}" if other else ""
     cpu = f"CPU ({processor(at)}, {at.cores} cores{threads})"
     devices = result.device.split(" and ")
     each = (cpu if device.startswith("cpu") else at.gpu or device for device in devices)
@@ -90,8 +90,7 @@ def processor(environment: Environment) -> str:
 
 def interval_text(interval: Interval, form: str = ".3f") -> str:
     """A value with the ends of its interval."""
-    low, high = format(interval.low, form), format(interval.high, form)
-    return f"{interval.value:{form}} ({low} to {high})"
+    return f"{interval.value:{form}} ({interval.low:{form}} to {interval.high:{form}})"
 
 
 def ratio_text(comparison: Comparison) -> str:
@@ -117,10 +116,9 @@ def fill(
     `<!-- code:FILE:Class.method -->`."""
 
     def part(match: re.Match[str]) -> str:
-        kind, name = match[2], match[3]
-        rendered = _code(*name.split(":")) if kind == "code" else parts[name](results)
-        shown = rendered.markdown() if isinstance(rendered, Table) else rendered
-        return f"{match[1]}\n{shown}\n{match[4]}"
+        start, kind, name, end = match.groups()
+        shown = _code(*name.split(":")) if kind == "code" else parts[name](results)
+        return f"{start}\n{shown.markdown() if isinstance(shown, Table) else shown}\n{end}"
 
     pattern = r"(<!-- (table|text|code):(\S+) -->)\n.*?(<!-- end -->)"
     return re.sub(pattern, part, text, flags=re.DOTALL)
@@ -128,16 +126,6 @@ def fill(
 
 def _code(file: str, name: str) -> str:
     """The source of a class's method, as a fenced block."""
-    source = (ROOT / file).read_text(encoding="utf8")
-    path = name.split(".")
-    nodes: Sequence[ast.stmt] = ast.parse(source).body
-    node = None
-    for part in path:
-        (node,) = (
-            child for child in nodes
-            if isinstance(child, ast.ClassDef | ast.FunctionDef) and child.name == part
-        )  # fmt: skip
-        nodes = node.body
-    assert node is not None
-    lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
-    return "```python\n" + textwrap.dedent("\n".join(lines)) + "\n```"
+    module = file.removesuffix(".py").replace("/", ".")
+    method = inspect.getsource(pkgutil.resolve_name(f"{module}:{name}"))
+    return f"```python\n{textwrap.dedent(method)}```"
