@@ -40,7 +40,11 @@ def main(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(f"usage: {PROG} NAME [--run]\n\nquestions:")
         for name in questions.names():
-            print(f"  {name}: {_headline(name)}")
+            try:
+                headline = questions.read(name).headline
+            except ValueError as error:
+                headline = f"error: {error}"
+            print(f"  {name}: {headline}")
         print(f"\nsettings: {PROG} NAME --help")
         return
     name, *flags = args
@@ -75,32 +79,22 @@ def as_sweep(question: Question, settings: Settings) -> str:
     """
     if not question.trained:
         raise UserError(f"{question.name} trains nothing, so there is nothing to sweep")
-    command = ["${env}", "python", "-m", "experiments.ablate", question.name]
+    goal = "minimize" if question.lower_is_better else "maximize"
+    command = ["${env}", "python", "-m", "experiments.ablate", question.name, *settings.passed_on]
     return yaml.safe_dump(
         {
             "name": question.name,
             "description": question.headline,
             "method": "grid",
-            "metric": {
-                "name": question.metric,
-                "goal": "minimize" if question.lower_is_better else "maximize",
-            },
+            "metric": {"name": question.metric, "goal": goal},
             "parameters": {
                 "arm": {"values": [arm.name for arm in question.arms]},
                 "seed": {"values": list(question.seeds)},
             },
-            "command": [*command, *settings.passed_on, "${args}"],
+            "command": [*command, "${args}"],
         },
         sort_keys=False,
     )
-
-
-def _headline(name: str) -> str:
-    """What the question asks; of a file that is wrong, what is wrong with it."""
-    try:
-        return questions.read(name).headline
-    except ValueError as error:
-        return f"error: {error}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ only rewrites the marked parts of experiments/README.md and tests/README.md.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -69,8 +69,8 @@ def trained(run: Path) -> kinds.Trained:
 
 def score(summary: dict[str, float], split: str) -> Score:
     """The score of a split in a run's summary."""
-    names = ("accuracy", "standard_error", "loss", "images")
-    return msgspec.convert({name: summary[f"{split}/{name}"] for name in names}, Score)
+    values = {field.name: summary[f"{split}/{field.name}"] for field in fields(Score)}
+    return msgspec.convert(values, Score)
 
 
 def images_seen(config: TrainConfig) -> int:

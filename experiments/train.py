@@ -13,7 +13,7 @@ from experiments.recipes import RECIPES
 from vitx.data.loader import steps_per_epoch
 from vitx.files import read_json
 from vitx.model.cost import cost
-from vitx.registry import UserError, nearest
+from vitx.registry import UserError, choose
 from vitx.settings import delta, flat
 from vitx.training import parallel, tracking
 from vitx.training.checkpoint import BEFORE, LAST
@@ -51,9 +51,7 @@ def main(args: list[str]) -> None:
         print(f"\nsettings of a recipe: {PROG} digits --help")
         raise SystemExit(0 if args else 2)
     name, *flags = args
-    if name not in RECIPES:
-        raise UserError(f"recipe = {name!r} is not known; {nearest(name, RECIPES)}")
-    config, switches = read(name, flags)
+    config, switches = read(choose("recipe", name, RECIPES), flags)
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one talks
         describe(name, config)
     if not switches.dry_run:
@@ -105,10 +103,8 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
         try:
             if part.first:
                 values = {"recipe": name, "device": str(device)} | flat(config)
-                mode = switches.wandb or None
-                with tracking.Run(
-                    switches.out, name, label, values, mode=mode, folder=folder
-                ) as run:
+                mode, out = switches.wandb or None, switches.out
+                with tracking.Run(out, name, label, values, mode=mode, folder=folder) as run:
                     record(training, run)
             else:
                 train(training, folder=gathered(None, part)[0])
@@ -122,8 +118,8 @@ def record(training: "Training", run: tracking.Run) -> None:
     from vitx.training.parallel import gathered
     from vitx.training.trainer import Stopped, train
 
-    print(run.where)
     where = run.where  # as long as W&B runs
+    print(where)
     try:
         result = train(training, run, folder=gathered(run.folder, training.state.part)[0])
     except Stopped as stopped:

@@ -41,28 +41,26 @@ class Settings(Making):
 def main(args: list[str]) -> None:
     """Read a recipe's or question's name; print the preview, or measure."""
     if not args or args[0] in ("-h", "--help"):
-        print(
-            f"usage: {PROG} RECIPE [--run]\n\nrecipes: {', '.join(RECIPES)}, or a question's name"
-        )
+        print(f"usage: {PROG} RECIPE [--run]\n")
+        print(f"recipes: {', '.join(RECIPES)}, or a question's name")
         raise SystemExit(0 if args else 2)
     name, *flags = args
     settings = cli.parse(Settings, flags, prog=f"{PROG} {name}")
     cli.at_least(settings, levels=2, held_out=0)
     base = _base(name, settings.data_root)
     crossed, held_out = jobs(name, base, settings)
-    left = runs.missing([*crossed, *held_out], runs.ended(settings.out), fresh=settings.fresh)
+    both = [*crossed, *held_out]
+    left = runs.missing(both, runs.ended(settings.out), fresh=settings.fresh)
     print(f"{len(crossed)} runs, and {len(held_out)} held out; {len(left)} of them to be made")
-    words = [name, "--run", "--levels", str(settings.levels)]
-    words += ["--held-out", str(settings.held_out)]
+    words = [name, "--run", f"--levels={settings.levels}", f"--held-out={settings.held_out}"]
     if not settings.run:
         print(f"make them: {PROG} {shlex.join([*words, *settings.passed_on])}")
         return
-    settings.make([*crossed, *held_out], "experiments.variance", words)
+    settings.make(both, "experiments.variance", words)
     if not settings.only_runs:
-        ended = runs.ended(settings.out)
-        with tracking.Run(
-            settings.out, f"variance-{name}", "result", runs.lasting(base), mode=settings.wandb
-        ) as run:
+        config, mode = runs.lasting(base), settings.wandb
+        with tracking.Run(settings.out, f"variance-{name}", "result", config, mode=mode) as run:
+            ended = runs.ended(settings.out)
             shown = variance_table([add(Results(run.folder), name, base, crossed, held_out, ended)])
             run.table("variance", shown.header, shown.body)
         print(f"{shown.markdown()}\nvariance: {run.folder}")
@@ -94,7 +92,8 @@ def add(
 ) -> Variance:
     """Append what the runs give: each metric's variance components and held-out values."""
     made, held = ([ended[job.key] for job in jobs] for jobs in (crossed, held_out))
-    if failed := [run.error for run in (*made, *held) if run.error]:
+    both = [*made, *held]
+    if failed := [run.error for run in both if run.error]:
         raise UserError(f"{len(failed)} runs failed: {failed[0]}")
     spreads = {}
     for metric in (tracking.VAL_LOSS, tracking.VAL_ACCURACY):
@@ -108,8 +107,8 @@ def add(
         levels=round(len(crossed) ** (1 / len(SOURCES))),
         runs=len(crossed),
         metrics=spreads,
-        device=runs.devices(run.device for run in (*made, *held)),
-        before=runs.sources([run.environment for run in (*made, *held)]),
+        device=runs.devices(run.device for run in both),
+        before=runs.sources([run.environment for run in both]),
     )
 
 

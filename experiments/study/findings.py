@@ -34,11 +34,10 @@ def table(trials: Trials) -> Table:
     header = ("trial", "state", trials.sweep.metric, *names, "steps", "seconds", "run")
     body = []
     for trial in trials.all():
-        attributes = trial.user_attrs
-        error = error_of(trial)
+        error, attributes = error_of(trial), trial.user_attrs
         state = f"failed: {error}" if error else trial.state.name.lower()
-        last = list(trial.intermediate_values.values())[-1:]
-        values = last if trial.value is None else [trial.value]
+        reported = list(trial.intermediate_values.values())[-1:]
+        values = reported if trial.value is None else [trial.value]
         seconds = f"{trial.duration.total_seconds():.0f}" if trial.duration else "–"
         body.append(
             (str(trial.number), state, f"{values[0]:.4g}" if values else "–",

@@ -26,6 +26,8 @@ RAW = "raw"
 """Fields of this name hold raw values; committed results leave them in the file beside."""
 COARSE = ("foreign", "steal", "load", "clock_mhz", "warm_up")
 """Readings beside the times, of which three digits are committed."""
+EMPTY = (None, "", (), [], {})
+"""Values that are left out where a field has them by default."""
 NOT_FINITE = ("nan", "inf", "-inf")
 """Numbers that JSON lacks, as the words that stand for them."""
 
@@ -209,17 +211,16 @@ def _plain(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if is_dataclass(value):
-        known = (
-            field for field in fields(value) if not _unknown(field, getattr(value, field.name))
-        )
-        return {field.name: _plain(getattr(value, field.name)) for field in known}
+        return {
+            field.name: _plain(item)
+            for field in fields(value)
+            if (item := getattr(value, field.name)) not in EMPTY or item != _default(field)
+        }
     return value
 
 
-def _unknown(field: Field, value: object) -> bool:
-    """Whether this is the field's default, and empty."""
-    default = field.default if field.default_factory is MISSING else field.default_factory()
-    return default in (None, "", (), [], {}) and value == default
+def _default(field: Field) -> object:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _as_numbers(value: object) -> object:
