@@ -153,7 +153,10 @@ class Answer(Result, kind="answer"):
             if list(arm.values) != self.metrics:
                 raise UserError(f"arm {arm.name} has other metrics than the baseline")
             if arm.speed:
-                arm.speed.check()
+                try:
+                    arm.speed.check()
+                except UserError as error:
+                    raise UserError(f"arm {arm.name}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,20 +105,20 @@ def recipe_table(results: Results) -> Table:
     return Table(("recipe", "test accuracy", "seconds per seed", "command"), body)
 
 
-SEEN = ("scratch-cifar10", 3_920)
-"""Recipe and steps of the run that README shows pictures of."""
+SEEN = "2026-12-01T06:43:59Z-0"
+"""The run that README shows pictures of: the files `sees-*` in `experiments/results`."""
 
 
 def seen_text(results: Results) -> str:
     """The run whose attention, positions and filters README shows, and how it was made."""
-    recipe, steps = SEEN
-    run = [run for run in of_kind(results, Trained) if (run.recipe, run.steps) == SEEN][-1]
+    run = next(run for run in of_kind(results, Trained) if run.id == SEEN)
     accuracy = f"{run.test.accuracy:.2%} ± {run.test.standard_error:.2%}, one seed"
     return (
-        f"What a ViT has learned after {steps:,} steps of `{recipe}` (test accuracy {accuracy}). "
+        f"What a ViT has learned after {run.steps:,} steps of `{run.recipe}` (test accuracy "
+        f"{accuracy}). "
         "Left: what the class token reads of eight test images. Middle: how alike the positions of "
         "the patches are. Right: the first principal components of the patch filters. Made by "
-        f"`python -m experiments.train {recipe} --steps {steps} --data.root DIR` and "
+        f"`python -m experiments.train {run.recipe} --steps {run.steps} --data.root DIR` and "
         "`python -m experiments.evaluate RUN`."
     )
 

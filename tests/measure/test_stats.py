@@ -24,6 +24,12 @@ def test_the_ratios_interval_covers_the_true_ratio_95_times_in_100():
     assert 0.935 <= covered / 2000 <= 0.965
 
 
+def test_an_interval_is_in_order_and_an_undefined_mean_is_no_error():
+    assert math.isnan(stats.mean_interval([math.nan, 1.0]).value)
+    with pytest.raises(ValueError, match=r"2\.0, 1\.0, 3\.0 are not in order"):
+        stats.Interval(1.0, 2.0, 3.0)
+
+
 def test_the_floor_is_the_larger_end_of_the_aa_interval():
     logs = [0.010, 0.012, 0.011, 0.009]
     mean = stats.mean_interval(logs)

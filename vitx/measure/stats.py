@@ -30,8 +30,8 @@ Finite = Annotated[float, Meta(gt=-LARGEST, lt=LARGEST)]
 
 
 def check_order(low: float, value: float, high: float) -> None:
-    """ValueError unless the value lies between its ends."""
-    if not low <= value <= high:
+    """ValueError for a value outside its ends; what is undefined (NaN) passes."""
+    if low > value or value > high:
         raise UserError(f"{low}, {value}, {high} are not in order")
 
 
