@@ -26,7 +26,7 @@ from benchmarks.kinds import CHECKED
 from benchmarks.peers import Model
 from benchmarks.report.entries import AUTO
 from vitx.files import write_whole
-from vitx.measure import machine, peak, tasks, timing, worker
+from vitx.measure import jobs, machine, peak, tasks, timing, worker
 from vitx.measure.compare import compare, equality, speed
 from vitx.measure.comparison import Comparison, Side, Utilisation
 from vitx.measure.equality import Equality, Unmatched
@@ -78,7 +78,7 @@ class Measured:
 
 def timed(configuration: Configuration, folder: Path) -> dict[str, Any]:
     """The fields of a `Throughput`: one configuration, measured in a process of its own."""
-    worker.private_folder(folder)
+    jobs.private_folder(folder)
     values = measured_in_process(configuration, folder)
     return vars(values) | {
         "configuration": configuration.key,
@@ -278,7 +278,7 @@ def best_batch(
         while batch <= AUTO_MOST:
             example = _images(candidate, batch, device)
             try:
-                job = tasks.write(folder / "probe", config, other, candidate.module, example, None)
+                job = jobs.write(folder / "probe", config, other, candidate.module, example, None)
             except (pickle.PicklingError, AttributeError, TypeError) as error:
                 raise UserError(
                     f"batch = '{AUTO}' needs models that can be pickled: {error}"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitx.measure import breakdown, tasks, timing
+from vitx.measure import breakdown, jobs, tasks, timing
 from vitx.measure.subjects import step_config
 from vitx.measure.timing import TimingConfig
 from vitx.model.config import ModelConfig, size
@@ -104,9 +104,9 @@ class SlowAtFirst(nn.Module):
 
 def test_what_a_first_call_does_once_is_no_latency(tmp_path, monkeypatch, clock):
     config = TimingConfig(pair_s=0.01, warm_up_s=0.1, block_s=0.01, details=True)
-    job = tasks.write(tmp_path, config, None, nn.Identity(), torch.zeros(1, 3), None)
+    job = jobs.write(tmp_path, config, None, nn.Identity(), torch.zeros(1, 3), None)
     monkeypatch.setattr(
-        tasks.Job,
+        jobs.Job,
         "load",
         lambda _, name: torch.zeros(1, 3) if name == "example" else SlowAtFirst(clock),
     )

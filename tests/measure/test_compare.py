@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import vitx
-from vitx.measure import subjects, tasks
+from vitx.measure import jobs, subjects, tasks
 from vitx.measure.compare import compare, equality, summarise
 from vitx.measure.comparison import Comparison, Side
 from vitx.measure.timing import ARMS, BlockTime, PairTimes, Round, TimingConfig, WarmUp
@@ -129,7 +129,7 @@ def test_compare_times_compiled_modules(compiled, tmp_path):
     assert timed.reference.compile_s.cold > 0
     assert timed.candidate.compile_s.cold > 0
     # The second start compiled nothing: what the first left was enough for it.
-    job = tasks.write(tmp_path / "job", config, None, a, torch.randn(4, 3, 12, 12), None)
+    job = jobs.write(tmp_path / "job", config, None, a, torch.randn(4, 3, 12, 12), None)
     codes = []
     with Workers() as workers:
         for _ in range(2):
@@ -266,7 +266,7 @@ def test_a_probe_keeps_memory_as_a_pair_does(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "keep_memory", lambda: kept.append(True))
     small = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     config = TimingConfig(processes=1, pair_s=0.01, block_s=0.001, warm_up_s=0.01)
-    job = tasks.write(tmp_path, config, small, small, torch.randn(1, 3, 2, 2), {})
+    job = jobs.write(tmp_path, config, small, small, torch.randn(1, 3, 2, 2), {})
     tasks.pair(job, 0)
     tasks.probe(job, 0)
     tasks.alone(job, "candidate")

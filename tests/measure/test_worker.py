@@ -17,7 +17,7 @@ from test_compare import CONFIG, QUICK, Crash
 
 import vitx
 from benchmarks import peers
-from vitx.measure import machine, tasks, worker
+from vitx.measure import jobs, machine, tasks, worker
 from vitx.measure.worker import TaskFailed, Workers
 
 PLANTED = Path(__file__).parents[1] / "planted.py"
@@ -39,7 +39,7 @@ def test_a_timed_process_keeps_the_memory_that_it_frees(tmp_path):
     faults = {}
     for keep in (True, False):
         config = replace(QUICK, block_s=0.1, pair_s=0.5, warm_up_s=1.0, keep_memory=keep)
-        job = tasks.write(tmp_path, config, a, a, torch.randn(2000, 3, 12, 12), {})
+        job = jobs.write(tmp_path, config, a, a, torch.randn(2000, 3, 12, 12), {})
         with Workers() as workers:
             times = workers.run(job, tmp_path / "cache", tasks.pair, 0)
         blocks = times.blocks(["reference"])
@@ -52,7 +52,7 @@ def test_fresh_processes_get_this_processs_settings(tmp_path):
     a = vitx.build(CONFIG)
     torch.set_num_threads(2)
     try:
-        job = tasks.write(tmp_path, QUICK, a, a, IMAGE, {})
+        job = jobs.write(tmp_path, QUICK, a, a, IMAGE, {})
     finally:
         torch.set_num_threads(1)
     with Workers() as workers:
@@ -60,14 +60,14 @@ def test_fresh_processes_get_this_processs_settings(tmp_path):
 
 
 def test_a_crash_in_a_process_that_was_not_forked_has_its_last_words(tmp_path, importable):
-    job = tasks.write(tmp_path, QUICK, Crash(), Crash(), torch.randn(4, 3), {})
+    job = jobs.write(tmp_path, QUICK, Crash(), Crash(), torch.randn(4, 3), {})
     with Workers() as workers, pytest.raises(TaskFailed, match=BROKEN):
         workers.run(replace(job, device="cuda"), tmp_path / "cache", tasks.pair, 0)
 
 
 def test_a_process_over_its_time_is_ended(tmp_path):
     a = vitx.build(CONFIG)
-    job = tasks.write(tmp_path, replace(QUICK, limit_s=0.2), a, a, IMAGE, {})
+    job = jobs.write(tmp_path, replace(QUICK, limit_s=0.2), a, a, IMAGE, {})
     with Workers() as workers, pytest.raises(TaskFailed) as failed:
         workers.run(job, tmp_path / "cache", tasks.alone, "reference")
     assert str(failed.value) == "the process took longer than 0 s and was ended"
@@ -77,12 +77,12 @@ def test_a_process_over_its_time_is_ended(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked under Linux only")
 def test_processes_are_forked_from_one_that_a_crash_does_not_end(tmp_path, importable):
     a, broken = vitx.build(CONFIG), Crash()
-    job = tasks.write(tmp_path, QUICK, broken, broken, torch.randn(4, 3), {})
+    job = jobs.write(tmp_path, QUICK, broken, broken, torch.randn(4, 3), {})
     with Workers() as workers:
         with pytest.raises(TaskFailed) as failed:
             workers.run(job, tmp_path / "cache", tasks.pair, 0)
         server, _ = workers._server
-        job = tasks.write(tmp_path, QUICK, a, a, IMAGE, {})
+        job = jobs.write(tmp_path, QUICK, a, a, IMAGE, {})
         times = workers.run(job, tmp_path / "cache", tasks.pair, 1)
         assert workers._server[0] is server
         assert server.poll() is None
@@ -96,7 +96,7 @@ def test_processes_are_forked_from_one_that_a_crash_does_not_end(tmp_path, impor
 @pytest.mark.slow
 def test_what_may_not_be_forked_has_a_process_of_its_own_for_each_task(tmp_path):
     a = vitx.build(CONFIG)
-    job = replace(tasks.write(tmp_path, QUICK, a, a, IMAGE, {}), device="cuda")
+    job = replace(jobs.write(tmp_path, QUICK, a, a, IMAGE, {}), device="cuda")
     with Workers() as workers:
         for number in (0, 1):
             times = workers.run(job, tmp_path / "cache", tasks.pair, number)
@@ -107,7 +107,7 @@ def test_what_may_not_be_forked_has_a_process_of_its_own_for_each_task(tmp_path)
 
 def test_imports_that_start_threads_are_not_forked(tmp_path, monkeypatch):
     a = vitx.build(CONFIG)
-    job = tasks.write(tmp_path, QUICK, a, a, IMAGE, {})
+    job = jobs.write(tmp_path, QUICK, a, a, IMAGE, {})
     monkeypatch.setattr(worker, "descendants", lambda process: set())
     monkeypatch.setattr(worker, "threads", lambda: 3)
     assert worker._may_fork(job) == (sys.platform == "linux")
@@ -124,7 +124,7 @@ def test_limits_end_a_process_that_is_at_work_and_the_next_task_has_another(tmp_
     image, others = torch.randn(1, 3, 16, 16), machine.descendants(os.getpid())
 
     def run(workers, module, **limits):
-        job = tasks.write(tmp_path, replace(QUICK, **limits), None, module, image, None)
+        job = jobs.write(tmp_path, replace(QUICK, **limits), None, module, image, None)
         return workers.run(job, tmp_path / "cache", tasks.pair, 0)
 
     with Workers() as workers:
@@ -140,7 +140,7 @@ def test_limits_end_a_process_that_is_at_work_and_the_next_task_has_another(tmp_
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the parent's end")
 def test_all_processes_end_with_the_one_that_started_them(tmp_path):
     hang = peers.make(f"python:{PLANTED}:hang").module
-    job = tasks.write(tmp_path, QUICK, None, hang, torch.randn(1, 3, 16, 16), None)
+    job = jobs.write(tmp_path, QUICK, None, hang, torch.randn(1, 3, 16, 16), None)
     (tmp_path / "job.pkl").write_bytes(pickle.dumps(job))
     program = (
         "import pickle, sys; from pathlib import Path; from vitx.measure import tasks, worker\n"
@@ -181,7 +181,7 @@ def _alive(process):
 
 
 def test_the_folder_of_pickles_and_compiled_code_is_private(tmp_path):
-    worker.private_folder(tmp_path / "cache")
+    jobs.private_folder(tmp_path / "cache")
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from vitx.measure import stats, subjects, tasks
+from vitx.measure import jobs, stats, subjects, tasks
 from vitx.measure.comparison import (
     ALONE,
     ONE_PROCESS,
@@ -27,9 +27,10 @@ from vitx.measure.comparison import (
     Side,
 )
 from vitx.measure.equality import TIMED_LIMIT, Equality, Keys, equality, randomise
+from vitx.measure.jobs import private_folder
 from vitx.measure.subjects import Subject
 from vitx.measure.timing import SIDES, PairTimes, TimingConfig
-from vitx.measure.worker import CannotRebuild, TaskFailed, Workers, private_folder
+from vitx.measure.worker import CannotRebuild, TaskFailed, Workers
 from vitx.model.compiler import needs_compiler
 from vitx.model.cost import forward_macs
 from vitx.registry import UserError
@@ -141,7 +142,7 @@ def _time(
         place = Path(folder or temporary, "job")
         compiled = Path(cache or temporary, "compiled")
         try:
-            job = tasks.write(place, base.config, reference, candidate, example, keys)
+            job = jobs.write(place, base.config, reference, candidate, example, keys)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             return _one_process(base, reference, candidate, example, str(error))
         try:
@@ -152,7 +153,7 @@ def _time(
 
 
 def _in_processes(
-    base: Comparison, workers: Workers, job: tasks.Job, cache: Path, say: Say
+    base: Comparison, workers: Workers, job: jobs.Job, cache: Path, say: Say
 ) -> Comparison:
     measured: dict[str, Side] = {}
     try:
@@ -195,7 +196,7 @@ def _line(pair: PairTimes) -> str:
     )
 
 
-def _alone(workers: Workers, job: tasks.Job, name: str, cache: Path, checked: bool) -> Side:
+def _alone(workers: Workers, job: jobs.Job, name: str, cache: Path, checked: bool) -> Side:
     """One model by itself: peak memory, error as timed, and compile seconds cold and warm.
 
     What it compiled into its own empty folder is then added to the folder that the pairs share.

@@ -21,17 +21,13 @@ from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
+from vitx.measure.jobs import REBUILD_FAILED, Job, private_folder
 from vitx.measure.machine import descendants, end_with_parent, kill_tree, threads, tree_mib
 
-if TYPE_CHECKING:
-    from vitx.measure.tasks import Job
-
-REBUILD_FAILED = 3
-"""Exit status of a process that can't unpickle a module."""
 POLL_S = 0.2
 """Seconds between two looks at the memory of a process."""
 P = ParamSpec("P")
@@ -44,12 +40,6 @@ class TaskFailed(Exception):
 
 class CannotRebuild(TaskFailed):
     """A worker process can't unpickle a module."""
-
-
-def private_folder(path: Path) -> None:
-    """Make a folder that no other user can write to: compiled code and pickles are run from it."""
-    path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
 
 
 def forks(device: torch.device) -> bool:
@@ -74,9 +64,9 @@ class Workers:
 
     def run(
         self,
-        job: "Job",
+        job: Job,
         cache: Path,
-        task: "Callable[Concatenate[Job, P], Value]",
+        task: Callable[Concatenate[Job, P], Value],
         *args: P.args,
         **options: P.kwargs,
     ) -> Value:
@@ -194,7 +184,7 @@ def _last_words(errors: str, code: int) -> str:
     return (named or lines or [f"exit code {code} without a word"])[-1][:300]
 
 
-def _may_fork(job: "Job") -> bool:
+def _may_fork(job: Job) -> bool:
     """Import what the job needs; whether the imports have left this process fit to be forked."""
     if not forks(torch.device(job.device)):
         return False
