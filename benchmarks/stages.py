@@ -265,7 +265,8 @@ def timing(job: Job, what: str) -> Iterator[dict[str, Path]]:
 def say_ratio(job: Job, what: str, comparison: Comparison) -> None:
     """A line for people."""
     ratio, floor = ratio_text(comparison), floor_text(comparison)
-    job.say(f"{what}: {ratio}, floor {floor}: {comparison.verdict}")
+    reason = f", {comparison.reason}" if comparison.reason else ""
+    job.say(f"{what}: {ratio}, floor {floor}: {comparison.verdict}{reason}")
 
 
 def train_both(job: Job) -> None:

@@ -10,7 +10,7 @@ from benchmarks.report import tables, verdicts
 from experiments.study.pages import Table, floor_text, machine
 from experiments.study.results import Result, of_kind
 from vitx.measure.equality import SMALLEST
-from vitx.measure.stats import Interval, mean_interval
+from vitx.measure.stats import FLOOR_LIMIT, Interval, mean_interval
 
 STYLE = Path(__file__).with_suffix(".css")
 PICTURES = ("attention", "confusion")
@@ -124,6 +124,7 @@ def cards(results: Sequence[Result]) -> Iterator[Card]:
         known = comparison.floor is not None
         ends = f"95 % {comparison.ratio.low:.3f} to {comparison.ratio.high:.3f}"
         note = f"{ends}; noise floor {floor_text(comparison)}" if known else "one process"
+        note += f"; {comparison.reason}" if comparison.reason else ""
         number = f"{comparison.ratio.value:.3f}×"
         yield Card(claim, number, comparison.verdict, note, comparison.ratio, comparison.floor)
     for accuracy in of_kind(results, kinds.Accuracy):
@@ -144,7 +145,9 @@ SPEED = (
     "that each hold both models. The last block of vitx computes only the query of the class "
     "token, which is exact. The MACs that this saves stand under Cost; none are saved when all "
     "tokens are read. A verdict is 'faster' or 'slower' only when the whole 95 % interval lies "
-    "beyond the noise floor, which is the same comparison between two copies of timm's model."
+    "beyond the noise floor, which is the same comparison between two copies of timm's model. It "
+    f"is 'inconclusive' where that floor exceeds {FLOOR_LIMIT:.0%}, or the machine was disturbed "
+    "in most rounds of a process."
 )
 SPEED_FIGURE = "Ratios of images per second with 95 % intervals; grey: noise floor of each."
 COST = (
