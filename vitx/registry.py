@@ -5,7 +5,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 Slot = str | Callable[..., Any]
 """A variant's name, its call-string such as "layernorm(eps=1e-5)", or a callable in Python."""
@@ -81,12 +81,19 @@ def resolve(call: str | Callable[..., Any], entries: Registry) -> Callable[..., 
 
 
 def _check_type(slot: str, call: str, key: str, value: object, annotation: object) -> None:
+    """By its type, and by the ranges that `Annotated` names beside it."""
+    annotation, *ranges = (
+        get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    )
     types = (int, float) if annotation is float else annotation
-    if not isinstance(types, type | tuple):
+    if annotation is inspect.Parameter.empty or not isinstance(types, type | tuple):
         return
     if not isinstance(value, types) or (isinstance(value, bool) and annotation is not bool):
         kind = annotation.__name__ if isinstance(annotation, type) else annotation
         raise UserError(f"{slot} = {call!r}: {key} must be {kind}, not {value!r}")
+    for numbers in ranges:
+        if value not in numbers:
+            raise UserError(f"{slot} = {call!r}: {key} {numbers.rule}")
 
 
 def _parse(call: str, slot: str) -> tuple[str, dict[str, Any]]:

@@ -55,8 +55,9 @@ def at_least(low: int) -> Range:
     return within(low, math.inf, rule=f"must be a whole number, at least {low}")
 
 
-Natural = Annotated[int, at_least(0)]
-Whole = Annotated[int, at_least(1)]
+MOST = within(-math.inf, 10**12, rule="must be at most 10**12")
+Natural = Annotated[int, at_least(0), MOST]
+Whole = Annotated[int, at_least(1), MOST]
 Rate = Annotated[float, within(0, 1, ends="[)")]
 Share = Annotated[float, within(0, 1)]
 Positive = Annotated[float, within(0, math.inf, ends="()", rule="must be positive")]
@@ -190,7 +191,12 @@ def pair(name: str, value: Any) -> tuple[int, int]:
 
 
 def nearest_divisors(number: int, near: int) -> str:
-    divisors = sorted(k for k in range(1, number + 1) if number % k == 0)
-    below = [k for k in divisors if k < near][-1:]
-    above = [k for k in divisors if k > near][:1]
-    return " or ".join(str(k) for k in below + above)
+    """The largest divisor below `near` and the smallest above, as far as NEAR away, in words."""
+    near = min(near, number + 1)
+    below = range(near - 1, max(near - NEAR, 0), -1)
+    above = range(near + 1, min(near + NEAR, number) + 1)
+    found = [next((k for k in places if number % k == 0), 0) for places in (below, above)]
+    return " or ".join(str(k) for k in found if k) or "1"
+
+
+NEAR = 10_000

@@ -370,7 +370,7 @@ def test_pictures_that_pillow_refuses_in_other_words_are_bad_too(tmp_path, name,
 def test_pictures_of_16_bits_are_refused(tmp_path):
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
-    with pytest.raises(images.BadImage, match=r"deep\.png has 16 bits a pixel"):
+    with pytest.raises(images.BadImage, match=r"deep\.png has 16 bits per pixel"):
         images.open_picture(tmp_path / "deep.png")
 
 

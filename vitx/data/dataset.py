@@ -1,8 +1,10 @@
 """A data set as training sees it: three splits that share no image, and its statistics."""
 
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from einops import rearrange
@@ -12,6 +14,7 @@ from torch import Tensor
 from vitx.data.config import DataConfig
 from vitx.data.images import Files, Split, read_all
 from vitx.data.sources import SOURCES, Images, Source
+from vitx.files import shown
 from vitx.model.preprocessing import Preprocessing
 from vitx.registry import UserError, resolve
 
@@ -37,6 +40,8 @@ class Dataset:
     """Largest stored value of a pixel."""
     skipped: list[str] = field(default_factory=list)
     """Pictures that could not be used, and why; grows while files are read."""
+    notes: tuple[str, ...] = ()
+    """What was left out, for people."""
 
     def to(self, device: torch.device | str) -> "Dataset":
         """What lies in memory on a device; files stay where they are."""
@@ -47,19 +52,29 @@ class Dataset:
         }
         return replace(self, mean=self.mean.to(device), std=self.std.to(device), **parts)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """A hash of which images are in which split: of pixels in memory, of names of files."""
-        digest = hashlib.blake2b(digest_size=16)
+        """Two hashes: of which images are in which split, and of the names and pictures.
+
+        Pictures in memory are hashed whole. Of an encoded picture count its size and its first and
+        last bytes, of its path the folder and the name: where the data lie is no part of them.
+        """
+        first, second = (hashlib.blake2b(digest_size=16) for _ in range(2))
+        second.update("\n".join(self.classes).encode())
         for split in (self.train, self.val, self.test):
-            digest.update(split.target.cpu().numpy().tobytes())
+            first.update(split.target.cpu().numpy().tobytes())
             if isinstance(split, Split):
-                digest.update(split.image.cpu().numpy().tobytes())
-            else:
-                # Of a path the folder and the name: where the data lie is no part of them.
-                names = ("/".join(str(item).split("/")[-2:]) for item in split.items)
-                digest.update("\n".join(names).encode())
-        return digest.hexdigest()
+                first.update(split.image.cpu().numpy().tobytes())
+                continue
+            names = ("/".join(shown(str(item)).split("/")[-2:]) for item in split.items)
+            first.update("\n".join(names).encode())
+            for ends in split.ends():
+                second.update(ends)
+        return f"{first.hexdigest()}-{second.hexdigest()}"
+
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether the fingerprint is of these data; one without a second hash is an older one."""
+        return same_data([self.fingerprint, fingerprint])
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -82,12 +97,21 @@ class Dataset:
         return ((image * std + mean) / self.peak).clamp(0, 1)
 
 
+def same_data(fingerprints: Iterable[str]) -> bool:
+    """Whether all are of the same data, as far as they tell: older ones are a first hash alone."""
+    parts = [fingerprint.partition("-") for fingerprint in fingerprints]
+    first, second = {part[0] for part in parts}, {part[2] for part in parts} - {""}
+    return len(first) < 2 and len(second) < 2
+
+
 def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
     """The data set that the configuration names, split. `size` (h, w) is for pictures in files.
 
     Raises ValueError where the data is missing or cannot be split as configured.
     """
     source: Source = resolve(config.name, SOURCES)(root=config.root, max_pixels=config.max_pixels)
+    for note in source.notes:
+        print(f"note: {note}", file=sys.stderr)
     splits, skipped = dict(source.splits), []
     for name, split in splits.items():
         if source.in_memory and isinstance(split, Files):
@@ -114,7 +138,7 @@ def load(config: DataConfig, *, size: tuple[int, int] | None = None) -> Dataset:
         raise UserError("pictures in files need the size of a model: load(config, size=(h, w))")
     return Dataset(
         train, held["val"], held["test"], source.classes, mean, std, source.origin, config, size,
-        source.peak, skipped,
+        source.peak, skipped, source.notes,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ mixed images are drawn by (seed, step).
 from collections import deque
 from collections.abc import Generator, Iterator
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -215,6 +215,8 @@ def _loader(
     """Images and class numbers by keys. Raises BadImage for a bad picture, or lists it."""
     config = dataset.config
     skip = config.on_bad_image == "skip"
+    if config.workers:
+        transforms.end_workers_at_exit()
     pictures = transforms.Pictures(files, transform, dataset.size, replace=replace and skip)
     loader = DataLoader(
         pictures,
@@ -225,13 +227,26 @@ def _loader(
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=transforms.calm,
     )
-    for image, target, faults in loader:
+    for image, target, faults in _alive(loader):
         if faults and not skip:
             raise BadImage(faults[0])
         if replace and (target < 0).any():
             raise BadImage(f"{transforms.MOST_REPLACED} bad pictures in a row: {faults[-1]}")
         dataset.skipped.extend(why for why in faults if why not in dataset.skipped)
         yield image, target
+
+
+def _alive(loader: DataLoader) -> Iterator[Any]:
+    """Its batches. Raises UserError where one of its workers was killed."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise UserError(
+            f"a process that reads pictures has died: {error} Often the memory does not suffice: "
+            "go on from the last checkpoint with --resume and fewer --data.workers"
+        ) from None
 
 
 def _mix(dataset: Dataset, image: Image, target: Tensor, generator: torch.Generator) -> Batch:

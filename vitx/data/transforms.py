@@ -1,8 +1,11 @@
 """From a decoded picture to a uint8 tensor of the model's size, in worker processes."""
 
+import atexit
 import itertools
 import random
 import signal
+from functools import cache
+from multiprocessing import active_children
 from typing import Any
 
 import numpy as np
@@ -35,14 +38,15 @@ def training(config: DataConfig, size: tuple[int, int]) -> Any:
     return v2.Compose(steps)
 
 
-def evaluation(resize: str, size: tuple[int, int]) -> Any:
+def evaluation(
+    resize: str, size: tuple[int, int], *, filter: str = "bilinear", centre: float = CENTRE
+) -> Any:
     """The whole picture at the model's size (`squash`), or its centre (`crop`)."""
-    from torchvision.transforms import v2
+    from torchvision.transforms import InterpolationMode, v2
 
     if resize == "squash":
-        return v2.Resize(size, antialias=True)
-    larger = (round(size[0] / CENTRE), round(size[1] / CENTRE))
-    return v2.Compose([Cover(larger), v2.CenterCrop(size)])
+        return v2.Resize(size, InterpolationMode[filter.upper()], antialias=True)
+    return Centre(size, (int(size[0] / centre), int(size[1] / centre)), filter)
 
 
 class Pictures(Dataset):
@@ -92,19 +96,42 @@ def collate(samples: list[tuple[Tensor, int, list[str]]]) -> tuple[Tensor, Tenso
 
 def calm(worker: int) -> None:
     """A worker leaves signals to its parent, which saves and then ends it."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 
-class Cover:
-    """Resize a picture to the smallest size that covers `size`, without changing its aspect."""
+@cache
+def end_workers_at_exit() -> None:
+    """Kill workers that an error left alive: Python asks them by SIGTERM, and waits for ever."""
+    atexit.register(lambda: [child.kill() for child in active_children() if child.daemon])
 
-    def __init__(self, size: tuple[int, int]):
-        self.size = size
+
+class Centre:
+    """The centre of a picture that is resized to cover `covered` (h, w), its aspect unchanged.
+
+    The values are those of torchvision and timm, which resize all of it. Of a picture so thin that
+    this would take MOST_COVERED times the memory, only what is kept is resized.
+    """
+
+    def __init__(self, size: tuple[int, int], covered: tuple[int, int], filter: str):
+        self.size, self.covered, self.filter = size, covered, filter
 
     def __call__(self, picture: Any) -> object:
-        from torchvision.transforms.functional import resize
+        from PIL.Image import Resampling
 
-        factor = max(self.size[0] / picture.height, self.size[1] / picture.width)
-        size = [round(side * factor) for side in (picture.height, picture.width)]
-        return resize(picture, size, antialias=True)
+        filter, (h, w) = Resampling[self.filter.upper()], self.covered
+        if h * picture.width >= w * picture.height:
+            w = int(h * picture.width / picture.height)
+        else:
+            h = int(w * picture.height / picture.width)
+        top, left = round((h - self.size[0]) / 2), round((w - self.size[1]) / 2)
+        bottom, right = top + self.size[0], left + self.size[1]
+        if h * w <= MOST_COVERED * self.covered[0] * self.covered[1]:
+            return picture.resize((w, h), filter).crop((left, top, right, bottom))
+        y, x = picture.height / h, picture.width / w
+        kept = (left * x, top * y, min(right * x, picture.width), min(bottom * y, picture.height))
+        return picture.resize(self.size[::-1], filter, kept)
+
+
+MOST_COVERED = 64
+"""A picture is resized whole to so many times the area that is asked for, at most."""

@@ -13,3 +13,7 @@ class Preprocessing:
     resize: str = "crop"
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    filter: str = "bilinear"
+    """Pillow's filter of resizing."""
+    centre: float = CENTRE
+    """Share of the resized picture's side that `crop` keeps."""
