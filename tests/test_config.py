@@ -7,7 +7,7 @@ from vitx.data.config import DataConfig
 from vitx.model.config import SIZES, ModelConfig, size
 from vitx.model.cost import cost, training_macs
 from vitx.model.functional.attention import ATTENTION
-from vitx.settings import delta, flat, from_flat, override
+from vitx.settings import delta, flat, from_flat, nearest_divisors, override
 from vitx.training.config import OptimConfig, TrainConfig, identity
 from vitx.training.prepare import prepare
 
@@ -240,3 +240,12 @@ def test_small_sizes_lie_between_0_1_and_4_million_parameters():
     for name, pixels in (("Pico", 8), ("Nano", 28), ("Micro", 32)):
         parameters = cost(size(f"{name}/4", image=pixels, classes=10)).parameters
         assert 1e5 <= parameters <= 4.1e6
+
+
+@pytest.mark.parametrize(
+    ("number", "near", "words"),
+    [(48, 5, "4 or 6"), (48, 1, "2"), (48, 48, "24"), (7, 3, "1 or 7"), (12, 100, "12"),
+     (10**20 - 1, 7, "3 or 9"), (48, 10**20, "48")],
+)  # fmt: skip
+def test_the_nearest_divisors_of_any_number_are_found_at_once(number, near, words):
+    assert nearest_divisors(number, near) == words

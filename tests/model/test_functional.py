@@ -89,6 +89,26 @@ def test_a_masked_key_is_as_good_as_absent(name, device):
 
 
 @pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_an_image_whose_keys_are_all_hidden_gives_zeros(name, dtype, device):
+    q, k, v = (tensor.to(dtype) for tensor in qkv(5, device=device))
+    mask = torch.ones(B, 5, dtype=torch.bool, device=device)
+    mask[1] = False
+    mixed = ATTENTION[name](q, k, v, mask=mask)
+    assert torch.equal(mixed[1], torch.zeros_like(mixed[1]))
+    torch.testing.assert_close(mixed[0], ATTENTION[name](q, k, v)[0])
+
+
+@pytest.mark.parametrize("name", POOL)
+def test_a_pool_of_hidden_patches_is_finite(name, device):
+    tokens = torch.randn(B, 6, 3, device=device)
+    mask = torch.zeros(B, 6, dtype=torch.bool, device=device)
+    pooled = POOL[name](tokens, prefix=1, mask=mask)
+    expected = tokens[:, 0] if READS.get(POOL[name]) else torch.zeros(B, 3, device=device)
+    assert torch.equal(pooled, expected)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
 def test_attention_dropout_keeps_the_mean(name):
     q, k, _ = qkv(5)
     v = torch.ones(B, HEADS, 5, E, dtype=torch.float64)

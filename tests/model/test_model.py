@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import vitx
 from vitx.measure.equality import randomise
 from vitx.model.config import SLOTS, ModelConfig
-from vitx.model.functional.attention import sdpa
+from vitx.model.functional.attention import ATTENTION, WEIGHTS, sdpa
 from vitx.settings import override
 
 SMALL = ModelConfig(
@@ -406,3 +406,24 @@ def test_import_loads_no_heavy_library():
     program = f"import vitx, sys; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert found.stdout.strip() == "[]", found.stderr
+
+
+def _warm(q, k, v, *, mask=None, drop=0.0, heat=1.0):
+    return _warm_weights(q, k, heat=heat) @ v
+
+
+def _warm_weights(q, k, *, mask=None, heat=1.0):
+    return (q @ k.mT / heat).softmax(dim=-1)
+
+
+def test_attention_maps_have_the_knobs_of_their_core(monkeypatch):
+    monkeypatch.setitem(ATTENTION, "_warm", _warm)
+    monkeypatch.setitem(WEIGHTS, _warm, _warm_weights)
+    image = torch.randn(2, 3, 12, 12)
+    config = ModelConfig(image=12, patch=3, width=24, depth=1, heads=3, classes=7)
+    for heat in (0.5, 3.0):
+        vit = vitx.build(override(config, attention=f"_warm(heat={heat})")).eval()
+        tokens = vit.blocks[0].norm1(vit.embed(image))
+        q, k, v = vit.blocks[0].attn.split(tokens, None)
+        maps = vit.attention_maps(image)[0]
+        torch.testing.assert_close(maps @ v, _warm(q, k, v, heat=heat))

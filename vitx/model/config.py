@@ -17,6 +17,7 @@ from vitx.settings import (
     Natural,
     Rate,
     Whole,
+    at_least,
     check_fields,
     make,
     nearest_divisors,
@@ -54,9 +55,9 @@ class ModelConfig:
     classes: Natural = 1000
     """Outputs of the head; 0 leaves the head out and gives the pooled features."""
     width: Whole = 192
-    depth: Whole = 12
+    depth: Annotated[int, at_least(1), within(1, 10_000, rule="must be at most 10,000")] = 12
     heads: Whole = 3
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, within(0, 10_000, ends="(]")] = 4.0
     class_token: bool = True
     registers: Natural = 0
     """Extra tokens without a meaning of their own (Darcet et al. 2024, arXiv:2309.16588)."""

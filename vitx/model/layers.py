@@ -178,7 +178,8 @@ class Attention(nn.Module):
         return self.q_norm(q), self.k_norm(k), v
 
     def weights(self, tokens: Tokens, *, mask: Mask | None = None) -> Weights:
-        """The attention map, recomputed from the queries and keys that `core` receives."""
+        """The attention map, recomputed from the queries and keys that `core` receives, with its
+        knobs."""
         function = WEIGHTS.get(getattr(self.core, "func", self.core))
         if function is None:
             raise UserError(
@@ -186,7 +187,7 @@ class Attention(nn.Module):
                 "add its function to vitx.model.functional.attention.WEIGHTS"
             )
         q, k, _ = self.split(tokens, None)
-        return function(q, k, mask=mask)
+        return function(q, k, mask=mask, **getattr(self.core, "keywords", {}))
 
 
 class Mlp(nn.Module):

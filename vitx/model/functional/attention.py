@@ -1,6 +1,6 @@
 """Attention cores: queries, keys and values in, mixed values out. A mask is (b, j), True = visible.
 
-Every image must have at least one visible token. `drop` is the dropout rate on the weights; it
+An image whose tokens are all hidden gives zeros. `drop` is the dropout rate on the weights; it
 draws from the device's global generator, since the fused kernel takes no other.
 """
 
@@ -20,9 +20,12 @@ def weights(q: Queries, k: Keys, *, mask: Mask | None = None) -> Weights:
     Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
     """
     scores = einsum(q, k, "b heads i e, b heads j e -> b heads i j") * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(rearrange(~mask, "b j -> b 1 1 j"), -torch.inf)
-    return scores.softmax(dim=-1)
+    if mask is None:
+        return scores.softmax(dim=-1)
+    visible = rearrange(mask, "b j -> b 1 1 j")
+    # A finite number, so that a line without a visible key has no NaN.
+    hidden = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    return hidden.softmax(dim=-1) * visible
 
 
 def sdpa(q: Queries, k: Keys, v: Keys, *, mask: Mask | None = None, drop: float = 0.0) -> Queries:
@@ -43,7 +46,8 @@ def sigmoid_weights(q: Queries, k: Keys, *, mask: Mask | None = None) -> Weights
     if mask is None:
         return (scores - log(k.shape[-2])).sigmoid()
     visible = rearrange(mask, "b j -> b 1 1 j")
-    return (scores - visible.sum(dim=-1, keepdim=True).log()).sigmoid() * visible
+    count = visible.sum(dim=-1, keepdim=True).clamp(min=1)
+    return (scores - count.log().to(scores.dtype)).sigmoid() * visible
 
 
 def sigmoid(

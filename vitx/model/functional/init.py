@@ -10,6 +10,7 @@ import math
 from torch import Generator, Tensor, empty, nn
 
 from vitx.registry import Registry, UserError
+from vitx.settings import NotNegative
 
 Shape = tuple[int, ...]
 
@@ -64,7 +65,7 @@ def torch(name: str, shape: Shape, fan_in: int, generator: Generator) -> Tensor:
 
 
 def normal(
-    name: str, shape: Shape, fan_in: int, generator: Generator, *, std: float = 0.02
+    name: str, shape: Shape, fan_in: int, generator: Generator, *, std: NotNegative = 0.02
 ) -> Tensor:
     """N(0, std²) for linear maps and kernels, tokens and positions truncated at ±2, biases zero.
 

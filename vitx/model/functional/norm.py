@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitx.registry import Registry
+from vitx.settings import Positive
 
 
 def layernorm(
@@ -12,7 +13,7 @@ def layernorm(
     gain: Float[Tensor, " d"],
     bias: Float[Tensor, " d"],
     *,
-    eps: float = 1e-6,
+    eps: Positive = 1e-6,
 ) -> Float[Tensor, "*shape d"]:
     """(x - mean) / √(var + eps) · gain + bias (Ba, Kiros and Hinton 2016, arXiv:1607.06450).
 

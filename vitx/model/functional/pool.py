@@ -12,12 +12,12 @@ def cls(tokens: Tokens, *, prefix: int, mask: Mask | None = None) -> Pooled:
 
 
 def mean(tokens: Tokens, *, prefix: int, mask: Mask | None = None) -> Pooled:
-    """The mean over visible patch tokens; class token and registers are left out."""
+    """The mean over visible patch tokens, or zeros if none is; prefix tokens are left out."""
     patches = tokens[:, prefix:]
     if mask is None:
         return reduce(patches, "b n d -> b d", "mean")
     visible = rearrange(mask[:, prefix:], "b n -> b n 1").to(tokens.dtype)
-    return (patches * visible).sum(dim=1) / visible.sum(dim=1)
+    return (patches * visible).sum(dim=1) / visible.sum(dim=1).clamp(min=1)
 
 
 POOL = Registry("model.pool", cls, mean, given=("prefix", "mask"))
