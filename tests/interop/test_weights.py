@@ -13,7 +13,7 @@ from experiments.recipes import RECIPES
 from vitx.interop import weights
 from vitx.measure.equality import randomise
 from vitx.model.config import ModelConfig
-from vitx.model.preprocessing import Preprocessing
+from vitx.model.preprocessing import CENTRE, Preprocessing
 from vitx.settings import override
 
 
@@ -233,22 +233,25 @@ def test_another_number_of_heads_than_the_files_is_refused(hugging_face, tmp_pat
     ("said", "resize"),
     [
         ({}, "squash"),
-        ({"do_center_crop": True, "size": {"shortest_edge": 256}, "crop_size": 224}, "crop"),
+        ({"do_center_crop": True, "size": {"shortest_edge": 16}, "crop_size": 12}, "crop"),
         (
-            {"do_center_crop": True, "size": {"shortest_edge": 256},
-             "crop_size": {"height": 224, "width": 224}},
+            {"do_center_crop": True, "size": {"shortest_edge": 16},
+             "crop_size": {"height": 12, "width": 12}},
             "crop",
         ),
-        ({"do_center_crop": True, "size": {"shortest_edge": 224}, "crop_size": 224}, None),
-        ({"do_center_crop": True, "size": 256, "crop_size": 224}, None),
-        ({"size": {"shortest_edge": 224}}, None),
-        ({"size": 224, "do_rescale": True, "rescale_factor": 0.00392156862745098}, "squash"),
+        ({"do_center_crop": True, "size": {"shortest_edge": 16}, "crop_size": 14}, None),
+        ({"do_center_crop": True, "size": {"shortest_edge": 8}, "crop_size": 12}, None),
+        ({"do_center_crop": True, "size": 16, "crop_size": 12}, None),
+        ({"size": {"shortest_edge": 12}}, None),
+        ({"size": 12, "do_rescale": True, "rescale_factor": 0.00392156862745098}, "squash"),
+        ({"size": {"height": 12, "width": 14}}, None),
+        ({"size": 12, "resample": 9}, None),
         ({"do_rescale": False}, None),
         ({"do_resize": False}, None),
         ({"rescale_factor": 1 / 127.5}, None),
         (
-            {"do_center_crop": True, "size": {"height": 256, "width": 256},
-             "crop_size": {"height": 224, "width": 224}},
+            {"do_center_crop": True, "size": {"height": 16, "width": 16},
+             "crop_size": {"height": 12, "width": 12}},
             None,
         ),
     ],
@@ -258,7 +261,8 @@ def test_a_way_to_crop_that_cannot_be_said_is_not_guessed(hugging_face, tmp_path
     transformers.ViTModel(config).save_pretrained(tmp_path)
     said |= {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
-    wanted = resize and Preprocessing(resize, (0.5,) * 3, (0.25,) * 3)
+    centre = 0.75 if resize == "crop" else CENTRE
+    wanted = resize and Preprocessing(resize, (0.5,) * 3, (0.25,) * 3, centre=centre)
     assert weights.describe(tmp_path).preprocessing == wanted
     for damaged in ([], {"rescale_factor": None}):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(damaged))

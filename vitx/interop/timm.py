@@ -3,12 +3,18 @@
 The names and shapes of both state dicts are the same, so weights need no renaming.
 """
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vitx.interop.huggingface import CONFIG, FILTERS, read
 from vitx.model.config import ModelConfig
+from vitx.model.preprocessing import CENTRE, Preprocessing
 from vitx.model.vit import Vit, build
 from vitx.registry import UserError, nearest
 
@@ -69,6 +75,104 @@ def read_config(model: nn.Module) -> ModelConfig:
         patch_drop=getattr(m.patch_drop, "prob", 0.0),
         init="xavier" if m.weight_init_mode == "jax" else "timm",
     )
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What timm's config.json says of how weights were trained."""
+
+    input_size: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    interpolation: str = "bilinear"
+    crop_pct: float = CENTRE
+    crop_mode: str = "center"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The config.json that timm writes beside weights."""
+
+    architecture: str
+    global_pool: str | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    label_names: tuple[str, ...] | None = None
+    pretrained_cfg: Pretrained = field(default_factory=Pretrained)
+
+    def preprocessing(self, image: tuple[int, int]) -> Preprocessing | None:
+        """How pictures are prepared, if that is said in our terms."""
+        cfg = self.pretrained_cfg
+        how = {"center": "crop", "squash": "squash"}.get(cfg.crop_mode)
+        told = cfg.input_size and cfg.input_size[1:] == image and cfg.mean and cfg.std
+        if not (told and how) or (how == "crop" and image[0] != image[1]):
+            return None
+        if cfg.interpolation not in FILTERS:
+            return None
+        return Preprocessing(how, cfg.mean, cfg.std, cfg.interpolation, cfg.crop_pct)
+
+
+def read_folder(
+    folder: Path, state: Mapping[str, Tensor], heads: int
+) -> tuple[ModelConfig, tuple[str, ...], Preprocessing | None]:
+    """The configuration of weights beside timm's config.json, class names and preprocessing.
+
+    timm makes the model that is named there, with the sizes of the tensors. Raises UserError where
+    the tensors are of another model, or it can't be expressed.
+    """
+    about = read(folder / CONFIG, Folder)
+    options = _sizes(about, state) | about.model_args
+    if about.global_pool is not None:
+        options.setdefault("global_pool", about.global_pool)
+        if options["global_pool"] == "avg":
+            options.setdefault("fc_norm", "fc_norm.weight" in state)
+    with torch.device("meta"):
+        usual: Any = live_model(about.architecture, {"depth": 1})
+        if "num_heads" not in options:
+            if not heads and usual.embed_dim != options["embed_dim"]:
+                raise UserError(
+                    f"{folder} does not tell the number of attention heads: give it, "
+                    f"load(path, heads=…); it divides {options['embed_dim']}"
+                )
+            options["num_heads"] = heads or usual.blocks[0].attn.num_heads
+        model = live_model(about.architecture, options)
+    if heads and heads != options["num_heads"]:
+        raise UserError(
+            f"{folder}: the model has {options['num_heads']} attention heads, not {heads}"
+        )
+    shapes = model.state_dict()
+    for name in sorted(shapes.keys() | state.keys()):
+        there, here = (list(s[name].shape) if name in s else "none" for s in (state, shapes))
+        if there != here:
+            raise UserError(
+                f"{folder}: {name} is {there}, and {here} in timm's {about.architecture}"
+            )
+    config = read_config(model)
+    return config, about.label_names or (), about.preprocessing(config.size)
+
+
+def _sizes(about: Folder, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """timm's options that the tensors' shapes tell; the image's size only with what is said."""
+    width, channels, p, q = state["patch_embed.proj.weight"].shape
+    blocks = [int(name.split(".")[1]) for name in state if name.startswith("blocks.")]
+    options: dict[str, Any] = {
+        "embed_dim": width,
+        "in_chans": channels,
+        "patch_size": (p, q),
+        "depth": 1 + max(blocks, default=0),
+        "num_classes": len(state.get("head.bias", ())),
+    }
+    if "pos_embed" in state:
+        count = state["pos_embed"].shape[1]
+        side = math.isqrt(count)
+        told = [about.pretrained_cfg.input_size[1:]] if about.pretrained_cfg.input_size else []
+        for h, w in (*told, (side * p, side * q)):
+            if 0 <= count - (h // p) * (w // q) <= MOST_PREFIX:
+                return options | {"img_size": (h, w)}
+    return options
+
+
+MOST_PREFIX = 16
+"""Positions of class token and registers, at most."""
 
 
 def live_model(model_or_name: object, timm_kwargs: dict[str, Any]) -> nn.Module:

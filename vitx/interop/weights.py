@@ -8,7 +8,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,18 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from vitx.files import plain, write_whole
-from vitx.interop import huggingface, names
+from vitx.files import write_whole
+from vitx.interop import huggingface, names, tensors, timm
 from vitx.interop.names import Format
 from vitx.model.config import SLOTS, ModelConfig
 from vitx.model.functional.init import INIT, keyed_generator
 from vitx.model.preprocessing import Preprocessing
 from vitx.model.vit import Vit, build
 from vitx.registry import Registry, Slot, UserError, nearest, resolve
-from vitx.settings import flat, from_flat, override
+from vitx.settings import flat, from_flat, override, pair
 
-FILE = "model.safetensors"
+FILE = tensors.FILE
 """Name of a run's weights in its folder."""
-FILES = (FILE, "pytorch_model.bin")
-"""Names of the weights in a folder; those that Hugging Face gives them, with settings beside."""
 METADATA = "vitx"
 """Key under which a safetensors file of this project holds its description."""
 
@@ -49,8 +47,8 @@ class _Metadata:
     """A description as plain values."""
 
     config: dict[str, Any]
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing | None
+    classes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
 
 
 def save(vit: nn.Module, path: Path, about: Description) -> None:
@@ -65,17 +63,25 @@ def save(vit: nn.Module, path: Path, about: Description) -> None:
     write_whole(path, to_bytes(state, metadata={METADATA: json.dumps(asdict(described))}))
 
 
-def load(path: str | Path, *, heads: int = 0, classes: int = 0, seed: int = 0) -> Vit:
+def load(
+    path: str | Path,
+    *,
+    heads: int = 0,
+    classes: int = 0,
+    image: int | tuple[int, int] = 0,
+    seed: int = 0,
+) -> Vit:
     """The `Vit` of a file or folder of weights.
 
     `path` is a safetensors or PyTorch file, a run folder of this project, or a folder that Hugging
-    Face `save_pretrained` wrote. `heads` is for files that don't tell the number of attention
-    heads. `classes` makes a new head, drawn with `seed`, where the file's has another number of
+    Face or timm wrote. `heads` and `image` (pixels, or height and width) are for files that don't
+    tell them. `classes` makes a new head, drawn with `seed`, where the file's has another number of
     outputs, and says so. Raises ValueError for a file that is none of these.
     """
-    state, about = read(path, heads=heads)
+    state, about = read(path, heads=heads, image=image)
     config = override(about.config, classes=classes or about.config.classes)
-    return _filled(config, state, about.config, path, seed)
+    new = config.classes != about.config.classes
+    return _filled(config, state, about.config, path, seed, new_head=new)
 
 
 NO_FUNCTION = {"classes", "drop", "attention_drop", "position_drop", "head_drop", "drop_path",
@@ -85,19 +91,49 @@ SAME_FUNCTION = {"patchify": {"conv", "unfold"}, "attention": {"sdpa", "math"}}
 """Variants of a slot that compute the same with the same weights."""
 
 
-def start(config: ModelConfig, path: str | Path, *, seed: int = 0) -> Vit:
-    """The configured model with the weights of a file, and a new head where classes differ.
+def start(
+    config: ModelConfig, path: str | Path, *, classes: Sequence[str] = (), seed: int = 0
+) -> Vit:
+    """The configured model with the weights of a file.
 
-    Raises ValueError naming the first field by which the file's model is another function.
+    Its head is new where the number of classes differs, or their names do; the rows of a head with
+    the same names are put in the order of `classes`. Raises ValueError naming the first field by
+    which the file's model is another function.
     """
-    state, about = read(path, heads=config.heads)
+    state, about = read(path, heads=config.heads, image=config.size)
     for name in flat(config):
         ours, theirs = getattr(config, name), getattr(about.config, name)
         if name not in NO_FUNCTION and not _same(name, ours, theirs):
+            hint = "; positions are not resized" if name == "image" else ""
             raise UserError(
-                f"weights = {str(path)!r}: model.{name} is {theirs!r} there and {ours!r} here"
+                f"weights = {str(path)!r}: model.{name} is {theirs!r} there and {ours!r} here{hint}"
             )
-    return _filled(config, state, about.config, path, seed)
+    new = config.classes != about.config.classes
+    if classes and not new and "head.weight" in state:
+        new = bool(about.classes) and set(about.classes) != set(classes)
+        if not new:
+            _reorder(state, about.classes, classes, path)
+    return _filled(config, state, about.config, path, seed, new_head=new)
+
+
+def _reorder(
+    state: dict[str, Tensor], theirs: Sequence[str], ours: Sequence[str], path: str | Path
+) -> None:
+    """Put the head's rows in the order of our classes.
+
+    Outputs without names are numbers. Raises ValueError for classes that are other numbers.
+    """
+    numbers = [str(number) for number in range(len(ours))]
+    if not theirs:
+        if all(name.isdecimal() for name in ours) and list(ours) != numbers:
+            raise UserError(
+                f"weights = {str(path)!r}: its outputs are the numbers 0 to {len(ours) - 1}, the "
+                f"classes are {', '.join(ours[:8])}{', …' if len(ours) > 8 else ''}"
+            )
+        return
+    order = [theirs.index(name) for name in ours]
+    for name in ("head.weight", "head.bias"):
+        state[name] = state[name][order]
 
 
 def _same(name: str, ours: Any, theirs: Any) -> bool:
@@ -123,18 +159,21 @@ def _filled(
     theirs: ModelConfig,
     path: str | Path,
     seed: int,
+    *,
+    new_head: bool,
 ) -> Vit:
-    """The configured model with a file's weights, but for the head where classes differ."""
-    if config.classes != theirs.classes:
+    """The configured model with a file's weights, but for a new head."""
+    if new_head:
+        same = config.classes == theirs.classes
+        others = "with other names" if same else f"instead of {theirs.classes}"
         print(
-            f"{path}: a new head of {config.classes} classes instead of {theirs.classes}, "
-            f"drawn with seed {seed}",
+            f"{path}: a new head of {config.classes} classes {others}, drawn with seed {seed}",
             file=sys.stderr,
         )
         state = {name: value for name, value in state.items() if not name.startswith("head.")}
         state |= _new_head(config, seed) if config.classes else {}
-    # Weights keep the precision that they were written in.
-    vit = build(config, dtype=next(iter(state.values())).dtype)
+    # Weights keep the widest precision that they were written in.
+    vit = build(config, dtype=tensors.dtype(state, Path(path)))
     _check_fit(vit, state, path)
     vit.load_state_dict(state)
     return vit
@@ -156,20 +195,19 @@ def describe(path: str | Path, *, heads: int = 0) -> Description:
     return read(path, heads=heads)[1]
 
 
-def read(path: str | Path, *, heads: int = 0) -> tuple[dict[str, Tensor], Description]:
+def read(
+    path: str | Path, *, heads: int = 0, image: int | tuple[int, int] = 0
+) -> tuple[dict[str, Tensor], Description]:
     """Our state dict and the description; errors as in `load`."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    file = _file(path) if path.is_dir() else path
-    state, metadata = _tensors(file)
+    file = tensors.find(Path(path))
+    state, metadata = tensors.read(file)
     if METADATA in metadata:
         about = _described(metadata[METADATA], file)
         _check_heads(heads, about.config.heads, file)
         return state, about
     for form in _formats(state):
         if form.mark in state:
-            return _foreign(state, form, heads, file)
+            return _foreign(state, form, heads, pair("image", image) if image else None, file)
     raise UserError(
         f"{file} is of no known format: its tensors are named {', '.join(sorted(state)[:3])}, …"
     )
@@ -225,12 +263,19 @@ def _formats(state: Mapping[str, Tensor]) -> list[Format]:
 
 
 def _foreign(
-    state: dict[str, Tensor], form: Format, heads: int, file: Path
+    state: dict[str, Tensor],
+    form: Format,
+    heads: int,
+    image: tuple[int, int] | None,
+    file: Path,
 ) -> tuple[dict[str, Tensor], Description]:
     """A state of another project under our names, with a configuration read off its shapes."""
-    architecture, preprocessing = huggingface.Architecture(), None
-    if file.name in FILES:
-        architecture, preprocessing = huggingface.settings(file.parent)
+    architecture = huggingface.Architecture()
+    beside = huggingface.beside(file) if file.name.startswith(tensors.FILES) else None
+    if beside and form is names.TIMM:
+        return state, Description(*timm.read_folder(beside, state, heads))
+    if beside:
+        architecture = huggingface.read(beside / huggingface.CONFIG, huggingface.Architecture)
     numbers = re.findall(r"(?:layers?|blocks)\.(\d+)", "\n".join(state))
     if not numbers:
         raise UserError(f"{file} holds no block of {form.name}")
@@ -240,11 +285,6 @@ def _foreign(
     c, p, q = _patch_sizes(kernel, architecture.num_channels)
     ours = names.to_ours(state, form, depth, {"c": c, "p": p, "q": q})
     patches = ours["pos_embed"].shape[1] - 1
-    grid = math.isqrt(patches)
-    if grid**2 != patches:
-        raise UserError(
-            f"{file}: {patches} positions beside the class token's are no square of patches"
-        )
     width, known = kernel.shape[0], architecture.num_attention_heads or form.heads
     if not (heads or known):
         raise UserError(
@@ -252,11 +292,12 @@ def _foreign(
             f"it divides {width}"
         )
     _check_heads(heads, known, file)
+    outputs = len(ours.get("head.bias", ()))
     config = ModelConfig(
-        image=(grid * p, grid * q),
+        image=_size(architecture.size or image, patches, (p, q), file),
         patch=(p, q),
         channels=c,
-        classes=len(ours.get("head.bias", ())),
+        classes=outputs,
         width=width,
         depth=depth,
         heads=heads or known,
@@ -264,7 +305,30 @@ def _foreign(
         qkv_bias="qkv" if "blocks.0.attn.qkv.bias" in ours else "none",
         **{**form.model, **(architecture.fields() if form.settings_beside else {})},
     )
-    return ours, Description(config, architecture.classes, preprocessing)
+    prepared = huggingface.preprocessing(beside, config.size) if beside else None
+    return ours, Description(config, architecture.classes(outputs), prepared)
+
+
+def _size(
+    known: tuple[int, int] | None, patches: int, patch: tuple[int, int], file: Path
+) -> tuple[int, int]:
+    """Height and width of the image: those that are known, if they fit, else of a square."""
+    if known:
+        if known[0] // patch[0] * (known[1] // patch[1]) != patches:
+            raise UserError(
+                f"{file}: an image of {known} has another number of patches than {patches}, "
+                "the positions beside the class token's"
+            )
+        return known
+    grid = math.isqrt(patches)
+    if grid**2 != patches:
+        raise UserError(
+            f"{file}: {patches} positions beside the class token's are no square of patches: give "
+            "height and width, load(path, image=(h, w))"
+        )
+    size = (grid * patch[0], grid * patch[1])
+    print(f"note: {file} does not tell the image's size; it is read as {size}", file=sys.stderr)
+    return size
 
 
 def _patch_sizes(kernel: Tensor, channels: int) -> tuple[int, int, int]:
@@ -279,34 +343,6 @@ def _check_heads(given: int, known: int, file: Path) -> None:
     """ValueError where both are known, and differ."""
     if given and known and given != known:
         raise UserError(f"{file}: the model has {known} attention heads, not {given}")
-
-
-def _file(folder: Path) -> Path:
-    """The file of weights in a folder."""
-    for name in FILES:
-        if (folder / name).exists():
-            return folder / name
-    raise FileNotFoundError(f"{folder} holds neither {' nor '.join(FILES)}")
-
-
-def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, and the metadata of a safetensors file."""
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(file, "pt") as opened:
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-                return tensors, opened.metadata() or {}
-        except SafetensorError as error:
-            raise UserError(f"{file} is no safetensors file: {error}") from None
-    state = plain(file, file)
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
-        raise UserError(f"{file} holds no state dict")
-    return state, {}
 
 
 def _described(text: str, file: Path) -> Description:
