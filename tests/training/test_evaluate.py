@@ -213,3 +213,37 @@ def test_filters_are_principal_components():
     wanted = pattern.flatten()
     assert abs(torch.corrcoef(torch.stack([found, wanted]))[0, 1].item()) > 0.99
     assert math.isclose(found.min().item(), 0, abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("images", [1, 6, 50, 100, 200])
+def test_a_probes_images_are_drawn_at_random_and_balanced(images):
+    target = torch.arange(4).repeat(100)  # every fourth is of one class
+    target[:380] = 0
+    chosen = evaluate.balanced(target, images)
+    assert len(set(chosen)) == len(chosen) == images
+    counts = torch.bincount(target[chosen], minlength=4)
+    rare = torch.bincount(target, minlength=4)[1:]
+    share = (
+        (images - int(torch.minimum(rare, torch.tensor(images // 4)).sum())) if images > 4 else 1
+    )
+    assert counts[0] <= share + 1
+    assert (counts[1:] >= torch.minimum(rare, torch.tensor(images // 4))).all()
+    assert chosen != list(range(0, len(target), len(target) // images))[:images]
+
+
+def test_all_images_are_probed_where_fewer_are_not_asked_for():
+    assert evaluate.balanced(torch.zeros(5, dtype=torch.long), 0) == list(range(5))
+    assert evaluate.balanced(torch.zeros(5, dtype=torch.long), 9) == list(range(5))
+
+
+def test_a_probe_of_one_class_is_not_fitted():
+    values, labels = np.eye(4), np.zeros(4, dtype=int)
+    assert evaluate.linear_probe((values, labels), (values, labels)) is None
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_outputs_that_are_not_finite_are_never_scored(value):
+    logits = torch.zeros(4, 3)
+    logits[2, 1] = value
+    with pytest.raises(evaluate.NotFinite, match="the outputs for 1 of 4 images are not finite"):
+        evaluate.score(logits, torch.zeros(4, dtype=torch.long))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vitx import files
 from vitx.training import provenance, tracking
 
 
@@ -170,3 +171,78 @@ def test_a_file_that_a_kill_cut_off_does_not_stop_the_next_start(tmp_path):
     assert [set(part) for part in environment["before"]] == [
         {"time", "command", "commit", "dirty", "cpu", "gpu"}
     ]
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, RuntimeError, SyntaxError])
+def test_a_wandb_that_cant_be_imported_is_left_out(tmp_path, monkeypatch, capsys, error):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "__init__.py").write_text(f"raise {error.__name__}('descriptors')\n")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with tracking.Run(tmp_path / "runs", "group", "name", {}, mode="offline") as run:
+        run.log({tracking.STEP: 1, tracking.VAL_LOSS: 0.5})
+    assert (
+        capsys.readouterr().err.count(f"W&B is left out from here on: W&B raised {error.__name__}")
+        == 1
+    )
+    assert tracking.read_events(run.folder) == [{tracking.STEP: 1, tracking.VAL_LOSS: 0.5}]
+
+
+@pytest.mark.parametrize("place", ["log", "finish", "summary"])
+@pytest.mark.parametrize("error", [RuntimeError, AttributeError, KeyError])
+def test_a_wandb_that_fails_later_is_left_out(tmp_path, capsys, place, error):
+    class Broken:
+        dir = str(tmp_path)
+
+        def fail(self, *_, **__):
+            raise error("broken")
+
+        log = finish = fail
+
+        @property
+        def summary(self):
+            return self.fail() if place == "summary" else {}
+
+    with tracking.Run(tmp_path / "runs", "group", "name", {}, mode="disabled") as run:
+        run._wandb, run.mode = Broken(), "offline"
+        if place == "log":
+            run.log({tracking.STEP: 1})
+        if place == "summary":
+            run.summarise({tracking.TEST_ACCURACY: 0.5})
+    assert f"W&B raised {error.__name__}" in capsys.readouterr().err
+    assert tracking.read_events(run.folder) == ([{tracking.STEP: 1}] if place == "log" else [])
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 40 + b"\n", b'{"step": 3, "val', b"[1]\n", b"\xff\n"])
+def test_events_are_read_up_to_a_damaged_line_and_gone_on_with(tmp_path, capsys, damage):
+    with tracking.Run(tmp_path, "group", "name", {}, mode="disabled") as run:
+        for step in (1, 2):
+            run.log({tracking.STEP: step})
+    path = run.folder / tracking.EVENTS
+    path.write_bytes(path.read_bytes() + damage + b'{"step": 4}\n' * damage.endswith(b"\n"))
+    with tracking.Run(tmp_path, "group", "name", {}, mode="disabled", folder=run.folder) as again:
+        again.rewind(2)
+        again.log({tracking.STEP: 3})
+    assert [event["step"] for event in tracking.read_events(run.folder)] == [1, 2, 3]
+    said = capsys.readouterr().err
+    assert said.count("line 3 is damaged; events from there on are left out") == damage.endswith(
+        b"\n"
+    )
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path):
+    with tracking.Run(tmp_path, "group", "name", {}, mode="disabled") as run:
+        run.log({tracking.STEP: 1, "mine": float("nan")})
+        run.summarise({"a": [float("inf"), {"b": float("nan")}], "c": 0.5})
+    assert tracking.read_events(run.folder) == [{tracking.STEP: 1, "mine": None}]
+    whole = json.loads((run.folder / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert whole == {"a": [None, {"b": None}], "c": 0.5}
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"a": 1', b"[1, 2]", b"\xff\xfe", b"null"])
+def test_a_damaged_json_counts_as_absent_and_is_said(tmp_path, capsys, damage):
+    (tmp_path / "x.json").write_bytes(damage)
+    for _ in range(2):
+        assert files.read_json(tmp_path / "x.json") == {}
+    assert capsys.readouterr().err.count("x.json") == 1

@@ -137,6 +137,17 @@ class TrainConfig:
             )
 
 
+def warm_up_warning(config: TrainConfig) -> str:
+    """What is to be said of a warm-up that is not shorter than the run; else nothing."""
+    steps, warm_up = config.steps, config.optim.warmup_steps
+    if warm_up < steps:
+        return ""
+    return (
+        f"optim.warmup_steps = {warm_up} is not shorter than steps = {steps}: the learning rate "
+        f"ends at {(steps - 1) / warm_up:.0%} of optim.lr"
+    )
+
+
 def check_fit(model: ModelConfig, source: object, facts: Facts) -> None:
     """ValueError if a model does not take the images or give the classes of a data set."""
     for name, value, of_data in (

@@ -16,7 +16,11 @@ from vitx.data.images import Split
 from vitx.data.loader import evaluation_batches
 from vitx.data.sources import Images
 from vitx.model.vit import Vit
+from vitx.registry import UserError
 from vitx.training.parallel import ALONE, Part, gathered
+
+BATCH = 512
+"""Images at a time, at most; a run takes its own batch, which its memory holds."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, dataset: Dataset, split: Images, *, batch: int = 512, part: Part = ALONE
+    model: nn.Module, dataset: Dataset, split: Images, *, batch: int = BATCH, part: Part = ALONE
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (images, classes) of a split, its class numbers and indices, on the model's device.
 
@@ -69,11 +73,26 @@ def predict(
     return whole[kept], labels[kept], kept
 
 
+class NotFinite(UserError):
+    """Outputs that mean no class."""
+
+
+def check_finite(outputs: Tensor) -> None:
+    """Raises NotFinite for outputs (images, …) of which some are not finite."""
+    bad = ~outputs.isfinite().flatten(1).all(dim=1)
+    if bad.any():
+        raise NotFinite(f"the outputs for {int(bad.sum()):,} of {len(bad):,} images are not finite")
+
+
 def score(logits: Tensor, target: Tensor) -> Score:
-    """Accuracy and loss of logits (images, classes) against class numbers (images)."""
+    """Accuracy and loss of logits (images, classes) against class numbers (images).
+
+    Raises NotFinite for logits that are not finite.
+    """
     images = len(target)
     if not images:
         return Score(float("nan"), float("nan"), float("nan"), 0)
+    check_finite(logits)
     accuracy = (logits.argmax(dim=1) == target).float().mean().item()
     loss = F.cross_entropy(logits.float(), target).item()
     return Score(accuracy, (accuracy * (1 - accuracy) / images) ** 0.5, loss, images)
@@ -127,35 +146,64 @@ def by_class(logits: Tensor, target: Tensor, classes: Sequence[str]) -> dict[str
 
 
 @torch.inference_mode()
-def features(vit: Vit, dataset: Dataset, split: Images) -> tuple[np.ndarray, np.ndarray]:
+def features(
+    vit: Vit, dataset: Dataset, split: Images, *, batch: int = BATCH
+) -> tuple[np.ndarray, np.ndarray]:
     """Frozen features (images, d) of a split, and its class numbers."""
     first = next(vit.parameters())
     with evaluating(vit):
         batches = [
             (vit.features(image.to(first.dtype)).float().cpu(), target.cpu())
-            for image, target in evaluation_batches(dataset, split, device=first.device)
+            for image, target in evaluation_batches(
+                dataset, split, batch=batch, device=first.device
+            )
         ]
-    values, labels = (torch.cat(parts).numpy() for parts in zip(*batches, strict=True))
-    return values[labels >= 0], labels[labels >= 0]
+    values, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    check_finite(values)
+    return values[labels >= 0].numpy(), labels[labels >= 0].numpy()
 
 
 Labelled = tuple[np.ndarray, np.ndarray]
 
 
-def nearest_neighbours(train: Labelled, test: Labelled, *, k: int = 20) -> float:
+def balanced(target: Tensor, images: int, *, seed: int = 0) -> list[int]:
+    """Indices of so many images at most, at random, as many of each class as it has; 0 for all.
+
+    A class with fewer than its share gives all it has, and the others share the rest.
+    """
+    if not 0 < images < len(target):
+        return list(range(len(target)))
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
+    shuffled = target.cpu()[order]
+    # Of each image, how many of its class come before it: the first of each class, then the second.
+    turn = torch.zeros_like(order)
+    for number in shuffled.unique():
+        of_class = shuffled == number
+        turn[of_class] = torch.arange(int(of_class.sum()))
+    return order[turn.argsort(stable=True)[:images]].sort().values.tolist()
+
+
+def nearest_neighbours(train: Labelled, test: Labelled, *, k: int) -> float:
     """Accuracy of a vote of the k training images whose features have the smallest angle."""
+    from sklearn import config_context
     from sklearn.neighbors import KNeighborsClassifier
 
-    machine = KNeighborsClassifier(min(k, len(train[1])), metric="cosine", algorithm="brute")
-    return float(machine.fit(*train).score(*test))
+    machine = KNeighborsClassifier(k, metric="cosine", algorithm="brute")
+    with config_context(working_memory=64):  # MiB of distances at a time
+        return float(machine.fit(*train).score(*test))
 
 
-def linear_probe(train: Labelled, test: Labelled) -> float:
-    """Accuracy of logistic regression on standardised features, with scikit-learn's defaults."""
+def linear_probe(train: Labelled, test: Labelled) -> float | None:
+    """Accuracy of logistic regression on standardised features, with scikit-learn's defaults.
+
+    None if the training images are of one class, on which it can't be fitted.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    if len(set(train[1].tolist())) < 2:
+        return None
     machine = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     return float(machine.fit(*train).score(*test))
 

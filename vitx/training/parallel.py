@@ -36,16 +36,19 @@ class Part:
 
 
 ALONE = Part()
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""Variables of `torchrun`."""
 
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[tuple[Part, torch.device]]:
     """Join the processes that `torchrun` started, if it did; this one's part and device."""
-    if "RANK" not in os.environ:
+    place = launched()
+    if place is None:
         yield ALONE, device
         return
     if device.type != "cpu":
-        device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+        device = torch.device(device.type, place["LOCAL_RANK"])
         torch.accelerator.set_device_index(device.index)
     # Gloo carries what lies on the CPU, such as the flag that a signal came.
     backends = {kind: dist.get_default_backend_for_device(kind) for kind in ("cpu", device.type)}
@@ -56,6 +59,23 @@ def processes(device: torch.device) -> Iterator[tuple[Part, torch.device]]:
         wait(part)
     finally:
         dist.destroy_process_group()
+
+
+def launched() -> dict[str, int] | None:
+    """This process's numbers as `torchrun` gave them, or None where it did not start it.
+
+    Raises UserError where only some of its variables are set, or one is no number.
+    """
+    given = {name: os.environ.get(name, "") for name in (*NUMBERS, "MASTER_ADDR", "MASTER_PORT")}
+    if not given["RANK"]:
+        return None
+    for name, value in given.items():
+        if not value or (name in NUMBERS and not value.isdecimal()):
+            raise UserError(
+                f"RANK = {given['RANK']!r} is set and {name} = {value!r}; torchrun sets both: "
+                "start with it, or unset RANK to train in one process"
+            )
+    return {name: int(given[name]) for name in NUMBERS}
 
 
 def averaging(module: nn.Module) -> DistributedDataParallel:

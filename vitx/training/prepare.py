@@ -13,6 +13,7 @@ from torch import nn
 
 from vitx import data
 from vitx.data.dataset import Dataset
+from vitx.files import UNREADABLE
 from vitx.interop import weights
 from vitx.model.compiler import needs_compiler
 from vitx.registry import UserError
@@ -80,7 +81,7 @@ def prepare(
         dataset = data.load(config.data, size=config.model.size)
     dataset = dataset.to(device)
     check_data(config, dataset, part)
-    state = init(config, model=model, device=device, part=part)
+    state = init(config, model=model, device=device, part=part, classes=dataset.classes)
     if config.weights and part.first:
         _compare_preprocessing(config, dataset)
     training = Training(config, dataset, state, clock, dataset.fingerprint)
@@ -89,17 +90,32 @@ def prepare(
     return training
 
 
+ENTRIES = ("state", "config", "data", "skipped", "seconds")
+"""What a checkpoint holds."""
+
+
 def _resume(training: Training, folder: Path) -> None:
     """Put the folder's checkpoint into the state, the clock and the pictures skipped so far."""
     saved = checkpoint.load(folder)
+    for entry in ENTRIES:
+        if not isinstance(saved, dict) or entry not in saved:
+            raise UserError(f"the checkpoint in {folder} holds no {entry!r}: start a new run")
     refuse_changes(training.config, saved["config"])
-    if saved["data"] != training.fingerprint:
+    if not training.dataset.is_of(saved["data"]):
         raise UserError(
             f"the data are not those of the run in {folder}: other images, or others in the "
             "splits; start a new run"
         )
     _settle(training.state, training.config)
-    unpack(training.state, saved["state"])
+    try:
+        unpack(training.state, saved["state"])
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"the checkpoint in {folder} is not of this model: {type(error).__name__}: {reason}"
+        ) from None
     check(training.state)
     training.dataset.skipped[:] = union([training.dataset.skipped, saved["skipped"]])
     training.clock.before = tuple(saved["seconds"])

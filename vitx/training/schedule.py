@@ -3,6 +3,7 @@
 import math
 
 from vitx.registry import Registry
+from vitx.settings import Share
 
 
 def constant(progress: float) -> float:
@@ -15,7 +16,7 @@ def linear(progress: float) -> float:
     return max(1.0 - progress, 0.0)
 
 
-def cosine(progress: float, *, end: float = 0.0) -> float:
+def cosine(progress: float, *, end: Share = 0.0) -> float:
     """end + (1 - end)·½(1 + cos π·progress).
 
     Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5.
@@ -23,7 +24,7 @@ def cosine(progress: float, *, end: float = 0.0) -> float:
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def wsd(progress: float, *, decay: float = 0.2) -> float:
+def wsd(progress: float, *, decay: Share = 0.2) -> float:
     """1, then linear to 0 over the last `decay` of the steps: warm-up, stable, decay.
 
     Hu et al. 2024, arXiv:2404.06395, with the linear decay of Hägele et al. 2024, arXiv:2405.18392.

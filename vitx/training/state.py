@@ -1,6 +1,6 @@
 """What changes in training: `init(config) -> State`, `step(state, batch, config) -> metrics`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -73,13 +73,17 @@ def init(
     model: nn.Module | None = None,
     device: torch.device | str = "cpu",
     part: Part = ALONE,
+    classes: Sequence[str] = (),
 ) -> State:
-    """The state before the first step. `model` replaces the one that the configuration builds."""
+    """The state before the first step. `model` replaces the one that the configuration builds.
+
+    `classes` are the data's, by which a head of weights to start from is matched.
+    """
     torch.manual_seed(config.seed + config.seed_augment + 1_000_003 * part.rank)
     seed = config.seed + config.seed_init
     if model is None and config.weights:
         # Parameters are in float32, whatever the file's precision.
-        model = weights.start(config.model, config.weights, seed=seed).float()
+        model = weights.start(config.model, config.weights, classes=classes, seed=seed).float()
         model.reset_buffers()
     elif model is None:
         model = build(config.model, seed=seed)

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitx.files import Lock, read_json, write_json
+from vitx.files import Lock, read_json, to_json, warn_once, write_json
 from vitx.registry import UserError
 from vitx.training.provenance import environment, git
 
@@ -118,7 +118,7 @@ class Run:
 
     def log(self, event: Mapping[str, object]) -> None:
         """One event: a flushed line of metrics.jsonl and a point of the W&B curves."""
-        self._events.write(json.dumps(dict(event)) + "\n")
+        self._events.write(to_json(event) + "\n")
         self._events.flush()
         self._tell(lambda run: run.log(dict(event)))
 
@@ -132,7 +132,7 @@ class Run:
         self._events.close()
         kept = [event for event in read_events(self.folder) if event.get(STEP, 0) <= step]
         new = path.with_suffix(".new")
-        new.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf8")
+        new.write_text("".join(to_json(event) + "\n" for event in kept), encoding="utf8")
         os.replace(new, path)
         self._events = path.open("a", encoding="utf8")
 
@@ -209,7 +209,7 @@ class Run:
             )
             run.define_metric(STEP)
             run.define_metric("*", step_metric=STEP)
-        except _wandb_errors() as error:
+        except Exception as error:  # W&B raises of any class
             self._give_up(error)
         else:
             self._wandb = run
@@ -219,7 +219,7 @@ class Run:
             return
         try:
             act(self._wandb)
-        except _wandb_errors() as error:
+        except Exception as error:  # W&B raises of any class
             self._give_up(error)
 
     def _give_up(self, error: BaseException) -> None:
@@ -234,10 +234,21 @@ def file_name(name: str) -> str:
 
 
 def read_events(folder: Path) -> list[Event]:
-    """The events of a run folder so far, without a last line that a kill has cut off."""
+    """The events of a run folder so far, up to the first line that a crash has damaged."""
     path = folder / EVENTS
-    lines = path.read_text(encoding="utf8").splitlines(True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_bytes().splitlines(True) if path.exists() else []
+    events: list[Event] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            event = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            if number < len(lines) or line.endswith(b"\n"):  # else it is just being written
+                warn_once(f"{path}: line {number} is damaged; events from there on are left out")
+            break
+        events.append(event)
+    return events
 
 
 def _before(folder: Path) -> list[dict[str, object]]:
@@ -245,11 +256,7 @@ def _before(folder: Path) -> list[dict[str, object]]:
     last = read_json(folder / "environment.json")
     if not last:
         return []
-    kept = {name: last[name] for name in ("time", "command", "commit", "dirty", "cpu", "gpu")}
+    kept: dict[str, object] = {
+        name: last.get(name) for name in ("time", "command", "commit", "dirty", "cpu", "gpu")
+    }
     return [*last.get("before", []), kept]
-
-
-def _wandb_errors() -> tuple[type[Exception], ...]:
-    """What W&B raises: its own exception classes, which have no common base, and a few built in."""
-    own = [kind for kind in Exception.__subclasses__() if kind.__module__.startswith("wandb")]
-    return (*own, ImportError, OSError, ValueError, TypeError)

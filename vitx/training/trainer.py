@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from vitx import data
 from vitx.data.loader import Batch
+from vitx.data.sources import Images
 from vitx.interop import weights
 from vitx.registry import UserError
 from vitx.settings import flat
@@ -54,8 +55,8 @@ def train(
     """Train to `config.steps`; the weights of the last step, or their average, are the result.
 
     `run` receives every event, in the first process only. `folder` keeps checkpoints. Raises
-    Diverged when a loss or gradient was not finite and Stopped on SIGTERM or Ctrl-C, each after
-    saving.
+    Diverged when a loss or gradient was not finite and Stopped on SIGTERM, SIGHUP, Ctrl-C or a
+    closed output, each after saving.
     """
     config, dataset, state = training.config, training.dataset, training.state
     if run is not None:
@@ -81,6 +82,8 @@ def train(
                 if due(config.eval_every, training):
                     curve.append(evaluation(training))
                     progress.log(curve[-1])
+                if progress.closed:
+                    received.append(signal.SIGPIPE)
                 stop = parallel.any_of(bool(received), state.part)
                 if stop or any(due(n, training) for n in (config.save_every, config.keep_every)):
                     check(state)
@@ -143,12 +146,27 @@ def training_metrics(training: Training, gradient_norm: Tensor) -> Event:
 
 def evaluation(training: Training) -> Event:
     """Loss and accuracy of the curve's split now."""
-    name, state = training.config.curve, training.state
+    name = training.config.curve
     split = getattr(training.dataset, name)
-    logits, target, _ = evaluate.predict(state.result, training.dataset, split, part=state.part)
-    score = evaluate.score(logits, target)
+    score, _, _ = scored(training, split)
     values = {f"{name}/loss": score.loss, f"{name}/accuracy": score.accuracy}
-    return {tracking.STEP: state.steps_done, **values}
+    return {tracking.STEP: training.state.steps_done, **values}
+
+
+def scored(training: Training, split: Images) -> tuple[evaluate.Score, Tensor, Tensor]:
+    """The score of a split now, its logits and its class numbers.
+
+    Batches are those that the training's memory holds. Raises Diverged for outputs that are not
+    finite.
+    """
+    state, batch = training.state, min(training.config.batch, evaluate.BATCH)
+    logits, target, _ = evaluate.predict(
+        state.result, training.dataset, split, batch=batch, part=state.part
+    )
+    try:
+        return evaluate.score(logits, target), logits, target
+    except evaluate.NotFinite as error:
+        raise Diverged(f"{error} after step {state.steps_done}") from None
 
 
 def save(training: Training, folder: Path | None) -> None:
@@ -179,11 +197,10 @@ def save(training: Training, folder: Path | None) -> None:
 
 def finish(training: Training, curve: list[Event]) -> Result:
     """Score the finished state on validation, and once on the test split."""
-    dataset, state = training.dataset, training.state
-    val = evaluate.score(*evaluate.predict(state.result, dataset, dataset.val, part=state.part)[:2])
-    logits, target, _ = evaluate.predict(state.result, dataset, dataset.test, part=state.part)
+    dataset = training.dataset
+    val, _, _ = scored(training, dataset.val)
+    test, logits, target = scored(training, dataset.test)
     share_skipped(training)
-    test = evaluate.score(logits, target)
     return Result(val, test, logits, target, curve, *training.clock.read())
 
 
@@ -208,6 +225,7 @@ def keep(run: tracking.Run, training: Training, result: Result, **more: object) 
         "cpu_seconds": result.cpu_seconds,
         "data": training.dataset.origin,
         "skipped": training.dataset.skipped,
+        "left_out": list(training.dataset.notes),
         "fingerprint": training.fingerprint,
     }
     run.summarise(values)  # last, as it says that the run has ended
@@ -225,6 +243,7 @@ class Progress:
             unit="step",
             disable=not (sys.stderr.isatty() and training.state.part.first),
         )
+        self.closed = False
         self._since, self._images = time.perf_counter(), 0
 
     def count(self, images: int) -> None:
@@ -244,8 +263,14 @@ class Progress:
         if self.run is not None:
             self.run.log(event)
             if not sys.stderr.isatty():  # else the bar shows it
-                print(self._line(event), flush=True)
+                self._print(self._line(event))
         self._since, self._images = time.perf_counter(), 0
+
+    def _print(self, line: str) -> None:
+        try:
+            print(line, flush=True)
+        except OSError:  # whoever read it has gone: the loop saves and stops
+            self.closed = True
 
     def _line(self, event: Event) -> str:
         done, seconds = int(event[tracking.STEP]), self.clock.read()[0] - self.first_s
@@ -271,12 +296,17 @@ def _words(event: Event) -> str:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The numbers of SIGTERM and Ctrl-C that came, which the loop reads between two steps."""
+    """The numbers of signals that came, which the loop reads between two steps.
+
+    They are SIGTERM, Ctrl-C, and SIGHUP of a terminal that is closed, unless `nohup` ignores it.
+    """
     received: list[int] = []
     before = {}
     try:
         if threading.current_thread() is threading.main_thread():  # which alone may do this
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 before[number] = signal.signal(number, lambda came, _: received.append(came))
         yield received
     finally:

@@ -6,6 +6,7 @@ The parameters of all lanes lie in tensors with a leading axis `s`; a lane's `St
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -78,13 +79,18 @@ class Lanes:
     """Of (weights, images, targets)."""
 
 
-def lanes(configs: Sequence[TrainConfig], *, device: torch.device | str = "cpu") -> Lanes:
+def lanes(
+    configs: Sequence[TrainConfig],
+    *,
+    device: torch.device | str = "cpu",
+    classes: Sequence[str] = (),
+) -> Lanes:
     """The states before the first step, each with the values that it has alone.
 
     Raises ValueError for configurations that `check` refuses.
     """
     check(configs)
-    states = [init(config, device=device) for config in configs]
+    states = [init(config, device=device, classes=classes) for config in configs]
     stacked: ByName = {}
     for name, _ in states[0].model.named_parameters():
         each = [state.model.get_parameter(name) for state in states]
@@ -172,7 +178,10 @@ def train(
         dataset = data.load(first.data, size=first.model.size)
     dataset = dataset.to(device)
     check_data(first, dataset)
-    side_by_side, fingerprint = lanes(configs, device=device), dataset.fingerprint
+    side_by_side, fingerprint = (
+        lanes(configs, device=device, classes=dataset.classes),
+        dataset.fingerprint,
+    )
     runs = [
         (Training(config, dataset, state, clock, fingerprint), batches(config, dataset, state))
         for config, state in zip(configs, side_by_side.states, strict=True)
@@ -184,14 +193,15 @@ def train(
             if due(training.config.log_every, training):
                 kept.append(training_metrics(training, values["gradient_norm"]))
             if due(training.config.eval_every, training):
-                kept.append(evaluation(training))
+                with suppress(Diverged):  # it is said at the end
+                    kept.append(evaluation(training))
     return [_end(training, kept) for (training, _), kept in zip(runs, events, strict=True)]
 
 
 def _end(training: Training, events: list[Event]) -> Lane:
     try:
         training_state.check(training.state)
+        curve = [event for event in events if f"{training.config.curve}/loss" in event]
+        return Lane(training, events, finish(training, curve))
     except Diverged as error:
         return Lane(training, events, None, str(error))
-    curve = [event for event in events if f"{training.config.curve}/loss" in event]
-    return Lane(training, events, finish(training, curve))
