@@ -1,6 +1,9 @@
 """Drawings: the model's diagram names each part with the shape that it gives."""
 
+import numpy as np
 import pytest
+import torch
+from matplotlib.text import Text
 
 from vitx import pictures, size
 from vitx.model.functional.pool import mean
@@ -54,3 +57,19 @@ def test_a_block_that_normalises_after_is_drawn_so():
 
     assert order("pre") == ["Norm", "Attention", "+", "Norm", "MLP", "+"]
     assert order("post") == ["Attention", "+", "Norm", "MLP", "+", "Norm"]
+
+
+@pytest.mark.parametrize("name", [r"a$\frac$b", "$5-$10", "{x}_y", "犬", "%s \\alpha"])
+def test_names_are_drawn_as_they_are(tmp_path, name, recwarn):
+    shown = [torch.rand(3, 8, 8)]
+    figures = [
+        pictures.confusion(np.eye(2, dtype=int), [name, "b"], title=name),
+        pictures.pictures({name: shown}, titles={name: [name]}),
+        pictures.attention_grid(torch.stack(shown), {name: torch.rand(1, 8, 8)}, [name], ["b"]),
+    ]
+    for figure in figures:
+        pictures.save(figure, tmp_path / "x.png")
+        texts = [text for text in figure.findobj(Text) if text.get_text().startswith(name)]
+        assert texts
+        assert not any(text.get_parse_math() for text in texts)
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

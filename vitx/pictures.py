@@ -5,7 +5,9 @@ Colours are Okabe and Ito's, which stay apart for colour-blind readers and in pr
 
 import itertools
 import math
+import warnings
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
+from matplotlib import font_manager, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from vitx.model.config import ModelConfig
@@ -33,14 +37,47 @@ FONT = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as SVG or PNG, by the path's ending; the same values give the same file.
 
-    Text in an SVG stays text: outlines of letters would make most of the file.
+    Text in an SVG stays text: outlines of letters would make most of the file. Words are drawn as
+    they are: `$` begins no formula, and letters that no font here has are boxes.
     """
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.hashsalt": "vitx", "svg.fonttype": "none"}):
+    for text in _words(figure):
+        text.set_parse_math(False)
+        if max(map(ord, text.get_text()), default=0) >= FIRST_CJK:
+            text.set_fontfamily([*rcParams["font.family"], *_cjk_fonts()])
+    with rc_context({"svg.hashsalt": "vitx", "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
     return path
+
+
+FIRST_CJK = 0x2E80
+"""The first character of the blocks of Chinese, Japanese and Korean."""
+CJK_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "WenQuanYi Zen Hei", "IPAGothic",
+    "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "MS Gothic", "Malgun Gothic",
+    "Arial Unicode MS",
+)  # fmt: skip
+
+
+def _words(figure: Figure) -> list[Text]:
+    """All texts of a figure but the numbers at its axes, some of which are formulas."""
+    numbers: set[Text] = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)]
+            if not isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter):
+                numbers.update(labels)
+    return [text for text in figure.findobj(Text) if text not in numbers]  # type: ignore[misc]
+
+
+@cache
+def _cjk_fonts() -> list[str]:
+    """Those of the fonts that this machine has."""
+    here = set(font_manager.get_font_names())
+    return [name for name in CJK_FONTS if name in here]
 
 
 MOST_NAMED = 20

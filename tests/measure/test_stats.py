@@ -275,3 +275,22 @@ def test_equivalence_is_statsmodels_two_one_sided_tests(seed):
     assert (result.low, result.high) == pytest.approx(
         CompareMeans(DescrStatsW(b), DescrStatsW(a)).tconfint_diff(0.1, usevar="unequal")
     )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_no_numbers_give_no_answer(value):
+    odd = [0.1, value, 0.2]
+    for call in (
+        lambda: stats.effects([odd * 4], margin=0.01),
+        lambda: stats.noise_floor(odd),
+        lambda: stats.paired_ratio(odd),
+        lambda: stats.sign_flip(odd),
+        lambda: stats.equivalence(odd, [0.1, 0.2, 0.3], margin=0.1),
+        lambda: stats.equivalence([0.1, 0.2], [0.1, 0.3], margin=value),
+        lambda: stats.components(np.array([[0.1, value], [0.2, 0.3]])),
+        lambda: stats.power(margin=0.01, std=value, seeds=5),
+        lambda: stats.paired_power(effect=0.01, std=value, seeds=10),
+        lambda: stats.paired_power(effect=value, std=0.1, seeds=10),
+    ):
+        with pytest.raises(ValueError, match=r"finite|std > 0|must be positive"):
+            call()

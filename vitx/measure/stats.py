@@ -47,6 +47,13 @@ class Interval:
         check_order(self.low, self.value, self.high)
 
 
+def check_finite(*samples: Sequence[float]) -> None:
+    """ValueError for values that are no numbers, from which nothing follows."""
+    for values in samples:
+        if odd := [value for value in values if not math.isfinite(value)]:
+            raise UserError(f"{len(odd)} of {len(values)} values are not finite: {odd[0]}")
+
+
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean with Student's interval over independent values; at least two of them."""
     if len(values) < 2:
@@ -65,12 +72,14 @@ def proportion(count: int, of: int, confidence: float = 0.95) -> Interval:
 
 def paired_ratio(log_ratios: Sequence[float], confidence: float = 0.95) -> Interval:
     """Ratio with its interval from one log ratio per process: Student's, exponentiated."""
+    check_finite(log_ratios)
     log = mean_interval(log_ratios, confidence)
     return Interval(math.exp(log.value), math.exp(log.low), math.exp(log.high))
 
 
 def noise_floor(log_ratios: Sequence[float], confidence: float = 0.95) -> float:
     """The larger end, in size, of the interval of the reference against itself, as a fraction."""
+    check_finite(log_ratios)
     log = mean_interval(log_ratios, confidence)
     return math.expm1(max(abs(log.low), abs(log.high)))
 
@@ -120,8 +129,9 @@ def equivalence(
     a, b = np.asarray(reference, dtype=float), np.asarray(candidate, dtype=float)
     if min(len(a), len(b)) < 2:
         raise UserError(f"equivalence needs at least 2 values per side, not {len(a)} and {len(b)}")
-    if margin <= 0:
+    if not 0 < margin < math.inf:
         raise UserError(f"margin = {margin} must be positive")
+    check_finite(reference, candidate)
     if np.array_equal(a, b):
         raise Uninformative("both sides hold the same values: draw them independently")
     difference = float(b.mean() - a.mean())
@@ -141,7 +151,7 @@ def power(*, margin: float, std: float, seeds: int) -> float:
     over the chi-squared law of the estimated error (Phillips 1990), with both sides' variance
     pooled, where `equivalence` estimates the two apart.
     """
-    if seeds < 2 or std <= 0 or margin <= 0:
+    if seeds < 2 or not (0 < std < math.inf and 0 < margin < math.inf):
         raise UserError(f"power needs seeds >= 2, std > 0, margin > 0: {seeds}, {std}, {margin}")
     df = 2 * (seeds - 1)
     error = std * math.sqrt(2 / seeds)
@@ -231,6 +241,7 @@ def sign_flip(differences: Sequence[float]) -> float:
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         raise UserError(f"a sign-flip test needs at least 2 pairs, not {len(values)}")
+    check_finite(differences)
     sums = np.abs(_signs(len(values)) @ values)
     return float(np.mean(sums >= sums[0] * (1 - 1e-12)))  # rounding makes no tie a difference
 
@@ -276,8 +287,11 @@ def paired_power(*, effect: float, std: float, seeds: int, family: int = 1) -> f
     with p below ALPHA/family, the first step of Holm's; the same draws at each call. 0 with fewer
     seeds than `fewest_seeds`, where nothing is claimed.
     """
-    if seeds < 2 or std <= 0 or family < 1:
-        raise UserError(f"power needs seeds >= 2, std > 0, family >= 1: {seeds}, {std}, {family}")
+    if seeds < 2 or not 0 < std < math.inf or family < 1 or not math.isfinite(effect):
+        raise UserError(
+            "power needs a finite effect, seeds >= 2, std > 0, family >= 1: "
+            f"{effect}, {seeds}, {std}, {family}"
+        )
     if seeds < fewest_seeds(family):
         return 0.0
     sums = np.abs(_noise(seeds) + (abs(effect) / std) * _signs(seeds).sum(axis=1))
@@ -331,6 +345,7 @@ def components(values: np.ndarray) -> Components:
     sizes, mean = values.shape, float(values.mean())
     if values.ndim < 2 or min(sizes) < 2:
         raise UserError(f"components need at least 2 factors of 2 levels, not {sizes}")
+    check_finite(values.ravel().tolist())
     if values.min() == values.max():
         raise Uninformative(f"all values are {mean}: there is no variance to split")
     squares, freedom, cells = [], [], []
