@@ -3,13 +3,16 @@
 import difflib
 import importlib
 import io
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
 import tyro
 from tyro import _errors as events
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -63,7 +66,8 @@ def _sentence(event: events.ParseErrorEvent, kind: type) -> str:
             name, words = _flag(argument).lstrip("-"), [word for word in choices if word != "None"]
             return f"{name} = {value!r} is not known; {nearest(value, words)}"
         case events.InstantiationFailure(message=message, argument=argument):
-            return f"{_flag(argument)}: {message}" if argument else message
+            words = " ".join(re.sub(r"\[/?\w+\]", "", message).split())  # tyro's marks of style
+            return f"{_flag(argument)}: {words}" if argument else words
         case events.BadValue(argument=argument):
             return f"{_flag(argument)} must have a value"
         case events.MissingArgs(missing_arguments=missing):
@@ -128,16 +132,43 @@ def at_least(settings: object, **least: int) -> None:
 
 
 def run(program: Callable[[list[str]], None], args: list[str] | None = None) -> None:
-    """Run a program: exit 2 with one sentence on a bad value or missing file, 130 on Ctrl-C.
+    """Run a program: exit 2 with one sentence on a bad value, a missing file or too little memory,
+    130 on Ctrl-C, 141 where nobody reads its output any more.
 
     A ValueError that is no UserError is a defect of this or another library's code: it keeps its
     traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         program(sys.argv[1:] if args is None else args)
+    except BrokenPipeError:
+        # Python flushes what is left when it ends; it has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if not (sentence := _memory(error)):
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped; what was finished is on disk", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _memory(error: BaseException) -> str:
+    """What is said where the memory does not suffice; nothing for other errors."""
+    words = str(error)
+    if size := re.search(r"you tried to allocate (\d+) bytes", words):
+        return f"the memory does not suffice for {int(size[1]) / 2**30:,.1f} GiB more"
+    if isinstance(error, OverflowError) or "overflow" in words.lower():
+        return f"a size is larger than any memory: {words.splitlines()[0]}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return (
+            f"the memory does not suffice: {words.splitlines()[0] if words else 'no size is told'}"
+        )
+    return ""

@@ -28,6 +28,8 @@ from vitx.training import evaluate, parallel, tracking
 PROG = "python -m experiments.evaluate"
 RESULT = "evaluation.json"
 CONFUSION = "confusion.csv"
+K = 20
+"""Neighbours that vote, where there are so many training images."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Settings:
     root: str = ""
     """Folder of the data, if not the one it was trained on."""
     probe_images: int = 10_000
-    """Training images, evenly spaced, that k-NN and the linear probe are fitted on; 0 for all."""
+    """Training images that k-NN and the linear probe are fitted on, as many of each class; 0 for
+    all."""
     device: str = ""
     """Device; empty for the accelerator of this machine, else the CPU."""
 
@@ -61,7 +64,10 @@ class Evaluation:
     calibration_error: float
     nearest_neighbours: float
     """Accuracy of k-NN on frozen features; likewise of the linear probe."""
-    linear_probe: float
+    k: int
+    """Neighbours that vote."""
+    linear_probe: float | None
+    """None where the training images are of one class."""
     probe_images: int
     """Training images that both were fitted on."""
     classes: dict[str, dict[str, float]]
@@ -77,9 +83,14 @@ class Evaluation:
             f"top-5 accuracy      {self.top5:.2%}",
             f"cross-entropy       {self.loss:.4f} nats",
             f"calibration error   {self.calibration_error:.2%} (expected, 15 bins)",
-            f"k-NN, k = 20        {self.nearest_neighbours:.2%} (frozen features, fitted on "
+            f"{f'k-NN, k = {self.k}':<20}{self.nearest_neighbours:.2%} (frozen features, fitted on "
             f"{self.probe_images:,} training images)",
-            f"linear probe        {self.linear_probe:.2%}",
+            "linear probe        "
+            + (
+                "can't be fitted on one class"
+                if self.linear_probe is None
+                else f"{self.linear_probe:.2%}"
+            ),
         ]
         if self.skipped:
             lines.append(f"skipped as bad: {len(self.skipped)} pictures")
@@ -98,6 +109,7 @@ class Predictions:
     dataset: Dataset
     split: Images
     """Without pictures that were skipped as bad."""
+    batch: int
     logits: torch.Tensor
     target: torch.Tensor
 
@@ -124,7 +136,7 @@ def predict(settings: Settings) -> Predictions:
     device = parallel.device(settings.device)
     vit = vitx.load(settings.run).to(device).eval()
     dataset = data.load(config.data, size=config.model.size)
-    if read_json(settings.run / "summary.json").get("fingerprint") != dataset.fingerprint:
+    if not dataset.is_of(read_json(settings.run / "summary.json").get("fingerprint", "")):
         raise UserError(
             f"the data are not those that {settings.run} was trained on: other images, or others "
             "in the splits"
@@ -132,16 +144,19 @@ def predict(settings: Settings) -> Predictions:
     split = getattr(dataset, settings.split)
     if not len(split):
         raise UserError(f"the data of {settings.run} have no {settings.split} split")
-    logits, target, indices = evaluate.predict(vit, dataset, split)
-    return Predictions(vit, dataset, split.take(indices.tolist()), logits, target)
+    batch = min(config.batch, evaluate.BATCH)
+    logits, target, indices = evaluate.predict(vit, dataset, split, batch=batch)
+    return Predictions(vit, dataset, split.take(indices.tolist()), batch, logits, target)
 
 
 def measure(of: Predictions, run: str, split: str, probe_images: int) -> Evaluation:
     """All numbers. Features are fitted on so many training images and scored on the split."""
     score, train = evaluate.score(of.logits, of.target), of.dataset.train
-    step = -(-len(train) // probe_images) if probe_images else 1
-    probed = train.take(range(0, len(train), step))
-    fitted, scored = (evaluate.features(of.vit, of.dataset, part) for part in (probed, of.split))
+    probed = train.take(evaluate.balanced(train.target, probe_images))
+    fitted, scored = (
+        evaluate.features(of.vit, of.dataset, part, batch=of.batch) for part in (probed, of.split)
+    )
+    k = min(K, len(fitted[1]))
     return Evaluation(
         run=run,
         split=split,
@@ -151,7 +166,8 @@ def measure(of: Predictions, run: str, split: str, probe_images: int) -> Evaluat
         top5=evaluate.top(of.logits, of.target, 5),
         loss=score.loss,
         calibration_error=evaluate.calibration(of.logits, of.target).error,
-        nearest_neighbours=evaluate.nearest_neighbours(fitted, scored),
+        nearest_neighbours=evaluate.nearest_neighbours(fitted, scored, k=k),
+        k=k,
         linear_probe=evaluate.linear_probe(fitted, scored),
         probe_images=len(fitted[1]),
         classes=evaluate.by_class(of.logits, of.target, of.dataset.classes),

@@ -1,5 +1,6 @@
 """Classify pictures with a finished run: `python -m experiments.predict RUN IMAGE…`."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ from torch import Tensor
 import vitx
 from experiments import cli
 from vitx.data import transforms
-from vitx.data.images import MAX_PIXELS, open_picture
+from vitx.data.folders import Passed, pictures
+from vitx.data.images import MAX_PIXELS, BadImage, open_picture
+from vitx.files import shown
 from vitx.interop import weights
 from vitx.model.preprocessing import Preprocessing
 from vitx.registry import UserError
-from vitx.training import parallel
+from vitx.training import evaluate, parallel
 
 PROG = "python -m experiments.predict"
 
@@ -50,33 +53,49 @@ def main(args: list[str]) -> None:
     if not vit.config.classes:
         raise UserError(f"{settings.run} has no head, so it can't tell classes")
     names = about.classes or tuple(str(number) for number in range(vit.config.classes))
-    paths = list(listed(settings.images))
+    if len(names) != vit.config.classes:
+        raise UserError(f"{settings.run} names {len(names)} classes, its head has "
+                        f"{vit.config.classes}")  # fmt: skip
+    paths, bad = list(listed(settings.images)), 0
     for start in range(0, len(paths), settings.batch):
-        batch = paths[start : start + settings.batch]
-        image = torch.stack(
-            [prepare(path, about.preprocessing, vit, settings.max_pixels) for path in batch]
-        )
+        good: list[tuple[Path, Tensor]] = []
+        for path in paths[start : start + settings.batch]:
+            try:
+                good.append((path, prepare(path, about.preprocessing, vit, settings.max_pixels)))
+            except BadImage as error:
+                if len(paths) == 1:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+                bad += 1
+        if not good:
+            continue
+        chosen, image = zip(*good, strict=True)
         with torch.inference_mode():
-            chances = vit(image.to(next(vit.parameters()))).float().softmax(dim=1).cpu()
-        for path, chance in zip(batch, chances, strict=True):
+            logits = vit(torch.stack(image).to(next(vit.parameters()))).float()
+        evaluate.check_finite(logits)
+        for path, chance in zip(chosen, logits.softmax(dim=1).cpu(), strict=True):
             best = chance.topk(min(settings.top, len(names)))
             words = (f"{names[k]} {p:.1%}" for p, k in zip(*map(Tensor.tolist, best), strict=True))
-            print(f"{path}: {', '.join(words)}")
+            print(f"{shown(path)}: {', '.join(words)}")
+    if bad:
+        raise UserError(f"{bad} of {len(paths)} pictures are not classified")
 
 
 def listed(paths: Sequence[Path]) -> Iterator[Path]:
     """The pictures, and in their order those of folders; a folder without any is refused."""
-    from PIL import Image
-
-    endings = Image.registered_extensions()
+    passed = Passed()
     for path in paths:
         if not path.is_dir():
             yield path
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
+        inside = [Path(name) for name, _ in pictures(path, passed)]
         if not inside:
-            raise UserError(f"{path} holds no picture")
+            raise UserError(
+                f"{shown(path)} holds no picture" + (f", but {passed}" if passed else "")
+            )
         yield from inside
+    if passed:
+        print(f"note: passed over {passed}", file=sys.stderr)
 
 
 def prepare(path: Path, how: Preprocessing, vit: vitx.Vit, max_pixels: int) -> Tensor:
@@ -86,7 +105,8 @@ def prepare(path: Path, how: Preprocessing, vit: vitx.Vit, max_pixels: int) -> T
     picture = open_picture(path, max_pixels=max_pixels)
     if vit.config.channels == 1:
         picture = picture.convert("L")
-    image = pil_to_tensor(transforms.evaluation(how.resize, vit.config.size)(picture)) / 255
+    way = transforms.evaluation(how.resize, vit.config.size, filter=how.filter, centre=how.centre)
+    image = pil_to_tensor(way(picture)) / 255
     mean, std = (torch.tensor(value)[:, None, None] for value in (how.mean, how.std))
     return (image - mean) / std
 

@@ -23,8 +23,12 @@ from vitx.registry import UserError
 
 try:
     import optuna
-except ImportError as error:
-    print(f"error: {error}; sweeps need: pip install -e '.[sweep]'", file=sys.stderr)
+    from optuna.trial import TrialState
+except Exception as error:  # of what it imports: of any class
+    print(
+        f"error: optuna can't be imported: {error}; sweeps need: pip install -e '.[sweep]'",
+        file=sys.stderr,
+    )
     raise SystemExit(2) from None
 
 from experiments import cli
@@ -32,7 +36,7 @@ from experiments.study import findings, runs, workers
 from experiments.study.runs import How
 from experiments.study.sweepfile import Sweep, read
 from experiments.study.tables import WHOLE
-from experiments.study.trials import RUN, SEEN_S, STEPS, VERSION, Claim, Trials
+from experiments.study.trials import RUN, SEEN_S, STEPS, VERSION, Claim, Trials, error_of
 from vitx.files import read_json
 from vitx.measure import machine
 from vitx.training import parallel, provenance, tracking
@@ -106,6 +110,9 @@ def main(args: list[str]) -> None:
             findings.confirm(trials, tried, how)
     elif not settings.only_runs:
         findings.show(trials)
+    if not reads and not trials.all(TrialState.COMPLETE, TrialState.PRUNED):
+        failed = trials.all()
+        raise UserError(f"all {len(failed)} trials failed; the first: {error_of(failed[0])}")
 
 
 def work(trials: Trials, out: Path) -> None:

@@ -1,6 +1,5 @@
 """Train one model: `python -m experiments.train RECIPE [--model.depth=6] [--dry-run]`."""
 
-import os
 import sys
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from vitx.registry import UserError, choose
 from vitx.settings import delta, flat
 from vitx.training import parallel, tracking
 from vitx.training.checkpoint import BEFORE, LAST
-from vitx.training.config import FREE, TrainConfig
+from vitx.training.config import FREE, TrainConfig, identity, warm_up_warning
 
 if TYPE_CHECKING:
     from vitx.training.prepare import Training
@@ -52,8 +51,11 @@ def main(args: list[str]) -> None:
         raise SystemExit(0 if args else 2)
     name, *flags = args
     config, switches = read(choose("recipe", name, RECIPES), flags)
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one talks
+    place = parallel.launched()
+    if place is None or place["RANK"] == 0:  # of torchrun's processes one talks
         describe(name, config)
+        if warning := warm_up_warning(config):
+            print(f"warning: {warning}", file=sys.stderr)
     if not switches.dry_run:
         train(name, config, switches)
 
@@ -92,7 +94,7 @@ def train(name: str, config: TrainConfig, switches: Switches) -> None:
     from vitx.training.trainer import Stopped, train
 
     label = name_run(config, RECIPES[name])
-    folder = switches.folder or (_last(switches.out / name, label) if switches.resume else None)
+    folder = switches.folder or (_last(switches.out / name, config) if switches.resume else None)
     if folder and not switches.resume and (folder / "run.json").exists():
         raise UserError(f"{folder} holds a run; add --resume to go on with it, or choose another")
     resume = folder if switches.resume and folder and _checkpoints(folder) else None
@@ -140,13 +142,26 @@ def name_run(config: TrainConfig, recipe: TrainConfig) -> str:
     return cli.label(changed, most=100) or "base"
 
 
-def _last(group: Path, label: str) -> Path:
-    """The newest run folder of that label that holds a checkpoint."""
-    folders = [f for f in group.glob("*") if read_json(f / "run.json").get("name") == label]
-    checkpoints = [path for folder in folders for path in _checkpoints(folder)]
-    if not checkpoints:
-        raise UserError(f"{group} holds no run named {label} with a checkpoint to resume")
-    return max(checkpoints, key=lambda path: path.stat().st_mtime).parent
+def _last(group: Path, config: TrainConfig) -> Path:
+    """The newest run folder with a checkpoint and these settings; those that may change count only
+    if all else is the same."""
+    from experiments.study.runs import configuration, lasting
+
+    found: list[tuple[bool, float, Path]] = []
+    for folder in group.glob("*"):
+        checkpoints, values = _checkpoints(folder), read_json(folder / "config.json")
+        if not (checkpoints and values):
+            continue
+        try:
+            earlier = configuration(values)
+        except (UserError, TypeError):  # of another program or version
+            continue
+        if lasting(earlier) == lasting(config):
+            newest = max(path.stat().st_mtime for path in checkpoints)
+            found.append((identity(earlier) == identity(config), newest, folder))
+    if not found:
+        raise UserError(f"{group} holds no run of these settings with a checkpoint to resume")
+    return max(found)[2]
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from experiments.study.results import SCHEMA, Result
+from vitx.data.dataset import same_data
 from vitx.measure import stats
 from vitx.measure.comparison import Comparison
 from vitx.measure.stats import Components, Effect
@@ -142,9 +143,9 @@ class Answer(Result, kind="answer"):
 
         An arm that itself changes the images differs from the baseline, but not within itself.
         """
-        before, after = set(self.arms[0].images), set(arm.images)
+        before, after = self.arms[0].images, arm.images
         shared = not any(name.startswith("data.") for name in arm.changes)
-        return max(len(before), len(after), len(before | after) if shared else 0) > 1
+        return not all(map(same_data, [before + after] if shared else [before, after]))
 
     def check(self) -> None:
         for metric in self.metrics:

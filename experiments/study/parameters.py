@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeVar, get_type_hints
 
 from experiments.study.kinds import Scalar
@@ -123,9 +124,19 @@ def _range(key: str, given: _Parameter) -> Range:
         raise UserError(f"{key}.min = {low} must be positive for {kind}")
     if kind == "int_uniform" and not whole:
         raise UserError(f"{key}.min = {low} must be whole for {kind}")
+    if step is not None:
+        low, high = _multiples(low, high, step)
     if kind in ("uniform", "log_uniform_values") or isinstance(step, float):
         low, high = float(low), float(high)
     return Range(low, high, kind == "log_uniform_values", step)
+
+
+def _multiples(low: float, high: float, step: float) -> tuple[float, float]:
+    """The least and the largest that W&B draws: round(u / step)·step of u between low and high."""
+    by, *ends = (Fraction(str(value)) for value in (step, low, high))
+    half = Fraction(1, 2)
+    first, last = math.floor(ends[0] / by + half), math.ceil(ends[1] / by - half)
+    return type(step)(first * by), type(step)(last * by)
 
 
 def _number(key: str, value: Scalar) -> int | float:

@@ -1,7 +1,6 @@
 """Runs by what they are: found again by the identity of their settings, and never repeated."""
 
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,7 +79,9 @@ def read_config(run: Path) -> TrainConfig:
     absent = [n for n in (path.name, weights.FILE, "summary.json") if not (run / n).exists()]
     if absent:
         raise UserError(f"{run} is no folder of a finished run: no {' or '.join(absent)}")
-    return configuration(json.loads(path.read_text(encoding="utf8")))
+    if not (values := read_json(path)):
+        raise UserError(f"{path} can't be read, so its run can't be told")
+    return configuration(values)
 
 
 def lasting(config: TrainConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from experiments.study.question import METRICS, SHARED
 from vitx.registry import UserError, choose, nearest
 from vitx.settings import Whole, at_least, flat, override
 from vitx.training import tracking
-from vitx.training.config import TrainConfig
+from vitx.training.config import TrainConfig, warm_up_warning
 
 Method = Literal["grid", "random", "bayes"]
 Goal = Literal["minimize", "maximize"]
@@ -35,8 +36,11 @@ COMPARED = (tracking.VAL_LOSS, tracking.VAL_ACCURACY)
 """Metrics by which trainings are compared: validation picks, the test split is read once."""
 TRAIN = ("-m", "experiments.train")
 """Words of a command that trains a recipe, whose name follows."""
+STEPS, WARM_UP = "steps", "optim.warmup_steps"
 TRIED = 256
 """Points with a value that are tried, at most, before it counts as one that no field takes."""
+MOST_TRIALS = 100_000
+"""Of a sweep: all are put into its storage before the first is run."""
 MOST_RUNGS = 32
 """Of a rule that names the first."""
 Part = TypeVar("Part")
@@ -44,14 +48,15 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperband:
-    """W&B's rule: trials are compared after so many values of the metric, the rungs; the best 1/eta
-    go on."""
+    """W&B's rule: trials are compared after so many values of the metric, the rungs; of n the best
+    ⌊n/eta⌋ + 1 go on. `strict` compares the value at the rung, not the best so far."""
 
     type: Literal["hyperband"]
     min_iter: Whole = 0
     max_iter: Whole = 0
     s: Whole = 1
     eta: Annotated[int, at_least(2)] = 3
+    strict: bool = False
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -258,12 +263,21 @@ def _trials(file: _File, parameters: Parameters) -> int:
     if file.method != "grid":
         if not file.run_cap:
             raise UserError(f"run_cap is missing: a {file.method} sweep has no end of its own")
-        return file.run_cap
+        return _few(file.run_cap)
     for name, parameter in parameters.items():
         if isinstance(parameter, Range):
             raise UserError(f"parameters.{name}: a grid needs values, not min and max")
     points = math.prod(len(parameter.ends) for parameter in parameters.values())
-    return min(points, file.run_cap or points)
+    return _few(min(points, file.run_cap or points))
+
+
+def _few(trials: int) -> int:
+    """The number, unless it is of more trials than a storage is to hold."""
+    if trials > MOST_TRIALS:
+        raise UserError(
+            f"{trials:,} trials are more than {MOST_TRIALS:,}; name fewer, or a run_cap"
+        )
+    return trials
 
 
 def _check_training(sweep: Sweep) -> None:
@@ -283,6 +297,16 @@ def _check_training(sweep: Sweep) -> None:
     # The sentence names the field; of several keys that one is meant.
     for key, problem in sorted(problems.items(), key=lambda one: one[0] not in one[1]):
         raise UserError(f"parameters.{key}: {problem}")
+    for point in _shortest(sweep.parameters):
+        if not _problem(base, point) and (warning := warm_up_warning(override(base, **point))):
+            print(f"warning: {sweep.path}: {warning}", file=sys.stderr)
+            break
+
+
+def _shortest(parameters: Parameters) -> Iterator[dict[str, Scalar]]:
+    """The ends of steps and warm-up, in all combinations."""
+    ends = {name: parameters[name].ends for name in (STEPS, WARM_UP) if name in parameters}
+    return (dict(zip(ends, point, strict=True)) for point in itertools.product(*ends.values()))
 
 
 def _problems(base: TrainConfig, parameters: Parameters) -> dict[str, str]:

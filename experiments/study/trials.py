@@ -9,9 +9,11 @@ for it.
 
 import hashlib
 import json
+import math
 import os
 import re
 import socket
+import sys
 import time
 import uuid
 import warnings
@@ -23,7 +25,8 @@ from pathlib import Path
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, fail_stale_trials
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal._file import get_lock_file
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
@@ -46,6 +49,8 @@ MOST_LOSSES = 10
 """A trial that so many workers died of has failed."""
 SEEN_S = 30
 """Seconds between two signs of life."""
+LOCKED_S = 120
+"""Seconds that a database in a file may be held by another process."""
 LOST_S = 300
 """Seconds without a new one after which another machine's worker counts as dead."""
 
@@ -112,7 +117,7 @@ class Trials:
             self.alive(trial)
         # Draws depend on the trial and on what is known, not on the worker.
         self.study.sampler = _sampler(self.sweep, trial.number)
-        values = {name: _draw(trial, name, each) for name, each in self.sweep.parameters.items()}
+        values = {name: draw(trial, name, each) for name, each in self.sweep.parameters.items()}
         return Claim(trial, values, folder, lock)
 
     def alive(self, trial: Trial) -> None:
@@ -123,21 +128,27 @@ class Trials:
             self._storage.record_heartbeat(trial._trial_id)
 
     def behind(self, claim: Claim) -> bool:
-        """Whether a trial is to stop: at a rung, and not among the best of those that reached it.
+        """Whether a trial is to stop, by the rule of W&B's engine (sweeps 0.3.0).
 
-        The best 1/eta of those that reached it so far go on, one at least.
+        At its last rung it has to be as good as the (⌊n/eta⌋ + 1)-th best of the n that reached it:
+        its best value so far or, if the rule is strict, the value there.
         """
         rule = self.sweep.hyperband
-        mine = self.study.get_trials(deepcopy=False)[claim.trial.number].intermediate_values
-        if rule is None or len(mine) not in rule.rungs:
+        if rule is None:
             return False
-        place = len(mine)
-        reached = [t.intermediate_values for t in self.all()]
-        values = sorted(
-            (values[place] for values in reached if place in values), key=self.sweep.badness
-        )
-        last = values[max(len(values) // rule.eta, 1) - 1]
-        return self.sweep.badness(mine[place]) > self.sweep.badness(last)
+        mine = self._history(self.study.get_trials(deepcopy=False)[claim.trial.number])
+        rung = max((rung for rung in rule.rungs if rung <= len(mine)), default=0)
+        if not rung:
+            return False
+        others = [self._history(trial) for trial in self.all()]
+        reached = sorted(values[rung - 1] for values in others if len(values) >= rung)
+        own = mine[rung - 1] if rule.strict else min(mine)
+        return own > reached[len(reached) // rule.eta]
+
+    def _history(self, trial: FrozenTrial) -> list[float]:
+        """A trial's values in order, lower ones better, without what is no number."""
+        values = trial.intermediate_values
+        return [self.sweep.badness(values[k]) for k in sorted(values) if math.isfinite(values[k])]
 
     def complete(self, claim: Claim, value: float) -> None:
         self._tell(claim, TrialState.COMPLETE, value)
@@ -267,7 +278,7 @@ def definition(sweep: Sweep) -> str:
     """A hash of what a sweep searches, and how; run_cap may grow."""
     parameters = {name: vars(each) for name, each in sweep.parameters.items()}
     rule = sweep.hyperband
-    hyperband = {"rungs": rule.rungs, "eta": rule.eta} if rule else None
+    hyperband = {"rungs": rule.rungs, "eta": rule.eta, "strict": rule.strict} if rule else None
     parts = [sweep.method, sweep.metric, sweep.goal, parameters, list(sweep.template), hyperband]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -313,8 +324,11 @@ def _connect(where: str, *, new: bool) -> BaseStorage:
             with path.open("rb") as file:
                 if file.read(1) not in (b"", b"{"):
                     raise OSError("it is no journal; a database is a URL, such as sqlite:///x")
+        # The lock is a link to the file: it can be told to be old if the file is named in full.
+        full = str(path.resolve())
+        _mend(path, full)
         try:
-            return JournalStorage(JournalFileBackend(where))
+            return JournalStorage(JournalFileBackend(full))
         except (ValueError, LookupError) as error:  # lines of something else
             raise OSError(f"it is no journal: {error}") from None
     try:
@@ -324,14 +338,27 @@ def _connect(where: str, *, new: bool) -> BaseStorage:
     if url.drivername == "postgresql":  # whose default driver changes with SQLAlchemy's version
         url = url.set(drivername="postgresql+psycopg2")
     address = url.render_as_string(hide_password=False)
+    patient = {"connect_args": {"timeout": LOCKED_S}} if url.drivername == "sqlite" else {}
     for wait in (0.5, 1.0, 2.0, None):
         try:
-            return RDBStorage(address, heartbeat_interval=SEEN_S, grace_period=LOST_S)
+            return RDBStorage(address, patient, heartbeat_interval=SEEN_S, grace_period=LOST_S)
         except (IntegrityError, ProgrammingError):  # another worker makes the tables just now
             if wait is None:
                 raise
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _mend(path: Path, full: str) -> None:
+    """Cut off a last line that a full disk left unfinished: what comes next would be its end."""
+    if not path.exists():
+        return
+    with get_lock_file(JournalFileSymlinkLock(full)), path.open("r+b") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+            print(f"warning: {path}: an unfinished last line is cut off", file=sys.stderr)
 
 
 def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
@@ -340,7 +367,7 @@ def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=number)
 
 
-def _draw(trial: Trial, name: str, parameter: Choice | Range) -> Scalar:
+def draw(trial: Trial, name: str, parameter: Choice | Range) -> Scalar:
     """The parameter's value in this trial: the one that was put there, or a drawn one."""
     if isinstance(parameter, Choice):
         return trial.suggest_categorical(name, parameter.values)

@@ -80,7 +80,10 @@ WITHOUT_OUT = ("benchmarks.check", "benchmarks.equality", "experiments.evaluate"
         (["experiments.train", "digits", "--optim.decay=none"], "choices: matrices, all"),
         (["experiments.train", "digits", "--optim.freeze", "bloks.*"], "matches no parameter"),
         (["experiments.train", "digits", "--optim.freeze", "*"], "leaves no parameter to train"),
-        (["experiments.train", "digits", "--optim.schedule=cosine(end=-3)"], "between 0 and 1"),
+        (
+            ["experiments.train", "digits", "--optim.schedule=cosine(end=-3)"],
+            "end must lie in [0, 1]",
+        ),
         (["experiments.train", "digits", "--data.randaugment=rand-zz9"], "must be timm's words"),
         (["experiments.train", "digits", "--data.randaugment=rand-m9.5"], "must be timm's words"),
         (["experiments.train", "digits", "--data.randaugment=rand-m9-w0"], "must be timm's words"),
@@ -106,7 +109,7 @@ WITHOUT_OUT = ("benchmarks.check", "benchmarks.equality", "experiments.evaluate"
         (["experiments.train", "digits", "--curve=train"], "curve = 'train' is not known"),
         (["experiments.train", "digits", "--model.classes=9"], "does not fit the data set digits"),
         (["experiments.train", "digits", "--weights=none.pt"], "none.pt does not exist"),
-        (["experiments.train", "digits", "--resume"], "holds no run named base"),
+        (["experiments.train", "digits", "--resume"], "holds no run of these settings"),
         (["experiments.train", "scratch-cifar10"], "data.root is empty; give the folder"),
         (
             ["experiments.train", "scratch-cifar10", "--data.root=/nowhere"],

@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import yaml
@@ -26,6 +28,7 @@ from experiments import sweep
 from experiments.study import findings, sweepfile
 from experiments.study.kinds import Candidate, Saving, SweepResult, TrialResult, saving
 from experiments.study.pages import RESULTS, ROOT
+from experiments.study.parameters import read_parameter
 from experiments.study.results import FILE, read
 from experiments.study.tables import stopping_table, sweep_table
 from experiments.study.trials import (
@@ -36,6 +39,7 @@ from experiments.study.trials import (
     STEPS,
     VERSION,
     Trials,
+    draw,
     error_of,
 )
 from vitx.data.config import DataConfig
@@ -386,11 +390,11 @@ def test_rungs_compare_what_stands_and_no_whole_trial(tmp_path):
     for claim, values in zip(claims, [(5, 1.0), (5, 2.0), (5, 3.0)], strict=True):
         for place, value in enumerate(values, 1):
             claim.trial.report(value, place)
-    assert [trials.behind(claim) for claim in claims] == [False, True, True]
+    assert [trials.behind(claim) for claim in claims] == [False, False, True]
     claims[0].lock.close()  # its worker dies: what it read counts no more
     again = trials.take()
     assert again.values == claims[0].values
-    assert [trials.behind(claim) for claim in claims[1:]] == [False, True]
+    assert [trials.behind(claim) for claim in claims[1:]] == [False, False]
 
 
 def worker(path, out, *more):
@@ -743,3 +747,125 @@ def test_the_benchmark_is_swept_by_its_own_summary(tmp_path):
     assert {t.params["batch"]: t.value > 0 for t in trials.all(TrialState.COMPLETE)} == {
         1: True, 2: True,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "q", "drawn"),
+    [
+        (10, 100, 16, [16, 32, 48, 64, 80, 96]),
+        (1, 10, 3, [0, 3, 6, 9]),
+        (0.05, 1.0, 0.1, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),
+        (0, 8, 4, [0, 4, 8]),
+        (0.25, 0.9, 0.5, [0.5, 1.0]),
+    ],
+)
+def test_steps_of_q_are_wandbs(low, high, q, drawn):
+    """W&B draws round(u / q)·q, of u between min and max."""
+    keys = {"distribution": "q_uniform", "min": low, "max": high, "q": q}
+    parameter = read_parameter("x", keys)
+    values = set()
+    for number in range(300):
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=number))
+        values.add(draw(study.ask(), "x", parameter))
+    assert sorted(values) == pytest.approx(drawn)
+    theirs = {round(u / q) * q for u in np.random.default_rng(0).uniform(low, high, 3000)}
+    assert sorted(values) == pytest.approx(sorted(theirs))
+
+
+def stops(histories, mine, rungs, eta, *, strict):
+    """W&B's rule by itself: of lower values, does the one in place `mine` stop?"""
+    rung = max((rung for rung in rungs if rung <= len(histories[mine])), default=None)
+    if rung is None:
+        return False
+    reached = sorted(history[rung - 1] for history in histories if len(history) >= rung)
+    own = histories[mine][rung - 1] if strict else min(histories[mine])
+    return sum(value < own for value in reached) > len(reached) // eta
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("goal", ["minimize", "maximize"])
+def test_trials_stop_as_wandbs_engine_stops_them(tmp_path, goal, strict):
+    rule = {"type": "hyperband", "min_iter": 2, "eta": 3, "strict": strict}
+    path = quick(
+        tmp_path, {"x": {"values": list(range(8))}}, early_terminate=rule,
+        metric={"name": "loss", "goal": goal},
+    )  # fmt: skip
+    sweep_ = sweepfile.read(path)
+    trials, draws = Trials(sweep_, "", tmp_path), np.random.default_rng(0)
+    claims, sign = [trials.take() for _ in range(8)], 1 if goal == "minimize" else -1
+    histories = [draws.normal(size=draws.integers(1, 9)).tolist() for _ in claims]
+    for claim, history in zip(claims, histories, strict=True):
+        for place, value in enumerate(history, 1):
+            claim.trial.report(sign * value, place)
+    expected = [stops(histories, k, (2, 6), 3, strict=strict) for k in range(8)]
+    assert [trials.behind(claim) for claim in claims] == expected
+    assert 0 < sum(expected) < 8
+    best = min(range(8), key=lambda k: min(histories[k]))
+    assert strict or not expected[best]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"parameters": {f"x{k}": {"values": list(range(10))} for k in range(10)}},
+        {"method": "random", "run_cap": 10**10, "parameters": {"x": {"min": 0, "max": 9}}},
+    ],
+)
+def test_more_trials_than_a_storage_is_to_hold_are_refused_at_once(tmp_path, keys):
+    parameters = keys.pop("parameters")
+    path = quick(tmp_path, parameters, **keys)
+    with pytest.raises(ValueError, match=r"10,000,000,000 trials are more than 100,000"):
+        sweepfile.read(path)
+
+
+def test_a_journal_that_a_full_disk_cut_off_goes_on(tmp_path, capsys):
+    found = sweepfile.read(quick(tmp_path, {"x": {"values": [1, 2]}}))
+    trials = Trials(found, "", tmp_path)
+    trials.complete(trials.take(), 0.5)
+    journal = tmp_path / "quick" / "journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:20])
+    again = Trials(found, "", tmp_path)
+    assert "journal: an unfinished last line is cut off" in capsys.readouterr().err
+    again.complete(again.take(), 0.25)
+    assert sorted(t.value for t in Trials(found, "", tmp_path).all()) == [0.25, 0.5]
+
+
+@pytest.mark.slow  # Optuna waits for 30 s before it frees a lock
+def test_a_lock_that_a_killed_worker_left_is_freed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = sweepfile.read(quick(tmp_path, {"x": {"values": [1, 2]}}))
+    Trials(found, "", Path("out"))
+    lock = tmp_path / "out" / "quick" / "journal.lock"
+    lock.symlink_to(tmp_path / "out" / "quick" / "journal")
+    os.utime(lock, (time.time() - 3600,) * 2, follow_symlinks=False)
+    assert Trials(found, "", Path("out")).take() is not None
+
+
+def test_a_locked_database_is_waited_for(tmp_path):
+    import sqlite3
+
+    found = sweepfile.read(quick(tmp_path, {"x": {"values": [1, 2]}}))
+    trials = Trials(found, f"sqlite:///{tmp_path}/s.db", tmp_path)
+    claim = trials.take()
+    holder = sqlite3.connect(tmp_path / "s.db", check_same_thread=False, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    letting_go = threading.Timer(7, lambda: holder.execute("COMMIT"))  # SQLite's own wait is 5 s
+    letting_go.start()
+    trials.complete(claim, 0.5)
+    letting_go.join()
+    assert [t.value for t in trials.all(TrialState.COMPLETE)] == [0.5]
+
+
+def test_a_sweep_whose_trials_all_failed_fails(tmp_path):
+    words = ["${env}", "python", "-c", "raise SystemExit(3)", "${args}"]
+    path = quick(tmp_path, {"x": {"values": [1, 2]}}, command=words)
+    with pytest.raises(ValueError, match="all 2 trials failed; the first: exit 3"):
+        sweep.main([str(path), "--out", str(tmp_path)])
+
+
+def test_a_sweep_over_steps_says_that_the_warm_up_is_longer(tmp_path, capsys):
+    sweepfile.read(file(tmp_path, parameters={"steps": {"values": [50, 2000]}}))
+    assert "100 is not shorter than steps = 50" in capsys.readouterr().err
+    sweepfile.read(file(tmp_path, parameters={"steps": {"values": [500, 2000]}}))
+    assert not capsys.readouterr().err
