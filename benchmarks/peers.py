@@ -27,6 +27,7 @@ from vitx.measure.equality import Unmatched
 from vitx.model.config import ModelConfig, size
 from vitx.model.vit import build
 from vitx.registry import UserError, nearest
+from vitx.settings import pair
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def _hf(name: str, rest: str) -> Model:
             rest, local_files_only=True, dtype=torch.float32
         )
         shape: Any = model.config
-        image = (shape.num_channels, shape.image_size, shape.image_size)
+        image = (shape.num_channels, *pair("image_size", shape.image_size))
         return Model(name, Logits(model), image, shape.num_hidden_layers, names.TRANSFORMERS)
     config = size(rest)
     values: dict[str, Any] = {"num_labels": config.classes}

@@ -3,6 +3,7 @@
 Pictures are read once, prepared as timm's configuration of the weights says, and given to both.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmarks.kinds import Accurate, Pretrained
-from vitx.data.images import open_picture
+from vitx.data.folders import Passed, listed, read_split
+from vitx.data.images import BadImage, Files
 from vitx.files import UNREADABLE
 from vitx.interop.timm import from_timm, live_model
 from vitx.measure.equality import largest
 from vitx.measure.machine import now
 from vitx.registry import UserError
+from vitx.training.evaluate import check_finite
 
 
 @dataclass
@@ -70,28 +72,56 @@ def load(name: str) -> nn.Module:
         raise UserError(f"timm can't read {name}: {error}") from error
 
 
-def open_folder(folder: Path, settings: dict[str, Any], classes: int) -> ImageFolder:
+class Pictures(Dataset):
+    """Pictures prepared by timm, with their class numbers."""
+
+    def __init__(self, files: Files, transform: Any):
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        picture = self.files.read(self.files.items[index])
+        if max(picture.size) > MOST_ASPECT * min(picture.size):
+            raise BadImage(
+                f"{self.files.items[index]} is {picture.width}×{picture.height}: timm would resize "
+                "all of it to the model's shorter side"
+            )
+        return self.transform(picture), int(self.files.target[index])
+
+
+MOST_ASPECT = 64
+"""Longer side of a picture over the shorter one, at most: the memory grows with it."""
+
+
+def open_folder(folder: Path, settings: dict[str, Any], classes: int) -> Pictures:
     """The pictures of a folder, prepared as timm's settings say; ValueError where it does not fit
     a model of that many classes."""
     from timm.data.transforms_factory import create_transform
 
-    try:
-        transform: Any = create_transform(**settings)
-        pictures = ImageFolder(str(folder), transform, loader=open_picture)
-    except FileNotFoundError as error:
-        raise UserError(f"data = {str(folder)!r}: {error}") from None
-    if len(pictures.classes) != classes:
+    transform: Any = create_transform(**settings)
+    passed = Passed()
+    split = read_split(folder, passed, {})
+    names = split.classes
+    if passed:
+        print(f"note: {folder}: passed over {passed}", file=sys.stderr)
+    if len(names) != classes:
+        raise UserError(f"{folder} has {len(names)} class folders, the model {classes} outputs")
+    if all(name.isdecimal() for name in names) and names != tuple(map(str, range(classes))):
         raise UserError(
-            f"{folder} has {len(pictures.classes)} class folders, the model {classes} outputs"
+            f"{folder}: its classes are the numbers {listed(names)}, the model's outputs 0 to "
+            f"{classes - 1}"
         )
-    return pictures
+    return Pictures(split.images, transform)
 
 
 def measure(name: str, folder: Path, *, batch: int, device: torch.device) -> dict[str, Any]:
     """The fields of a `Pretrained`: top-1 and top-5 of both, how many predictions are identical.
 
-    `folder` holds a folder of pictures for each class, which sorted by name are the outputs in
-    order. Raises ValueError where that does not fit, and for a picture that can't be decoded.
+    `folder` holds a folder of pictures for each class. In the order of their names, numbers by
+    value, they are the outputs. Raises ValueError where that does not fit, for a picture that can't
+    be decoded, and for outputs that are not finite.
     """
     from timm.data.config import resolve_model_data_config
 
@@ -110,6 +140,8 @@ def measure(name: str, folder: Path, *, batch: int, device: torch.device) -> dic
     for number, (image, label) in enumerate(loader):
         order = (0, 1) if number % 2 else (1, 0)
         logits = {k: sides[k].score(image.to(device), label.to(device)) for k in order}
+        for one in logits.values():
+            check_finite(one)
         same += int((logits[0].argmax(dim=1) == logits[1].argmax(dim=1)).sum())
         difference = (logits[0] - logits[1]).abs().max() / logits[0].abs().max()
         apart = largest((apart, float(difference)))
@@ -122,7 +154,7 @@ def measure(name: str, folder: Path, *, batch: int, device: torch.device) -> dic
         "data": folder.resolve().name,
         "device": str(device),
         "images": images,
-        "classes": len(pictures.classes),
+        "classes": model.num_classes,
         "of_reference": sides[0].of(images),
         "of_candidate": sides[1].of(images),
         "identical": same,

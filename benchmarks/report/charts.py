@@ -6,6 +6,7 @@ all of them.
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,28 +19,37 @@ from benchmarks.report.throughput import pooled, timed
 from experiments.study.pages import Table, machine
 from experiments.study.results import Result
 from vitx import pictures
+from vitx.files import warn_once
 from vitx.measure import stats
 from vitx.measure.comparison import Latency, Utilisation
 from vitx.measure.stats import Interval
 from vitx.measure.timing import COMPILES
 
 Colours = Mapping[str, str]
+MOST_GROUPS, MOST_ENTRIES = 100, 100
 
 
 def charts(results: Sequence[Result]) -> dict[str, Figure]:
-    """Every chart that the results support, by a name that says what it shows."""
+    """Every chart that the results support, by a name that says what it shows.
+
+    Of more settings than MOST_GROUPS, and of a setting with more entries than MOST_ENTRIES, there
+    are tables only: a chart could not be read.
+    """
     groups: dict[Hashable, list[Entry]] = {}
     for entry in timed(results):
         comparison = entry.result.comparison
         group = (comparison.config.mode, comparison.dtype, entry.reference, entry.place)
         groups.setdefault(group, []).append(entry)
-    colours = plots.colours(sorted({entry.name for group in groups.values() for entry in group}))
+    few = [group for group in groups.values() if len(group) <= MOST_ENTRIES][:MOST_GROUPS]
+    if len(few) < len(groups):
+        warn_once(f"charts show {len(few)} of {len(groups)} settings; the tables have all")
+    colours = plots.colours(sorted({entry.name for group in few for entry in group}))
     drawn: dict[str, Figure] = {}
-    for group in groups.values():
+    numbers: Counter[str] = Counter()
+    for group in few:
         title, name = _title(group[0]), _name(group[0])
-        number = 1
-        while any(f"{kind}-{_numbered(name, number)}" in drawn for kind in DRAWN):
-            number += 1
+        numbers[name] += 1
+        number = numbers[name]
         for kind, draw in DRAWN.items():
             chart = draw(group, colours, title)
             if chart is not None:

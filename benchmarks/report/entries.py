@@ -174,11 +174,11 @@ class Entry:
 def entries(results: Sequence[Result]) -> list[Entry]:
     """Every model in every configuration: by setting, mode, dtype, reference, compile and batch,
     the reference first, then from the fastest to those that failed."""
-    places = settings(results)
+    places = {where: number for number, where in enumerate(settings(results), 1)}
     references: dict[tuple[object, ...], Entry] = {}
     ordered: list[tuple[tuple[object, ...], Entry]] = []
     for cell in cells(results):
-        comparison, place = cell.comparison, places.index(setting(cell)) + 1
+        comparison, place = cell.comparison, places[setting(cell)]
         reference = named(cell, "reference")
         group = (place, comparison.config.mode, comparison.dtype, reference,
                  COMPILES.index(comparison.config.compile), comparison.batch)  # fmt: skip
@@ -207,10 +207,10 @@ def how(compiled: str) -> str:
 
 def write_csv(results: Sequence[Result], path: Path) -> None:
     """Every number of the results with all its digits, a line for each side; failures too."""
-    places = settings(results)
+    places = {where: number for number, where in enumerate(settings(results), 1)}
     lines: list[dict[str, object]] = []
     for cell in cells(results):
-        comparison, place = cell.comparison, places.index(setting(cell)) + 1
+        comparison, place = cell.comparison, places[setting(cell)]
         ratio = comparison.ratio and asdict(comparison.ratio)
         shared = {"verdict": comparison.verdict, "reason": comparison.reason, "ratio": ratio,
                   "floor": comparison.floor}  # fmt: skip

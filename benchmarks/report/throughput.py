@@ -59,8 +59,10 @@ def timed(results: Sequence[Result]) -> list[Entry]:
 def settings_table(results: Sequence[Result]) -> Table:
     """What results of a setting share, and the commits that they were made by."""
     body = []
-    for number, where in enumerate(settings(results), 1):
-        here = [cell for cell in cells(results) if setting(cell) == where]
+    of_setting: dict[str, list[Throughput]] = {where: [] for where in settings(results)}
+    for cell in cells(results):
+        of_setting[setting(cell)].append(cell)
+    for number, (where, here) in enumerate(of_setting.items(), 1):
         commits = ", ".join(dict.fromkeys(map(commit, here)))
         body.append((str(number), str(len(here)), commits, where))
     return Table(("setting", "results", "commits", "machine, process and protocol"), body)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from picture_files import picture
 from torch import nn
 
-from benchmarks import peers
+from benchmarks import peers, pretrained
 from vitx.measure.equality import equality
 from vitx.model.config import ModelConfig
 
@@ -27,6 +28,38 @@ def test_a_folder_of_transformers_and_lucidrains_vit_give_logits(tmp_path):
         config.write_text(text)
         with pytest.raises(ValueError, match=r"config\.json can't be read"):
             peers.check(f"hf:{tmp_path}")
+
+
+def test_a_folder_of_transformers_need_not_be_square(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=(16, 64),
+        patch_size=16,
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    assert peers.make(f"hf:{tmp_path}").image == (3, 16, 64)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["0", "1", "2", "10"], "its classes are the numbers 0, 1, 2, 10"),
+        (["1", "2", "3", "4"], "model's outputs 0 to 3"),
+        (["0", "1", "2"], "has 3 class folders, the model 4 outputs"),
+        (["0", "1", "2", "3"], ""),
+        (["a", "b", "c", "d"], ""),
+    ],
+)
+def test_numbered_classes_are_the_outputs_of_that_number(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).mkdir()
+        picture().save(tmp_path / name / "0.png")
+    settings = {"input_size": (3, 32, 32), "is_training": False}
+    if message:
+        with pytest.raises(ValueError, match=message):
+            pretrained.open_folder(tmp_path, settings, 4)
+    else:
+        assert len(pretrained.open_folder(tmp_path, settings, 4)) == 4
 
 
 def test_torchvisions_models_are_known_by_its_names_too():
