@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vitx.interop.timm import from_timm
     from vitx.interop.weights import export, load
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "Block",
     "ModelConfig",
