@@ -55,7 +55,7 @@ def at_least(low: int) -> Range:
     return within(low, math.inf, rule=f"must be a whole number, at least {low}")
 
 
-MOST = within(-math.inf, 10**12, rule="must be at most 10**12")
+MOST = within(-math.inf, 2**48, rule="must be at most 2**48")
 Natural = Annotated[int, at_least(0), MOST]
 Whole = Annotated[int, at_least(1), MOST]
 Rate = Annotated[float, within(0, 1, ends="[)")]
